@@ -1,0 +1,266 @@
+"""Read any common image as one thing: a uint8 RGB tensor (3, H, W).
+
+Files, PIL images, arrays and tensors end in the same function, so that training and prediction
+see the same pixels for the same picture.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fsanet.errors import InputError
+
+# What a folder is searched for; a file named explicitly is opened whatever its name.
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("pbm", "pgm", "png", "ppm", "tga", "tif", "tiff", "webp"),
+    )
+)
+
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+# Pillow's decoders raise all of these on damaged files.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+
+
+def read_image(source: ImageSource) -> Tensor:
+    """Read an image as RGB.
+
+    Args:
+        source: one of
+
+            * a path: any format Pillow reads; the first frame of an animation;
+            * a PIL image of any mode;
+            * an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4);
+            * a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W).
+
+            Arrays and tensors are uint8 (0..255), uint16 (0..65535), bool, or floating point in
+            0..1; anything else is refused, never clipped.
+
+    Returns:
+        uint8 tensor (3, H, W) on the CPU, contiguous, sharing no memory with ``source``.
+
+    The rules for what is not plain 8-bit RGB:
+
+    * the EXIF orientation is applied (files and PIL images), so the result is upright;
+    * grey is repeated in all three channels, palettes are looked up, CMYK and the other colour
+      spaces go through Pillow; embedded colour profiles are not applied;
+    * transparency (RGBA, LA, palette or colour-key) is composited over white;
+    * 16-bit values are scaled to 8 bits by 257 with rounding, not clipped. Mode ``I`` counts as
+      16-bit, mode ``F`` as floating point in 0..1.
+
+    Raises:
+        InputError: missing, empty, truncated or unreadable file (the message names it), an image
+            beyond Pillow's decompression-bomb limit, a shape, dtype or value range not in the
+            list above.
+        TypeError: ``source`` is none of the types above.
+
+    >>> read_image(np.zeros((4, 6), dtype=np.uint8)).shape
+    torch.Size([3, 4, 6])
+    """
+    if isinstance(source, str | os.PathLike):
+        return _read_file(Path(source))
+    if isinstance(source, Image.Image):
+        return _decode(source, "PIL image")
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _to_rgb(source, "array")
+    raise TypeError(
+        f"cannot read an image from {type(source).__name__}; "
+        "give a path, a PIL image, an array or a tensor"
+    )
+
+
+def list_images(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, recursive: bool = True
+) -> list[Path]:
+    """List the image files among files and folders, sorted, each once.
+
+    Args:
+        paths: one path or several. A file is taken as it is; a folder is searched for files with
+            a suffix of ``IMAGE_SUFFIXES`` (any case), hidden ones left out.
+        recursive: search sub-folders too.
+
+    Raises:
+        InputError: a path that does not exist, a folder with no image in it, or no path at all.
+    """
+    return sorted(path for path, _ in locate_images(paths, recursive=recursive))
+
+
+def locate_images(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, recursive: bool = True
+) -> list[tuple[Path, Path]]:
+    """As `list_images`, each file with its path relative to the folder that was given.
+
+    A file given by itself has its name as the relative path.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    found: dict[Path, tuple[Path, Path]] = {}
+    for root in map(Path, paths):
+        try:
+            files = _files_below(root, recursive) if root.is_dir() else [root]
+            if not files:
+                raise InputError(
+                    f"{root}: no image in this folder"
+                    f"{'' if recursive else ' (sub-folders are not searched)'}; "
+                    f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+                )
+            for file in files:
+                if not file.exists():
+                    raise InputError(f"{file}: no such file or folder; check the path")
+                relative = Path(file.name) if file == root else file.relative_to(root)
+                found.setdefault(file.resolve(), (file, relative))
+        except OSError as error:
+            raise InputError(f"{root}: cannot be read ({_reason(error)})") from error
+    if not found:
+        raise InputError("no image given; name at least one image file or folder")
+    return sorted(found.values())
+
+
+def _files_below(root: Path, recursive: bool) -> list[Path]:
+    # os.walk hides folders that may not be entered unless it is told to raise.
+    def fail(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".")) if recursive else []
+        files += [
+            Path(folder, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    return files
+
+
+def _read_file(path: Path) -> Tensor:
+    try:
+        with warnings.catch_warnings():
+            # Large is fine up to Pillow's hard limit, which raises.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _decode(image, str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder, an image file is needed") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: may not be read ({_reason(error)})") from error
+    except UnidentifiedImageError as error:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: file is empty (0 bytes); remove or replace it") from error
+        raise InputError(f"{path}: not an image in a known format; remove or replace it") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path}: more pixels than the decompression-bomb limit allows ({_reason(error)}); "
+            "if the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except InputError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise InputError(
+            f"{path}: damaged or truncated image ({_reason(error)}); remove or replace it"
+        ) from error
+
+
+def _decode(image: Image.Image, name: str) -> Tensor:
+    """PIL image of any mode -> uint8 (3, H, W); Pillow's own errors pass."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Byte orders other than the machine's are settled by going through mode I.
+        values = np.asarray(image.convert("I"))
+        return _to_rgb(values.astype(np.uint16), name)
+    if image.mode == "I":
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise InputError(
+                f"{name}: 32-bit integer pixels from {values.min()} to {values.max()}; "
+                "convert the image to 8 or 16 bits"
+            )
+        return _to_rgb(values.astype(np.uint16), name)
+    if image.mode == "F":
+        return _to_rgb(np.asarray(image), name)
+    if image.has_transparency_data:
+        return _to_rgb(np.asarray(image.convert("RGBA")), name)
+    return _to_rgb(np.asarray(image.convert("RGB")), name)
+
+
+def _from_tensor(source: Tensor) -> Tensor:
+    if source.ndim == 3 and source.shape[0] not in (1, 3, 4):
+        raise InputError(
+            f"tensor of shape {tuple(source.shape)}: an image is (1, H, W), (3, H, W) or (4, H, W)"
+        )
+    if source.ndim not in (2, 3):
+        raise InputError(
+            f"tensor of shape {tuple(source.shape)}: an image has 3 dimensions (channels, H, W); "
+            "give several images as a list"
+        )
+    source = source.detach().as_subclass(Tensor).cpu()
+    if source.dtype is torch.bfloat16:  # NumPy has none
+        source = source.float()
+    if source.ndim == 3:
+        source = source.permute(1, 2, 0)  # (H, W, channels)
+    return _to_rgb(source.numpy(), "tensor")
+
+
+def _to_rgb(values: np.ndarray[Any, Any], name: str) -> Tensor:
+    """(H, W) or (H, W, 1 | 3 | 4) of any accepted dtype -> uint8 (3, H, W)."""
+    if values.ndim == 2:
+        values = values[:, :, None]  # (H, W, 1)
+    if values.ndim != 3 or values.shape[2] not in (1, 3, 4):
+        raise InputError(
+            f"{name} of shape {values.shape}: an image is (H, W), (H, W, 1), (H, W, 3) "
+            "or (H, W, 4)" + ("; give channels-first data as a tensor" if name == "array" else "")
+        )
+    if 0 in values.shape:
+        raise InputError(f"{name} of shape {values.shape}: the image has no pixels")
+    values = _to_8_bit(values, name)
+    if values.shape[2] == 4:
+        colour, alpha = values[:, :, :3].astype(np.uint16), values[:, :, 3:].astype(np.uint16)
+        # Over white, rounded; the largest intermediate value is 255 * 255 + 127 < 2**16.
+        blend = colour * alpha + 255 * (255 - alpha) + 127
+        values = (blend // 255).astype(np.uint8)  # (H, W, 3)
+    chw = np.broadcast_to(values.transpose(2, 0, 1), (3, *values.shape[:2]))  # (3, H, W)
+    return torch.from_numpy(chw.copy(order="C"))
+
+
+def _to_8_bit(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype == np.uint16:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if np.issubdtype(values.dtype, np.floating):
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # also true for nan
+            raise InputError(
+                f"{name}: floating-point pixels from {low:g} to {high:g}, expected 0..1; "
+                "divide by the largest possible value, or give uint8"
+            )
+        return (values.astype(np.float32) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    raise InputError(
+        f"{name}: pixels of type {values.dtype}; give uint8 (0..255), uint16 (0..65535), "
+        "bool, or floating point in 0..1"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The error's first line; operating-system errors without the repeated path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
