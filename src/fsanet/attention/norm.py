@@ -1,0 +1,86 @@
+"""Batch norm of a map that is known by sums alone (method: Parseval on DCT coefficients)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batch_norm_affine(
+    norm: _BatchNorm, mean: Tensor, energy: Tensor, positions: int
+) -> tuple[Tensor, Tensor]:
+    """The per-channel affine map ``o * scale + shift`` that ``norm`` would apply to a map.
+
+    In training mode (of ``norm``) the statistics are those of the batch, over all processes if
+    ``norm`` is a ``SyncBatchNorm``, and the running averages are updated; otherwise the running
+    averages are used. Differentiable.
+
+    Args:
+        norm: ``BatchNorm2d`` or ``SyncBatchNorm``, used for its parameters and buffers.
+        mean: ``(B, C)``, each image's mean over positions.
+        energy: ``(B, C)``, each image's sum over positions of ``(o - mean)^2``. Centred per
+            image, so that no large mean cancels against a large mean of squares.
+        positions: N.
+
+    Returns:
+        ``scale`` and ``shift``, each ``(C,)``, in the dtype of ``mean``.
+
+    Raises:
+        ValueError: in training with one value per channel, as torch's batch norm does.
+    """
+    dtype = mean.dtype
+    running_mean, running_var = norm.running_mean, norm.running_var
+    if norm.training or running_mean is None or running_var is None:
+        group = _process_group(norm)
+        count = mean.new_tensor(float(mean.shape[0] * positions))
+        total = mean.sum(0) * positions
+        if group is not None:
+            total, count = _all_reduce(total, group), _all_reduce(count, group)
+        elif mean.shape[0] * positions == 1:
+            raise ValueError("batch norm in training needs more than 1 value per channel")
+        centre = total / count  # (C,)
+        spread = energy.sum(0) + positions * (mean - centre).square().sum(0)
+        if group is not None:
+            spread = _all_reduce(spread, group)
+        variance = spread / count
+        if norm.training:
+            _update_running(norm, centre, spread / (count - 1))
+    else:
+        centre, variance = running_mean.to(dtype), running_var.to(dtype)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    shift = -centre * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.to(dtype)
+    return scale, shift
+
+
+@torch.no_grad()
+def _update_running(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum
+    if momentum is None:  # cumulative average, as torch defines it
+        momentum = 1.0 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean.detach().to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(variance.detach().to(norm.running_var.dtype), momentum)
+
+
+def _process_group(norm: _BatchNorm) -> dist.ProcessGroup | None:
+    """The processes to average over, or None where the statistics are local."""
+    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _all_reduce(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    from torch.distributed.nn.functional import all_reduce  # imports much: only where needed
+
+    return all_reduce(value, group=group)

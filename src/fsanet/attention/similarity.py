@@ -1,0 +1,67 @@
+"""The four similarities as plain functions of queries, keys and values at positions.
+
+Legend: B batch, d query/key channels, e value channels, N query positions, M key positions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
+SIMILARITIES: tuple[str, ...] = get_args(Similarity)
+
+
+def floor_squared_norm(squared: Tensor) -> Tensor:
+    """Keep squared lengths ``(..., N)`` off zero, relative to their mean over positions.
+
+    A length under sqrt(4 eps) of the root mean square drowns in rounding, so its direction means
+    nothing; such positions count as being that long.
+    """
+    limits = torch.finfo(squared.dtype)
+    floor = squared.mean(-1, keepdim=True) * (4 * limits.eps) + limits.tiny**0.75
+    return torch.maximum(squared, floor.detach())
+
+
+def guard_denominator(denominator: Tensor, keys: int) -> Tensor:
+    """Keep a sum of ``keys`` weights at least ``1e-6 * keys`` away from zero, sign kept.
+
+    Needed by "linear", whose weights 1 + s can be negative, and by "linear_softmax", whose sum can
+    reach zero (all keys exactly opposite to the query).
+    """
+    least = 1e-6 * keys
+    sign = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
+    return torch.where(denominator.abs() < least, sign * least, denominator)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, similarity: Similarity, scale: float) -> Tensor:
+    """Attention of every query position over every key position; no N x M matrix is stored.
+
+    Args:
+        q: queries ``(B, d, N)``.
+        k: keys ``(B, d, M)``.
+        v: values ``(B, e, M)``.
+        similarity: "dot": ``v (k^T q) / M``. "linear_softmax": weights ``1 + cos(q, k)``, divided
+            by their sum over the keys. "linear": weights ``1 + scale * q.k``, divided by their
+            sum. "softmax": weights ``exp(scale * q.k)``, divided by their sum.
+        scale: factor on ``q.k`` for "linear" and "softmax".
+
+    Returns:
+        ``(B, e, N)``.
+    """
+    keys = k.shape[-1]
+    if similarity == "softmax":
+        return scaled_dot_product_attention(q.mT, k.mT, v.mT, scale=scale).mT
+    if similarity == "dot":
+        return (v @ k.mT) @ q / keys  # e x d in the middle, in place of M x N
+    if similarity == "linear_softmax":
+        q = q * floor_squared_norm(q.square().sum(1)).rsqrt().unsqueeze(1)
+        k = k * floor_squared_norm(k.square().sum(1)).rsqrt().unsqueeze(1)
+    else:
+        k = k * scale
+    numerator = v.sum(-1, keepdim=True) + (v @ k.mT) @ q  # (B, e, N)
+    denominator = keys + k.sum(-1, keepdim=True).mT @ q  # (B, 1, N)
+    return numerator / guard_denominator(denominator, keys)

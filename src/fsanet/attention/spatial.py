@@ -1,0 +1,45 @@
+"""Regular self-attention over all positions: the layer that frequency attention stands in for.
+
+Sources: non-local networks (arXiv 1711.07971), section 3.2; the linear forms: FsaNet
+(arXiv 2211.15595), section III.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from fsanet.attention.block import AttentionBlock
+from fsanet.attention.similarity import attend
+
+__all__ = ["SpatialSelfAttention"]
+
+
+class SpatialSelfAttention(AttentionBlock):
+    """Self-attention of every position over every position, ``y = x + attention(x)``.
+
+    Same arguments (but ``k``), parameters and ``state_dict`` as :class:`FrequencySelfAttention`,
+    so weights move between the two. Softmax runs through
+    :func:`torch.nn.functional.scaled_dot_product_attention`; the other similarities are bracketed
+    so that no N x N matrix arises.
+
+    Raises:
+        ValueError: for an option that makes no sense, or an input of another shape.
+
+    >>> import torch
+    >>> layer = SpatialSelfAttention(32, similarity="softmax")
+    >>> layer(torch.randn(1, 32, 9, 14)).shape
+    torch.Size([1, 32, 9, 14])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same shape."""
+        self.check_input(x)
+        for _ in range(self.recurrence):
+            q, k, v = (
+                conv2d(x, linear.weight[:, :, None, None], linear.bias).flatten(2)  # (B, ., N)
+                for linear in (self.query, self.key, self.value)
+            )
+            attended = attend(q, k, v, self.similarity, self.scale)  # (B, e, N)
+            x = x + self.finish_map(attended.unflatten(2, x.shape[-2:]))
+        return x

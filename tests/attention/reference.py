@@ -1,0 +1,59 @@
+"""The layer once more, as plainly as it can be written: N x N matrices, SciPy's DCT, loops.
+
+Shares no code with ``fsanet``; float64 all through. Used by the tests as the truth.
+"""
+
+import numpy as np
+import scipy.fft
+import torch
+
+
+def low_pass(x, band):
+    """Map (B, C, H, W) with all frequencies outside ``band`` = (h0, h1, w0, w1) set to zero."""
+    h0, h1, w0, w1 = band
+    spectrum = scipy.fft.dctn(x.numpy(), type=2, norm="ortho", axes=(-2, -1))
+    kept = np.zeros_like(spectrum)
+    kept[..., h0:h1, w0:w1] = spectrum[..., h0:h1, w0:w1]
+    return torch.from_numpy(scipy.fft.idctn(kept, type=2, norm="ortho", axes=(-2, -1)))
+
+
+def attention_map(tokens, layer):
+    """Attended values (B, e, N) of tokens (B, C, N), with the N x N weights written out."""
+
+    def project(linear):
+        out = torch.einsum("oc,bcn->bon", linear.weight.detach(), tokens)
+        return out if linear.bias is None else out + linear.bias.detach()[None, :, None]
+
+    q, k, v = project(layer.query), project(layer.key), project(layer.value)
+    n = tokens.shape[-1]
+    scale = layer.query.weight.shape[0] ** -0.5
+    if layer.similarity == "linear_softmax":
+        q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
+    scores = torch.einsum("bdi,bdj->bij", k, q)  # key i, query j
+    if layer.similarity == "dot":
+        weights = scores / n
+    elif layer.similarity == "linear_softmax":
+        weights = (1 + scores) / (1 + scores).sum(1, keepdim=True)
+    elif layer.similarity == "linear":
+        weights = (1 + scale * scores) / (1 + scale * scores).sum(1, keepdim=True)
+    else:
+        weights = torch.softmax(scale * scores, dim=1)
+    return torch.einsum("bei,bij->bej", v, weights)
+
+
+def apply_block(x, layer, band, norm):
+    """``x`` (B, C, H, W) after all rounds. ``norm``: a separate BatchNorm2d, or None."""
+    for _ in range(layer.recurrence):
+        low = x if band is None else low_pass(x, band)
+        out = attention_map(low.flatten(2), layer)
+        if layer.out is not None:
+            out = torch.einsum("oe,ben->bon", layer.out.weight.detach(), out)
+        out = out.unflatten(2, x.shape[-2:])
+        if norm is not None:
+            out = norm(out)
+        if layer.bias is not None:
+            out = out + layer.bias.detach()[None, :, None, None]
+        if layer.gate is not None:
+            out = out * layer.gate.detach()
+        x = x + out
+    return x

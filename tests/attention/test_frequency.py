@@ -1,0 +1,355 @@
+"""FrequencySelfAttention against plain N x N attention on the low-passed map, in float64."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from reference import apply_block
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fsanet import FrequencySelfAttention, SpatialSelfAttention
+
+SIMILARITIES = ["dot", "linear_softmax", "linear", "softmax"]
+BLOCKS = ["nonlocal", "ccnet"]
+
+
+def opened(layer, seed=0):
+    """The layer in float64 with every parameter and running average away from its start."""
+    layer = layer.double()
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in itertools.chain(layer.named_parameters(), layer.named_buffers()):
+        if p.is_floating_point():
+            noise = torch.rand(p.shape, generator=generator, dtype=p.dtype)
+            with torch.no_grad():
+                p.copy_(noise + 0.5 if p.ndim < 2 else (noise - 0.5) * 1.5 / p.shape[1] ** 0.5)
+            if name.endswith("norm.bias"):
+                p.data -= 1
+    return layer
+
+
+def relative_error(got, want):
+    return ((got - want).norm() / want.norm()).item()
+
+
+def plain(layer, x, band, norm=None):
+    with torch.no_grad():
+        return apply_block(x, layer, band, norm)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("qkv_bias", [False, True])
+@pytest.mark.parametrize("recurrence", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("k", "band"),
+    [
+        (3, (0, 3, 0, 3)),
+        ((4, 2), (0, 4, 0, 2)),
+        (((1, 4), (2, 6)), (1, 4, 2, 6)),  # no DC
+        (((0, 3), (1, 4)), (0, 3, 1, 4)),  # no DC, first row
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_equals_plain_attention_on_the_low_passed_map(
+    similarity, block, qkv_bias, recurrence, k, band, mode
+):
+    torch.manual_seed(1)
+    layer = FrequencySelfAttention(
+        12, k=k, similarity=similarity, recurrence=recurrence, block=block, qkv_bias=qkv_bias
+    )
+    layer = opened(layer).train(mode == "train")
+    norm = None
+    if layer.norm is not None:
+        norm = copy.deepcopy(layer.norm)
+    x = torch.randn(2, 12, 9, 7, dtype=torch.float64) + 0.7
+    want = plain(layer, x, band, norm)
+    with torch.no_grad():
+        got = layer(x)
+    assert relative_error(got - x, want - x) <= 1e-10
+    if norm is not None:
+        assert relative_error(layer.norm.running_mean, norm.running_mean) <= 1e-12
+        assert relative_error(layer.norm.running_var, norm.running_var) <= 1e-12
+        assert layer.norm.num_batches_tracked == norm.num_batches_tracked
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("size", [(1, 13), (13, 1), (1, 1), (5, 5), (16, 9)])
+def test_any_size_and_bands_larger_than_the_map(similarity, size):
+    layer = opened(FrequencySelfAttention(8, k=8, similarity=similarity, recurrence=2)).eval()
+    x = torch.randn(3, 8, *size, dtype=torch.float64)
+    band = (0, min(8, size[0]), 0, min(8, size[1]))
+    want = plain(layer, x, band, copy.deepcopy(layer.norm))
+    assert relative_error(layer(x).detach() - x, want - x) <= 1e-10
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("qkv_bias", [False, True])
+@pytest.mark.parametrize("k", [None, 64])
+def test_full_band_is_the_spatial_layer(similarity, block, qkv_bias, k):
+    """With the same state_dict, in training mode, gradients and running averages included."""
+    options = {"similarity": similarity, "block": block, "qkv_bias": qkv_bias, "recurrence": 2}
+    layer = opened(FrequencySelfAttention(8, k=k, **options))
+    spatial = SpatialSelfAttention(8, **options).double()
+    spatial.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 8, 6, 11, dtype=torch.float64)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    got, want = layer(a), spatial(b)
+    assert relative_error(got, want) <= 1e-10
+    weight = torch.randn_like(x)
+    (got * weight).sum().backward()
+    (want * weight).sum().backward()
+    assert relative_error(a.grad, b.grad) <= 1e-9
+    for (name, p), q in zip(layer.named_parameters(), spatial.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() <= 1e-9 * q.grad.norm() + 1e-12, name
+    for (name, p), q in zip(layer.named_buffers(), spatial.buffers(), strict=True):
+        torch.testing.assert_close(p, q, msg=name)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_wide_band_equals_narrow_route(similarity, block, mode):
+    """Bands with more coefficients than channels take another route to the same function."""
+    layer = opened(
+        FrequencySelfAttention(4, k=7, similarity=similarity, recurrence=2, block=block)
+    ).train(mode == "train")
+    norm = copy.deepcopy(layer.norm)
+    x = torch.randn(2, 4, 10, 9, dtype=torch.float64)
+    want = plain(layer, x, (0, 7, 0, 7), norm)
+    assert relative_error(layer(x).detach() - x, want - x) <= 1e-10
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("k", [2, ((1, 3), (0, 2))])
+def test_gradcheck(similarity, block, k):
+    torch.manual_seed(0)
+    layer = opened(
+        FrequencySelfAttention(4, k=k, similarity=similarity, recurrence=2, block=block, qkv_bias=True)
+    )
+    if layer.norm is not None:
+        layer.norm.track_running_stats = False
+        layer.norm.running_mean = layer.norm.running_var = layer.norm.num_batches_tracked = None
+    x = torch.randn(2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    def run(x, *parameters):
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "linear_softmax", "linear"])
+@pytest.mark.parametrize("recurrence", [1, 4])
+def test_map_is_read_once_and_written_once(similarity, recurrence):
+    """Whatever the recurrence: nothing in forward is as large as the map but the output."""
+    layer = FrequencySelfAttention(64, k=4, similarity=similarity, recurrence=recurrence)
+    x = torch.randn(1, 64, 48, 64)
+    sizes = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in known:
+                sizes.append(out.numel())
+            return out
+
+    with torch.no_grad(), Record():
+        layer(x)
+    assert sorted(sizes)[-1] == x.numel()
+    # Next to the output: R blocks of (N, K + 1), for the linear forms only.
+    bound = 64 * 4 * 64 if similarity == "dot" else recurrence * (48 * 64) * 17 + 48 * 64
+    assert sorted(sizes)[-2] <= bound < x.numel() * (1 if similarity == "dot" else 2)
+    assert sum(s >= x.numel() for s in sizes) == (1 if bound < x.numel() else sum(
+        s >= x.numel() for s in sizes))
+
+
+def test_recurrence_costs_coefficients_only():
+    x = torch.randn(1, 64, 64, 96)
+
+    def flops(recurrence):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            FrequencySelfAttention(64, k=8, recurrence=recurrence)(x)
+        return counter.get_total_flops()
+
+    c, e, k, n = 64, 32, 64, 64 * 96
+    transform = 2 * (2 * c * 8 * n + 2 * c * k * 96)  # there and back
+    round_ = 2 * k * (3 * c * e + c * e) + 2 * k * k * 2 * e  # q, k, v, out; k^T q and v F
+    assert flops(1) == transform + round_
+    assert flops(4) == transform + 4 * round_
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_no_n_by_n_at_full_band(similarity):
+    layer = FrequencySelfAttention(8, k=None, similarity=similarity)
+    x = torch.randn(1, 8, 40, 40)
+    largest = 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for o in out if isinstance(out, tuple) else (out,):
+                if isinstance(o, torch.Tensor):
+                    largest = max(largest, o.numel())
+            return out
+
+    with torch.no_grad(), Largest():
+        layer(x)
+    assert largest < 1600 * 1600 / 10
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_is_within_its_rounding(similarity, dtype, autocast):
+    layer = opened(FrequencySelfAttention(16, k=4, similarity=similarity, recurrence=2)).eval()
+    x = torch.randn(2, 16, 20, 24, dtype=torch.float64) + 3
+    want = layer(x).detach()
+    if autocast:
+        with torch.autocast("cpu", dtype=dtype):
+            got = layer.float()(x.float())
+        assert got.dtype == torch.float32
+    else:
+        got = layer.to(dtype)(x.to(dtype))
+        assert got.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    # the exact low-pass in float32 leaves the rounding of input, weights and output
+    tolerance = 8 * eps if similarity != "softmax" or not autocast else 16 * eps
+    assert relative_error(got.double(), want) <= tolerance
+    if autocast and similarity != "softmax":
+        assert relative_error(got.double(), want) <= 1e-5
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_float32_is_within_its_rounding(similarity):
+    layer = opened(FrequencySelfAttention(32, k=8, similarity=similarity, recurrence=2)).eval()
+    x = torch.randn(1, 32, 40, 56, dtype=torch.float64) + 5
+    want = layer(x).detach()
+    assert relative_error(layer.float()(x.float()).double(), want) <= 3e-6
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_constant_maps_give_finite_values_and_gradients(similarity, fill):
+    layer = FrequencySelfAttention(8, k=3, similarity=similarity, zero_init=False)
+    x = torch.full((2, 8, 6, 7), fill, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_linear_survives_a_denominator_of_zero():
+    layer = FrequencySelfAttention(2, k=1, similarity="linear", block="ccnet", qk_channels=2)
+    with torch.no_grad():
+        layer.query.weight.copy_(torch.eye(2))
+        layer.key.weight.copy_(-torch.eye(2))
+        layer.gate.fill_(1.0)
+    x = torch.ones(1, 2, 4, 4) * (2**0.5 / 2) ** 0.5  # scale * q.k = -1 at every pair
+    assert layer(x).isfinite().all()
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_channels_last_in_channels_last_out(similarity):
+    layer = opened(FrequencySelfAttention(8, k=4, similarity=similarity, recurrence=2)).eval()
+    x = torch.randn(2, 8, 10, 12, dtype=torch.float64)
+    got = layer(x.to(memory_format=torch.channels_last))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(got, layer(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_meta_empty_and_strided_inputs(similarity):
+    layer = FrequencySelfAttention(8, k=4, similarity=similarity, recurrence=2).eval()
+    assert layer(torch.randn(0, 8, 10, 12)).shape == (0, 8, 10, 12)
+    x = torch.randn(2, 8, 10, 24)[..., ::2]
+    torch.testing.assert_close(layer(x), layer(x.contiguous()))
+    meta = copy.deepcopy(layer).to("meta")
+    assert meta(torch.randn(2, 8, 10, 12, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_vmap_and_functional_call(similarity):
+    layer = opened(FrequencySelfAttention(8, k=4, similarity=similarity, recurrence=2)).eval()
+    x = torch.randn(3, 2, 8, 10, 12, dtype=torch.float64)
+    want = torch.stack([layer(part) for part in x])
+    torch.testing.assert_close(torch.func.vmap(layer)(x), want)
+    # an ensemble: other weights for each of three copies
+    copies = [opened(copy.deepcopy(layer), seed).eval() for seed in range(3)]
+    parameters, buffers = torch.func.stack_module_state(copies)
+    got = torch.func.vmap(lambda p, b, x: torch.func.functional_call(layer, (p, b), (x,)))(
+        parameters, buffers, x
+    )
+    want = torch.stack([c(part) for c, part in zip(copies, x, strict=True)])
+    torch.testing.assert_close(got, want)
+    # gradients for each sample of a batch
+    loss = lambda x: layer(x[None]).square().sum()  # noqa: E731
+    per_sample = torch.func.vmap(torch.func.grad(loss))(x[0])
+    torch.testing.assert_close(per_sample[1], torch.func.grad(loss)(x[0][1]))
+
+
+def test_zero_init_is_the_identity():
+    x = torch.randn(2, 16, 9, 9)
+    for options in ({}, {"block": "ccnet"}, {"norm": False}):
+        layer = FrequencySelfAttention(16, **options)
+        torch.testing.assert_close(layer(x), x)
+        assert not torch.equal(FrequencySelfAttention(16, zero_init=False, **options)(x), x)
+
+
+def test_high_frequencies_pass_untouched():
+    layer = opened(FrequencySelfAttention(8, k=3, recurrence=2))
+    high = FrequencySelfAttention(8, k=3).double()
+    x = torch.randn(1, 8, 9, 9, dtype=torch.float64)
+    change = layer(x) - x
+    from reference import low_pass
+
+    torch.testing.assert_close(low_pass(change.detach(), (0, 3, 0, 3)), change.detach())
+    assert high.band == layer.band
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "at least 1 row frequency"),
+        ({"similarity": "cosine"}, "use one of dot, linear_softmax, linear, softmax"),
+        ({"block": "other"}, "use one of nonlocal, ccnet"),
+        ({"recurrence": 0}, "recurrence=0"),
+        ({"qk_channels": 0}, "qk_channels=0"),
+        ({"block": "ccnet", "value_channels": 4}, "no output projection"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        FrequencySelfAttention(8, **options)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(1, 7, 4, 4), r"expected a feature map \(B, 8, H, W\), got \(1, 7, 4, 4\)"),
+        (torch.zeros(8, 4, 4), "expected a feature map"),
+        (torch.zeros(1, 8, 4, 4, dtype=torch.long), "floating-point"),
+    ],
+)
+def test_inputs_that_make_no_sense(x, message):
+    with pytest.raises(ValueError, match=message):
+        FrequencySelfAttention(8)(x)
+
+
+def test_band_outside_the_map():
+    layer = FrequencySelfAttention(8, k=((6, 9), (0, 4)))
+    with pytest.raises(ValueError, match="outside the frequencies of the 5x9 feature map"):
+        layer(torch.zeros(1, 8, 5, 9))
+
+
+def test_parameters_move_with_the_module():
+    layer = FrequencySelfAttention(8, dtype=torch.float64, device="meta")
+    assert {p.device.type for p in layer.parameters()} == {"meta"}
+    assert {p.dtype for p in layer.parameters()} == {torch.float64}
+    assert isinstance(layer.norm, nn.BatchNorm2d)
