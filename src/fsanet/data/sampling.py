@@ -1,0 +1,173 @@
+"""Which sample is seen when: a pure function of the seed, the epoch and the position in it.
+
+A training sampler yields `SampleKey`, and `AugmentedDataset` seeds the random state from that
+key around each item. So neither the number of workers nor the number of processes nor any other
+use of the random state changes what is trained on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from fsanet.errors import InputError
+
+# Keeps streams that share (seed, epoch, position) apart.
+_ORDER, _AUGMENTATION = 0, 1
+
+
+class SampleKey(NamedTuple):
+    """One training sample: which ``item`` of the data set is at ``position`` of ``epoch``."""
+
+    epoch: int
+    position: int
+    item: int
+
+
+class TrainSampler(Sampler[SampleKey]):
+    """Endless seeded permutations of the data set, cut into epochs of a fixed length.
+
+    All processes together walk one stream of whole permutations, one after the other, through
+    epochs: an epoch may be shorter or longer than the data set. Position ``p`` of the stream
+    belongs to one batch, and a batch of all processes is a run of consecutive positions. So
+    ``world`` processes with ``accumulate`` batches of ``batch_size`` a step see in each step
+    what one process sees with a batch of ``world * accumulate * batch_size``.
+
+    Args:
+        length: number of items in the data set.
+        batch_size: samples per process and batch.
+        steps_per_epoch: optimiser steps that make an epoch.
+        accumulate: batches per optimiser step.
+        seed: seed of the order.
+        rank: this process, 0..world-1.
+        world: number of processes.
+
+    Iterating yields the keys of this process, batch after batch, for the epoch last given to
+    `set_epoch`; the length is ``steps_per_epoch * accumulate * batch_size``.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        counts = {
+            "length": length,
+            "batch_size": batch_size,
+            "steps_per_epoch": steps_per_epoch,
+            "accumulate": accumulate,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise InputError(f"{name}={value}: must be at least 1")
+        check_seed(seed)
+        _check_rank(rank, world)
+        self.length_of_data = length
+        self.batch_size = batch_size
+        self.batches = steps_per_epoch * accumulate
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        epoch = self.epoch
+        batch_of_all = self.batch_size * self.world
+        start = epoch * self.batches * batch_of_all
+        current, order = -1, np.empty(0, np.int64)
+        for batch in range(self.batches):
+            first = batch * batch_of_all + self.rank * self.batch_size
+            for position in range(first, first + self.batch_size):
+                number, offset = divmod(start + position, self.length_of_data)
+                if number != current:
+                    rng = np.random.default_rng((self.seed, _ORDER, number))
+                    current, order = number, rng.permutation(self.length_of_data)
+                yield SampleKey(epoch, position, int(order[offset]))
+
+
+class EvalSampler(Sampler[int]):
+    """Every item once over all processes: ``rank``, ``rank + world``, ...
+
+    Nothing is padded or repeated, so one process may have an item less than another.
+    """
+
+    def __init__(self, length: int, *, rank: int = 0, world: int = 1) -> None:
+        _check_rank(rank, world)
+        self.indices = range(rank, length, world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class AugmentedDataset(Dataset[tuple[Any, Any]]):
+    """Items of another data set under `SampleKey`, with seeded random transforms.
+
+    Args:
+        dataset: items are ``(image, mask)``.
+        transform: called as ``transform(image, mask)``; may draw from the random states of
+            torch (CPU), NumPy and Python.
+        seed: with the key's epoch and position it gives the random state of the transform.
+    """
+
+    def __init__(self, dataset: Any, transform: Callable[..., Any], seed: int) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Any, Any]:
+        image, mask = self.dataset[key.item]
+        with seeded(self.seed, _AUGMENTATION, key.epoch, key.position):
+            return self.transform(image, mask)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Random states of torch (CPU), NumPy and Python set from ``key``, and put back after."""
+    words = np.random.SeedSequence(key).generate_state(4)
+    # The generator itself, since torch.manual_seed would reseed CUDA devices as well.
+    generator = torch.default_generator
+    before = generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    generator.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[2])  # noqa: NPY002
+    random.seed(int(words[3]))
+    try:
+        yield
+    finally:
+        generator.set_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])
+
+
+def check_seed(seed: int) -> None:
+    """Raise `InputError` for a negative seed, which NumPy's generators refuse."""
+    if seed < 0:
+        raise InputError(f"seed={seed}: must not be negative")
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise InputError(f"rank {rank} of {world} processes: needs 0 <= rank < processes")

@@ -1,0 +1,240 @@
+"""Joint transforms of an image and its mask, in the way the field trains.
+
+All take ``(tv_tensors.Image, tv_tensors.Mask)``, as torchvision.transforms.v2 does, and draw
+from torch's random state only. Images are resized bilinearly with anti-aliasing; masks take the
+nearest id, so ids are never mixed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from fsanet.errors import InputError
+
+#: Mean colour of ImageNet, for padding.
+MEAN_COLOUR = (124, 116, 104)
+
+_NEAREST = InterpolationMode.NEAREST_EXACT
+
+
+class RandomScale(v2.Transform):
+    """Resize by a factor drawn evenly from ``low..high``, the same for both axes."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        if not 0 < low <= high:
+            raise InputError(f"scale=({low}, {high}): needs 0 < low <= high")
+        self.low, self.high = low, high
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        factor = _uniform(self.low, self.high)
+        height, width = v2.query_size(flat_inputs)
+        return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        size = params["size"]
+        if list(inpt.shape[-2:]) == size:
+            return inpt
+        if isinstance(inpt, tv_tensors.Mask):
+            # torchvision resizes masks with NEAREST, which is off by up to half a pixel against
+            # the bilinear image; NEAREST_EXACT has the same pixel centres.
+            ids = F.resize(inpt.as_subclass(Tensor)[None], size, interpolation=_NEAREST)[0]
+            return tv_tensors.wrap(ids, like=inpt)
+        return F.resize(inpt, size, antialias=True)
+
+
+class ClassRatioCrop(v2.Transform):
+    """Random crop in which no single class takes nearly everything.
+
+    A crop is drawn again, up to ``attempts`` times in all, until the largest class holds at most
+    ``max_ratio`` of the pixels that are not ignored; the last one drawn is then kept. Axes
+    shorter than the crop are kept whole: pad them with `PadTo`.
+
+    Args:
+        size: (h, w) in pixels.
+        max_ratio: 1.0 takes the first crop.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        max_ratio: float = 0.75,
+        attempts: int = 10,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        if min(size) < 1:
+            raise InputError(f"crop={tuple(size)}: needs at least one pixel along each axis")
+        if not 0 < max_ratio <= 1:
+            raise InputError(f"class_ratio={max_ratio}: needs 0 < class_ratio <= 1")
+        if attempts < 1:
+            raise InputError(f"attempts={attempts}: needs at least one")
+        self.size = (int(size[0]), int(size[1]))
+        self.max_ratio = max_ratio
+        self.attempts = attempts
+        self.ignore_index = ignore_index
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        crop_h, crop_w = min(self.size[0], height), min(self.size[1], width)
+        mask = next((x for x in flat_inputs if isinstance(x, tv_tensors.Mask)), None)
+        ids = None if mask is None or self.max_ratio == 1 else mask.as_subclass(Tensor)
+        for _ in range(self.attempts):
+            top = int(torch.randint(height - crop_h + 1, ()))
+            left = int(torch.randint(width - crop_w + 1, ()))
+            if ids is None or self._mixed(ids[..., top : top + crop_h, left : left + crop_w]):
+                break
+        return {"top": top, "left": left, "height": crop_h, "width": crop_w}
+
+    def _mixed(self, ids: Tensor) -> bool:
+        counts = torch.bincount(ids.reshape(-1).long(), minlength=self.ignore_index + 1)
+        counts[self.ignore_index] = 0
+        # A crop that is ignored as a whole teaches nothing: drawn again, too.
+        return 0 < int(counts.max()) <= self.max_ratio * int(counts.sum())
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.crop(inpt, **params)
+
+
+class PadTo(v2.Transform):
+    """Pad below and to the right up to ``size``: images with ``fill``, masks with ignore.
+
+    Args:
+        size: (h, w) in pixels; larger inputs are left alone.
+        fill: (r, g, b) in 0..255.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        fill: tuple[int, int, int] = MEAN_COLOUR,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        self.size = (int(size[0]), int(size[1]))
+        self.fill = [int(v) for v in fill]
+        self.ignore_index = ignore_index
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        # left, top, right, bottom
+        return {"padding": [0, 0, max(0, self.size[1] - width), max(0, self.size[0] - height)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        padding = params["padding"]
+        if not any(padding):
+            return inpt
+        is_mask = isinstance(inpt, tv_tensors.Mask)
+        return F.pad(inpt, padding, fill=self.ignore_index if is_mask else self.fill)
+
+
+class PhotometricDistortion(v2.Transform):
+    """Brightness, contrast, saturation and hue of the image, each with probability ``p``.
+
+    Ranges are those usual for segmentation: brightness +-32 of 255, contrast and saturation
+    times 0.5..1.5, hue +-36 degrees; contrast comes before or after the colours. Unlike
+    torchvision's ``RandomPhotometricDistort`` this never swaps channels, as a green sky would
+    not help. uint8 in, uint8 out; masks are left alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        brightness: float = 32.0,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: float = 0.1,
+        p: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.p = p
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        # Always the same number of draws, so that one outcome does not shift the next.
+        chance = [float(v) < self.p for v in torch.rand(4)]
+        return {
+            "brightness": _uniform(-self.brightness, self.brightness) if chance[0] else 0.0,
+            "contrast": _uniform(*self.contrast) if chance[1] else 1.0,
+            "saturation": _uniform(*self.saturation) if chance[2] else 1.0,
+            "hue": _uniform(-self.hue, self.hue) if chance[3] else 0.0,
+            "contrast_first": float(torch.rand(())) < 0.5,
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        image = inpt.as_subclass(Tensor)  # (3, H, W) uint8
+        first = params["contrast_first"]
+        image = _affine(image, params["contrast"] if first else 1.0, params["brightness"])
+        if params["saturation"] != 1:
+            image = F.adjust_saturation(image, params["saturation"])
+        if params["hue"] != 0:
+            image = F.adjust_hue(image, params["hue"])
+        if not first:
+            image = _affine(image, params["contrast"], 0.0)
+        return tv_tensors.wrap(image, like=inpt)
+
+
+def _affine(image: Tensor, scale: float, offset: float) -> Tensor:
+    if scale == 1 and offset == 0:
+        return image
+    return image.float().mul_(scale).add_(offset).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def train_transform(
+    crop: tuple[int, int] | None,
+    *,
+    scale: tuple[float, float] = (0.5, 2.0),
+    flip: bool = True,
+    photometric: bool = True,
+    class_ratio: float = 0.75,
+    ignore_index: int = 255,
+    fill: tuple[int, int, int] = MEAN_COLOUR,
+) -> v2.Compose:
+    """Transforms of training: scale, crop, mirror, colours, pad.
+
+    Args:
+        crop: (h, w) every item ends with; ``None`` keeps the whole image.
+        scale: lowest and highest resize factor; (1, 1) keeps the size.
+        flip: mirror left to right with probability 0.5.
+        photometric: apply `PhotometricDistortion`.
+        class_ratio: largest share of one class in a crop, see `ClassRatioCrop`.
+        fill: (r, g, b) of padded pixels; their mask is ``ignore_index``.
+
+    Raises:
+        InputError: for a size, range or ratio that makes no sense.
+    """
+    steps: list[v2.Transform] = []
+    if tuple(scale) != (1, 1):
+        steps.append(RandomScale(*scale))
+    if crop is not None:
+        steps.append(ClassRatioCrop(crop, max_ratio=class_ratio, ignore_index=ignore_index))
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if photometric:
+        steps.append(PhotometricDistortion())
+    # After the colours, so that padding stays the mean colour.
+    if crop is not None:
+        steps.append(PadTo(crop, fill=fill, ignore_index=ignore_index))
+    return v2.Compose(steps or [v2.Identity()])
+
+
+def eval_transform() -> v2.Transform:
+    """Transform of evaluation: the whole image as it is."""
+    return v2.Identity()
