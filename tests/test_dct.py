@@ -27,7 +27,9 @@ def test_basis_of_a_huge_axis_keeps_float32_accuracy():
     size, u = 100_000, 99_999
     row = dct_basis(size, u, u + 1, dtype=torch.float32, device=CPU).double()
     i = np.arange(size, dtype=np.longdouble)
-    exact = np.sqrt(2 / np.longdouble(size)) * np.cos(np.pi * ((u * (2 * i + 1)) % (4 * size)) / (2 * size))
+    exact = np.sqrt(2 / np.longdouble(size)) * np.cos(
+        np.pi * ((u * (2 * i + 1)) % (4 * size)) / (2 * size)
+    )
     assert np.abs(row.numpy()[0] - exact).max() < 1e-9
 
 
@@ -105,7 +107,9 @@ def test_band_that_makes_no_sense(k, message):
 def test_clip():
     assert Band.of(12).clip(8, 16) == (0, 8, 0, 12)
     assert Band.of(None).clip(8, 16) == (0, 8, 0, 16)
-    with pytest.raises(ValueError, match=r"band \[8:12\) x \[0:4\) lies outside .* 8x16 feature map"):
+    with pytest.raises(
+        ValueError, match=r"band \[8:12\) x \[0:4\) lies outside .* 8x16 feature map"
+    ):
         Band.of(((8, 12), (0, 4))).clip(8, 16)
 
 

@@ -147,7 +147,8 @@ def dct_basis(
     u = torch.arange(start, stop, device=device).unsqueeze(1)  # (m, 1)
     i = torch.arange(size, device=device)  # (size,)
     # One period is 4*size steps: the integer remainder keeps the angle exact for any size.
-    phase = (u * (2 * i + 1)) % (4 * size)  # (m, size)
+    period = torch.full((), 4 * size, dtype=i.dtype, device=device)  # ONNX takes no symbol here
+    phase = (u * (2 * i + 1)) % period  # (m, size)
     wide = torch.float32 if device.type == "mps" else torch.float64
     cosine = torch.cos(phase.to(wide) * (math.pi / 2) / size)
     scale = torch.sqrt(torch.where(u == 0, 1.0, 2.0).to(wide) / size)

@@ -1,36 +1,15 @@
 """FrequencySelfAttention against plain N x N attention on the low-passed map, in float64."""
 
 import copy
-import itertools
 
 import pytest
 import torch
-from reference import apply_block
+from layers import BLOCKS, SIMILARITIES, opened, relative_error
+from reference import apply_block, low_pass
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsanet import FrequencySelfAttention, SpatialSelfAttention
-
-SIMILARITIES = ["dot", "linear_softmax", "linear", "softmax"]
-BLOCKS = ["nonlocal", "ccnet"]
-
-
-def opened(layer, seed=0):
-    """The layer in float64 with every parameter and running average away from its start."""
-    layer = layer.double()
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in itertools.chain(layer.named_parameters(), layer.named_buffers()):
-        if p.is_floating_point():
-            noise = torch.rand(p.shape, generator=generator, dtype=p.dtype)
-            with torch.no_grad():
-                p.copy_(noise + 0.5 if p.ndim < 2 else (noise - 0.5) * 1.5 / p.shape[1] ** 0.5)
-            if name.endswith("norm.bias"):
-                p.data -= 1
-    return layer
-
-
-def relative_error(got, want):
-    return ((got - want).norm() / want.norm()).item()
 
 
 def plain(layer, x, band, norm=None):
@@ -102,8 +81,10 @@ def test_full_band_is_the_spatial_layer(similarity, block, qkv_bias, k):
     (got * weight).sum().backward()
     (want * weight).sum().backward()
     assert relative_error(a.grad, b.grad) <= 1e-9
+    # batch norm takes out a constant: the value bias has a gradient of zero but for rounding
+    largest = max(q.grad.norm() for q in spatial.parameters())
     for (name, p), q in zip(layer.named_parameters(), spatial.parameters(), strict=True):
-        assert (p.grad - q.grad).norm() <= 1e-9 * q.grad.norm() + 1e-12, name
+        assert (p.grad - q.grad).norm() <= 1e-9 * q.grad.norm() + 1e-11 * largest, name
     for (name, p), q in zip(layer.named_buffers(), spatial.buffers(), strict=True):
         torch.testing.assert_close(p, q, msg=name)
 
@@ -128,7 +109,9 @@ def test_wide_band_equals_narrow_route(similarity, block, mode):
 def test_gradcheck(similarity, block, k):
     torch.manual_seed(0)
     layer = opened(
-        FrequencySelfAttention(4, k=k, similarity=similarity, recurrence=2, block=block, qkv_bias=True)
+        FrequencySelfAttention(
+            4, k=k, similarity=similarity, recurrence=2, block=block, qkv_bias=True
+        )
     )
     if layer.norm is not None:
         layer.norm.track_running_stats = False
@@ -146,8 +129,8 @@ def test_gradcheck(similarity, block, k):
 @pytest.mark.parametrize("recurrence", [1, 4])
 def test_map_is_read_once_and_written_once(similarity, recurrence):
     """Whatever the recurrence: nothing in forward is as large as the map but the output."""
-    layer = FrequencySelfAttention(64, k=4, similarity=similarity, recurrence=recurrence)
-    x = torch.randn(1, 64, 48, 64)
+    layer = FrequencySelfAttention(96, k=4, similarity=similarity, recurrence=recurrence)
+    x = torch.randn(1, 96, 48, 64)
     sizes = []
 
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
@@ -161,11 +144,9 @@ def test_map_is_read_once_and_written_once(similarity, recurrence):
     with torch.no_grad(), Record():
         layer(x)
     assert sorted(sizes)[-1] == x.numel()
-    # Next to the output: R blocks of (N, K + 1), for the linear forms only.
-    bound = 64 * 4 * 64 if similarity == "dot" else recurrence * (48 * 64) * 17 + 48 * 64
-    assert sorted(sizes)[-2] <= bound < x.numel() * (1 if similarity == "dot" else 2)
-    assert sum(s >= x.numel() for s in sizes) == (1 if bound < x.numel() else sum(
-        s >= x.numel() for s in sizes))
+    # Next to the output: one product along H; for the linear forms R blocks of N x (K + 1).
+    bound = 96 * 4 * 64 if similarity == "dot" else (recurrence * 17 + 1) * 48 * 64
+    assert sorted(sizes)[-2] <= bound
 
 
 def test_recurrence_costs_coefficients_only():
@@ -173,11 +154,11 @@ def test_recurrence_costs_coefficients_only():
 
     def flops(recurrence):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            FrequencySelfAttention(64, k=8, recurrence=recurrence)(x)
+            FrequencySelfAttention(64, k=4, recurrence=recurrence)(x)
         return counter.get_total_flops()
 
-    c, e, k, n = 64, 32, 64, 64 * 96
-    transform = 2 * (2 * c * 8 * n + 2 * c * k * 96)  # there and back
+    c, e, k, n = 64, 32, 16, 64 * 96
+    transform = 2 * (2 * c * 4 * n + 2 * c * k * 96)  # there and back
     round_ = 2 * k * (3 * c * e + c * e) + 2 * k * k * 2 * e  # q, k, v, out; k^T q and v F
     assert flops(1) == transform + round_
     assert flops(4) == transform + 4 * round_
@@ -228,9 +209,11 @@ def test_half_precision_is_within_its_rounding(similarity, dtype, autocast):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_float32_is_within_its_rounding(similarity):
     layer = opened(FrequencySelfAttention(32, k=8, similarity=similarity, recurrence=2)).eval()
+    torch.manual_seed(0)
     x = torch.randn(1, 32, 40, 56, dtype=torch.float64) + 5
     want = layer(x).detach()
-    assert relative_error(layer.float()(x.float()).double(), want) <= 3e-6
+    # "dot" is cubic in its input, twice over: nine times the input's rounding, at the least
+    assert relative_error(layer.float()(x.float()).double(), want) <= 64 * torch.finfo().eps
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -304,13 +287,10 @@ def test_zero_init_is_the_identity():
 
 def test_high_frequencies_pass_untouched():
     layer = opened(FrequencySelfAttention(8, k=3, recurrence=2))
-    high = FrequencySelfAttention(8, k=3).double()
     x = torch.randn(1, 8, 9, 9, dtype=torch.float64)
     change = layer(x) - x
-    from reference import low_pass
-
+    assert change.norm() > 1
     torch.testing.assert_close(low_pass(change.detach(), (0, 3, 0, 3)), change.detach())
-    assert high.band == layer.band
 
 
 @pytest.mark.parametrize(

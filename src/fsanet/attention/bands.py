@@ -76,7 +76,7 @@ class BandTreatments(nn.Module):
         """``(B, C, H, W)`` in any float dtype to the same shape and dtype."""
         height, width = x.shape[-2:]
         # Either change what is not kept as it is, or build up what is kept: never both.
-        build_up = self.rest != "identity" and "identity" not in self.kinds
+        build_up = self.rest == "drop" or (self.rest is None and "identity" not in self.kinds)
         untouched = "drop" if build_up else "identity"
         active = []
         for band, kind, layer in zip(self.bands, self.kinds, self.layers, strict=True):

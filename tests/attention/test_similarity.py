@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from fsanet.attention.similarity import attend, floor_squared_norm, guard_denominator
+
+
+def test_guard_keeps_sign_and_distance():
+    d = torch.tensor([5.0, -5.0, 1e-9, -1e-9, 0.0])
+    torch.testing.assert_close(
+        guard_denominator(d, 100), torch.tensor([5.0, -5.0, 1e-4, -1e-4, 1e-4])
+    )
+
+
+def test_floor_is_relative_and_passes_no_gradient_where_it_acts():
+    squared = torch.tensor([[1.0, 1e-12, -1e-9, 4.0]], requires_grad=True)
+    floored = floor_squared_norm(squared)
+    assert (floored > 0).all()
+    assert floored[0, 0] == 1
+    assert floored[0, 3] == 4
+    floored.rsqrt().sum().backward()
+    assert squared.grad.isfinite().all()
+    assert squared.grad[0, 1] == squared.grad[0, 2] == 0
+
+
+@pytest.mark.parametrize("similarity", ["dot", "linear_softmax", "linear", "softmax"])
+def test_other_number_of_keys_than_queries(similarity):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4, 9).double(), torch.randn(2, 4, 5).double()
+    v = torch.randn(2, 3, 5).double()
+    got = attend(q, k, v, similarity, 0.3)
+    for b in range(2):
+        for p in range(9):
+            if similarity == "linear_softmax":
+                s = [1 + torch.cosine_similarity(q[b, :, p], k[b, :, j], dim=0) for j in range(5)]
+            else:
+                s = [torch.dot(q[b, :, p], k[b, :, j]) for j in range(5)]
+            s = torch.stack(s)
+            if similarity == "dot":
+                w = s / 5
+            elif similarity == "linear":
+                w = (1 + 0.3 * s) / (1 + 0.3 * s).sum()
+            elif similarity == "softmax":
+                w = torch.softmax(0.3 * s, 0)
+            else:
+                w = s / s.sum()
+            torch.testing.assert_close(got[b, :, p], v[b] @ w)
