@@ -1,6 +1,6 @@
 """Prediction: whole image, sliding window, several scales, mirrored, one image or a folder.
 
-Shapes: B images, C classes, (H, W) an image, V views (scales, each with its mirror image).
+Shapes: B images, C classes, (H, W) an image, (h, w) a window.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
+from fsanet.predict_folder import load_model, write_predictions
 from fsanet.segmentation import Segmentation
-from fsanet.sliding import ResizedRows, resized, sliding_rows, window_starts
+from fsanet.sliding import window_starts
+from fsanet.views import scores
 
-__all__ = ["Predictor", "Segmentation"]
+__all__ = ["Predictor", "Segmentation", "predict_to_folder"]
 
 
 class Predictor:
@@ -46,9 +48,10 @@ class Predictor:
         offload: keep logits on the CPU, so that a GPU holds those of one forward pass alone.
         confidence: keep the probability of the chosen class at each pixel, too.
 
-    With a window, the logits of the image never exist as a whole: every view keeps a band of
-    (C, window height, scaled W) float32, so memory does not grow with the height of the image
-    but for its own pixels and the uint8 mask.
+    With a window, the logits of the image never exist as a whole. What is held besides the forward
+    pass is at most four bands of (C, window height, scaled width) float32 for each view (scale,
+    or its mirror image); none of it grows with the height of the image, as only its own pixels
+    and the uint8 mask do. A batch of images multiplies it by ``batch_size`` at most.
 
     Raises:
         InputError: a setting that makes no sense, named with its value.
@@ -144,8 +147,8 @@ class Predictor:
             paths: files and folders; see `fsanet.data.images.list_images`.
             recursive: search sub-folders too.
             progress: called as ``progress(done, total)`` after each file, read or not.
-            on_error: called with the file and the error where an image cannot be read; the rest
-                goes on. Without it the error is raised.
+            on_error: called with the file and the error where an image cannot be read, or does not
+                fit into memory; the rest goes on. Without it the error is raised.
 
         Yields:
             one result a readable image, sorted by path, its ``source`` set.
@@ -169,7 +172,16 @@ class Predictor:
                     done += 1
                     if progress is not None:
                         progress(done, len(files))
-            for result in self._segment_all(images, sources):
+            try:
+                results = self._segment_all(images, sources)
+            except InputError as error:  # too large for the memory
+                if on_error is None:
+                    raise
+                results = []
+                for source in sources:
+                    on_error(source, error)
+                    done += 1
+            for result in results:
                 yield result
                 done += 1
                 if progress is not None:
@@ -202,13 +214,23 @@ class Predictor:
                 for first in range(0, batch, group):
                     part = slice(first, first + group)
                     start = 0
-                    for scores in self._scores(images[part]):  # (b, C, r, W)
-                        stop = start + scores.shape[2]
-                        best = scores.max(dim=1)
+                    for piece in scores(
+                        images[part],
+                        self._forward,
+                        window=self.window,
+                        stride=self.stride,
+                        scales=self.scales,
+                        flip=self.flip,
+                        batch_size=self.batch_size,
+                        probabilities=self.confidence,
+                    ):
+                        stop = start + piece.shape[2]
+                        best = piece.max(dim=1)  # (b, r, W)
                         ids[part, start:stop] = best.indices.to("cpu", torch.uint8)
                         if sure is not None:
                             sure[part, start:stop] = best.values.cpu()
                         start = stop
+                        del piece, best  # freed before the next is made
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"an image of {width} x {height} pixels does not fit into the memory of "
@@ -238,54 +260,6 @@ class Predictor:
                     )
         return [results[index] for index in range(len(images))]
 
-    def _scores(self, images: Tensor) -> Iterator[Tensor]:
-        """(b, 3, H, W) -> pieces (b, C, r, W) from top to bottom, the highest score wins.
-
-        Scores are probabilities where these are needed (several views, confidence), else logits.
-        """
-        views = [(s, f) for s in self.scales for f in ((False, True) if self.flip else (False,))]
-        softmax = len(views) > 1 or self.confidence
-        size = (images.shape[2], images.shape[3])
-        if self.window is None:
-            # The model makes logits of the whole image anyway; one view of them at a time.
-            total: Tensor | None = None
-            for scale, flip in views:
-                rows = self._view(images, scale, flip, size).take(0, size[0])
-                rows = rows.softmax(1) if softmax else rows
-                total = rows if total is None else total.add_(rows)
-            if total is not None:
-                yield total.div_(len(views)) if softmax else total
-            return
-        # All views advance together, so that only a band of each exists.
-        sources = [self._view(images, scale, flip, size) for scale, flip in views]
-        step = self.stride[0] if self.stride is not None else size[0]
-        for start in range(0, size[0], step):
-            stop = min(start + step, size[0])
-            piece: Tensor | None = None
-            for source in sources:
-                rows = source.take(start, stop)
-                rows = rows.softmax(1) if softmax else rows
-                piece = rows if piece is None else piece.add_(rows)
-            if piece is not None:
-                yield piece.div_(len(views)) if softmax else piece
-
-    def _view(self, images: Tensor, scale: float, flip: bool, size: tuple[int, int]) -> ResizedRows:
-        images = resized(images, scale)
-        scaled = (images.shape[2], images.shape[3])
-        if flip:
-            images = images.flip(3)  # along the width; ResizedRows turns the logits back
-        if self.window is None or self.stride is None:
-            rows = iter([self._forward(images, scaled)])
-        else:
-            rows = sliding_rows(
-                images,
-                self._forward,
-                window=self.window,
-                stride=self.stride,
-                batch_size=self.batch_size,
-            )
-        return ResizedRows(rows, scaled, size, flip=flip)
-
     def _forward(self, tiles: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 (b, 3, h', w') -> float32 logits (b, C, h, w) where logits are kept."""
         device = self.device
@@ -306,6 +280,72 @@ class Predictor:
         return logits.to("cpu" if self.offload else device, torch.float32)
 
 
+def predict_to_folder(
+    model: nn.Module | str | os.PathLike[str],
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    offload: bool = False,
+    confidence: bool = False,
+    recursive: bool = True,
+    alpha: float = 0.5,
+    legend: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Segment files and folders, and write what came out.
+
+    For each image: mask PNG (palette; pixel values are class ids), overlay PNG, JSON summary, with
+    confidence a PNG of it, too. Sub-folders are kept, so that equal names do not collide. At the
+    end ``summary.json`` of all images. An image that cannot be read is noted, the rest goes on.
+
+    Args:
+        model: the network, or the folder ``save_pretrained`` or a training run has left.
+        paths: image files and folders of images.
+        out: folder to write to, created if need be; not one of the input folders.
+        window, stride, scales, flip, batch_size, device, dtype, offload, confidence: see
+            `Predictor`.
+        recursive: search sub-folders too.
+        alpha, legend: see `Segmentation.overlay`.
+        progress: draw a progress bar with rate and time left on the terminal.
+
+    Returns:
+        what ``summary.json`` holds: "images" (number done), "failed" (list of "image" and
+        "error"), "classes" with pixels and fraction over all images, "seconds", "settings",
+        "model", "versions".
+
+    Raises:
+        InputError: no image, no model, a setting that makes no sense, an unwritable folder.
+    """
+    predictor = Predictor(
+        load_model(model),
+        window=window,
+        stride=stride,
+        scales=scales,
+        flip=flip,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+        confidence=confidence,
+    )
+    return write_predictions(
+        predictor,
+        paths,
+        Path(out),
+        recursive=recursive,
+        alpha=alpha,
+        legend=legend,
+        progress=progress,
+    )
+
+
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and back to what each module was in: frozen batch norms stay frozen."""
@@ -319,7 +359,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
         raise InputError(
             f"{name} is {value}; give pixels, or (height, width) in pixels, at least 1"

@@ -108,11 +108,11 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
     size = int(min(40, max(12, min(width, height) / 24)))
     type_face = font(size)
     pad, row = size // 2, round(size * 1.6)
-    labels = [(f"{name}", colour, percent(share)) for name, colour, share in entries]
+    labels = [(name, colour, percent(share)) for name, colour, share in entries]
     name_width = max(math.ceil(type_face.getlength(name)) for name, _, _ in labels)
     share_width = max(math.ceil(type_face.getlength(share)) for _, _, share in labels)
     # swatch, gap, name, gap, share, gap to the next column
-    column = size + pad + name_width + pad + share_width + 2 * pad
+    column = size + pad + name_width + pad + share_width + 3 * pad
     below = width >= height
     if below:
         columns = max(1, min(len(labels), (width - pad) // column))

@@ -9,11 +9,9 @@ Shapes: B images, C classes, (H, W) an image, (h, w) a window, r rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # uint8 (b, 3, h', w') and the window (h, w) it is to be padded to -> float32 (b, C, h, w)
@@ -81,6 +79,7 @@ def sliding_rows(
             return
         down += 1
         finished = next_top - top
+        del tiles, logits, one  # freed while others work with the rows
         # A copy of the finished rows alone, so that the band itself can move on.
         yield band[:, :, :finished] / (down[:finished, None] * across)  # (B, C, r, W)
         _scroll(band, finished, dim=2)
@@ -94,61 +93,3 @@ def _scroll(band: Tensor, rows: int, dim: int) -> None:
         piece = min(rows, size - rows - start)
         band.narrow(dim, start, piece).copy_(band.narrow(dim, start + rows, piece))
     band.narrow(dim, max(size - rows, 0), min(rows, size)).zero_()
-
-
-class ResizedRows:
-    """Rows of (B, C, H', W') arriving from top to bottom, read as rows of its resized version.
-
-    The result is that of ``F.interpolate(..., size, mode="bilinear", align_corners=False)`` on
-    the whole, which never exists.
-    """
-
-    def __init__(
-        self, rows: Iterator[Tensor], source: tuple[int, int], size: tuple[int, int], *, flip: bool
-    ) -> None:
-        """Take ``rows`` of a map of ``source`` size; ``flip`` mirrors them along the width."""
-        self._rows = rows
-        self._source = source
-        self._size = size
-        self._flip = flip
-        self._held: Tensor | None = None  # source rows from self._first on
-        self._first = 0
-
-    def take(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop of the resized map, (B, C, stop - start, W); calls go downwards."""
-        height = self._source[0]
-        centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (height / self._size[0])
-        centre = (centre - 0.5).clamp(0, height - 1)
-        above = centre.floor().long()
-        below = (above + 1).clamp(max=height - 1)
-        held = self._hold(int(above[0]), int(below[-1]) + 1)
-        if self._source == self._size:
-            return held[:, :, : stop - start]
-        weight = (centre - above).to(held.device, held.dtype)[:, None]  # (r, 1)
-        first = int(above[0])
-        above, below = (above - first).to(held.device), (below - first).to(held.device)
-        mixed = torch.lerp(held[:, :, above], held[:, :, below], weight)  # (B, C, r, W')
-        size = (stop - start, self._size[1])
-        return F.interpolate(mixed, size, mode="bilinear", align_corners=False)  # (B, C, r, W)
-
-    def _hold(self, first: int, stop: int) -> Tensor:
-        """Source rows from ``first`` to at least ``stop``; those before are forgotten."""
-        end = self._first + (0 if self._held is None else self._held.shape[2])
-        kept = min(first, end)  # a strong reduction may skip rows that are yet to come
-        pieces = [] if self._held is None else [self._held[:, :, kept - self._first :]]
-        while end < stop:
-            rows = next(self._rows)
-            end += rows.shape[2]
-            pieces.append(rows.flip(3) if self._flip else rows)
-        held = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
-        self._held, self._first = held[:, :, first - kept :], first
-        return self._held
-
-
-def resized(images: Tensor, scale: float) -> Tensor:
-    """uint8 (B, 3, H, W) scaled by bilinear interpolation, with antialiasing when it shrinks."""
-    if scale == 1:
-        return images
-    height, width = images.shape[-2:]
-    size = (max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5)))
-    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

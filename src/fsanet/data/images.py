@@ -163,7 +163,9 @@ def _read_file(path: Path) -> Tensor:
     except UnidentifiedImageError as error:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: file is empty (0 bytes); remove or replace it") from error
-        raise InputError(f"{path}: not an image in a known format; remove or replace it") from error
+        raise InputError(
+            f"{path}: not an image in a known format, or damaged; remove or replace it"
+        ) from error
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path}: more pixels than the decompression-bomb limit allows ({_reason(error)}); "
