@@ -1,0 +1,88 @@
+"""`metrics.csv`: one row a logged step, kept in order when a run is resumed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from fsanet.files import write_text
+
+
+class MetricsFile(Logger):
+    """Writes every logged metric into one CSV file, replaced whole each time.
+
+    Lightning's own CSV logger deletes the rows of the run that is resumed; this one keeps those
+    before the step it goes on from. Columns: step, epoch, then the metrics by name; an empty
+    cell where a metric was not logged at that step.
+
+    Args:
+        path: the file.
+        resume_step: optimiser steps done before this process started; rows from this step on
+            (which ran, but were lost with the interruption) are dropped.
+        every_seconds: at most this often is the file written, besides at the end.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int = 0, every_seconds: float = 5.0) -> None:
+        super().__init__()
+        self.path = path
+        self.every_seconds = every_seconds
+        self.rows: list[dict[str, Any]] = []
+        self._written = 0.0
+        if resume_step > 0 and path.is_file():
+            with path.open(newline="", encoding="utf-8") as stream:
+                self.rows = [
+                    {key: value for key, value in row.items() if value != ""}
+                    for row in csv.DictReader(stream)
+                    if int(row["step"]) < resume_step
+                ]
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> None:
+        return None
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: options are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Adds to the row of `step`."""
+        step = 0 if step is None else step
+        if not self.rows or int(self.rows[-1]["step"]) != step:
+            self.rows.append({"step": step})
+        self.rows[-1].update(metrics)
+        if time.monotonic() - self._written > self.every_seconds:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the file."""
+        if not self.rows:
+            return
+        names = set().union(*self.rows) - {"step", "epoch"}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", "epoch", *sorted(names)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+        self._written = time.monotonic()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes the file."""
+        self.save()

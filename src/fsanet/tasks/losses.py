@@ -1,0 +1,182 @@
+"""Pixel losses whose mean is over the valid pixels of the global batch.
+
+Legend: B batch, C classes, H W label size.
+
+Plain means per process are wrong as soon as processes hold different numbers of valid
+pixels: the average of means is not the mean. Here every process divides its own sum by the
+number of pixels counted on *all* processes (one all-reduce of two numbers) and multiplies by
+the number of processes, so that the gradient average taken by DistributedDataParallel is the
+gradient one process would get on the whole batch.
+
+Gradient accumulation: each of the `accumulate` partial batches has its own mean over all
+processes, and the trainer averages these means. That equals the mean over the whole batch
+exactly when the partial batches count equally many pixels, and weighs partial batches (not
+pixels) equally when they do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsanet.errors import InputError
+
+
+def world_size() -> int:
+    """Number of processes that share the batch; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def global_mean(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over all processes from a local sum and a local (weighted) count, both 0-d.
+
+    Returns:
+        (to differentiate, value): the first is this process' part times the number of
+        processes, so that averaging gradients over processes gives the gradient of the
+        second; the second is detached and the same on every process. Both are 0, with zero
+        gradients, where the count is 0 everywhere.
+    """
+    sums = torch.stack([total.detach(), count.detach().to(total.dtype)])
+    world = world_size()
+    if world > 1:
+        dist.all_reduce(sums)
+    # A count of 0 belongs to a sum of 0: 0 / 1 instead of 0 / 0.
+    denominator = torch.where(sums[1] > 0, sums[1], torch.ones_like(sums[1]))
+    return total * (world / denominator), sums[0] / denominator
+
+
+def hardest_pixels(losses: Tensor, valid: Tensor, *, threshold: float, min_kept: int) -> Tensor:
+    """Pixels that online hard example mining keeps.
+
+    A valid pixel is kept when the probability of its true class is below `threshold`, or
+    when it is among the `min_kept` hardest of the global batch (all processes together;
+    pixels as hard as the last of these are kept too). With fewer than `min_kept` valid
+    pixels, all are kept.
+
+    Args:
+        losses: (B, H, W) unweighted cross-entropy, `-log(probability of the true class)`.
+        valid: (B, H, W) bool, False where the label is to be ignored.
+
+    Returns:
+        (B, H, W) bool.
+    """
+    losses = losses.detach()
+    # Ranked by loss, not by probability: confident pixels all round to probability 1.
+    easy = losses <= -math.log(threshold)
+    if min_kept > 0:
+        pool = losses.masked_fill(~valid, -math.inf).flatten()  # (B*H*W,)
+        hardest = pool.topk(min(min_kept, pool.numel()), sorted=False).values
+        hardest = F.pad(hardest, (0, min_kept - hardest.numel()), value=-math.inf)  # (min_kept,)
+        if world_size() > 1:
+            gathered = [torch.empty_like(hardest) for _ in range(world_size())]
+            dist.all_gather(gathered, hardest)
+            hardest = torch.cat(gathered).topk(min_kept, sorted=False).values
+        easy &= losses < hardest.min()
+    # "not easy" rather than "hard": a nan loss is kept, and so gets noticed.
+    return valid & ~easy
+
+
+class SegmentationLoss(nn.Module):
+    """Cross-entropy, or online hard example mining (OHEM), over the global batch.
+
+    With class weights, mean = sum of weight * loss / sum of weight, as
+    `torch.nn.functional.cross_entropy` has it; OHEM ranks pixels by the unweighted loss.
+
+    Args:
+        ignore_index: label of pixels that do not count.
+        ohem: keep hard pixels only, see `hardest_pixels`.
+        threshold: OHEM keeps pixels whose true class is less probable than this, in (0, 1].
+        min_kept: OHEM keeps at least this many pixels of the global batch.
+        class_weights: one weight >= 0 a class; None means 1 each.
+
+    Example:
+        >>> loss = SegmentationLoss(ignore_index=255)
+        >>> logits = torch.zeros(1, 4, 2, 2)
+        >>> target = torch.tensor([[[0, 1], [255, 255]]])
+        >>> to_differentiate, value = loss(logits, target)
+        >>> round(value.item(), 4)  # log(4): the two ignored pixels do not count
+        1.3863
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = 255,
+        ohem: bool = False,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < threshold <= 1.0:
+            raise InputError(f"OHEM threshold {threshold} is not a probability: give 0 < t <= 1")
+        if min_kept < 0:
+            raise InputError(f"OHEM min_kept={min_kept} is negative: give a number of pixels")
+        if class_weights is not None and any(
+            not math.isfinite(weight) or weight < 0 for weight in class_weights
+        ):
+            raise InputError(
+                f"class weights {list(class_weights)} hold a negative or non-finite one"
+            )
+        self.ignore_index = ignore_index
+        self.ohem = ohem
+        self.threshold = threshold
+        self.min_kept = min_kept
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
+        # Not persistent: an option of the training, not part of the model.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C, H, W) of any float type and labels (B, H, W) int64 -> see `global_mean`.
+
+        The loss is computed in at least float32.
+        """
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        valid = target != self.ignore_index  # (B, H, W)
+        if not self.ohem:
+            total = F.cross_entropy(
+                logits,
+                target,
+                weight=self._weights(logits),
+                ignore_index=self.ignore_index,
+                reduction="sum",
+            )
+            return global_mean(total, self._count(valid, target, logits))
+        losses = F.cross_entropy(
+            logits, target, ignore_index=self.ignore_index, reduction="none"
+        )  # (B, H, W)
+        kept = hardest_pixels(
+            losses, valid, threshold=self.threshold, min_kept=self.min_kept
+        )  # (B, H, W)
+        weighted = losses * self._pixel_weights(target, logits)
+        total = torch.where(kept, weighted, torch.zeros_like(weighted)).sum()
+        return global_mean(total, self._count(kept, target, logits))
+
+    def _weights(self, logits: Tensor) -> Tensor | None:
+        if self.class_weights is None:
+            return None
+        if self.class_weights.numel() != logits.shape[1]:
+            raise InputError(
+                f"{self.class_weights.numel()} class weights for {logits.shape[1]} classes: "
+                "give one weight a class"
+            )
+        return self.class_weights.to(logits)
+
+    def _pixel_weights(self, target: Tensor, logits: Tensor) -> Tensor:
+        weights = self._weights(logits)
+        if weights is None:
+            return torch.ones((), dtype=logits.dtype, device=logits.device)
+        # Ignored labels are no index; their weight is never used.
+        return weights[target.masked_fill(target == self.ignore_index, 0)]  # (B, H, W)
+
+    def _count(self, counted: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+        if self.class_weights is None:
+            return counted.sum().to(logits.dtype)
+        return (self._pixel_weights(target, logits) * counted).sum()

@@ -1,0 +1,419 @@
+"""Train a network into a run folder, go on from one, evaluate what is in it.
+
+A run folder holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt` (all
+that is needed to resume), `checkpoints/best.ckpt` (weights with the best validation mIoU) and
+`model/` (the same weights, for `from_pretrained`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from fsanet.errors import InputError
+from fsanet.files import write_text
+from fsanet.tasks.callbacks import (
+    EpochLines,
+    KeepBest,
+    SeedEachEpoch,
+    StopAtStep,
+    SynchronisedBatchNorm,
+    Throughput,
+    export_model,
+)
+from fsanet.tasks.checkpoints import read_checkpoint, state_difference
+from fsanet.tasks.logs import MetricsFile
+from fsanet.tasks.scores import Scores
+from fsanet.tasks.segmentation import SemanticSegmentation
+
+_PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left.
+
+    Attributes:
+        out: run folder.
+        model: folder with the best weights, for `from_pretrained`.
+        miou: best validation mIoU, nan without validation.
+        best_step: optimiser steps done when it was reached.
+        steps: optimiser steps done in all.
+        seconds: wall time of this process' part of the training.
+    """
+
+    out: Path
+    model: Path
+    miou: float
+    best_step: int
+    steps: int
+    seconds: float
+
+
+def train(
+    task: SemanticSegmentation,
+    data: lightning.LightningDataModule,
+    *,
+    out: str | os.PathLike[str],
+    steps: int,
+    val_every: int = 1,
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true",
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    sync_batchnorm: bool = True,
+    gradient_clip: float | None = None,
+    deterministic: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    log_every: int = 10,
+    progress: bool = True,
+    config: str | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train for `steps` optimiser steps, with validation and a checkpoint after every epoch.
+
+    An epoch is `data.steps_per_epoch` optimiser steps of `data.accumulate` batches. The last
+    one ends at `steps`, however short that makes it, and is always validated.
+
+    Resuming goes on from the end of the last whole epoch. With the same arguments, and on the
+    same device, a run interrupted at any time ends with the weights of one that was not
+    (CPU: exactly; CUDA: as far as its kernels are deterministic, see `deterministic`).
+
+    Args:
+        task: the network with its loss and optimiser.
+        data: gives batches and samplers.
+        out: run folder.
+        steps: optimiser steps in all; the learning-rate schedule ends there.
+        val_every: epochs between validations.
+        precision: of the arithmetic; "bf16-mixed" or "16-mixed" save memory on a GPU.
+        accelerator: "cpu", "gpu", or "auto".
+        devices: processes per node (each takes `data.batch_size` images a batch), or "auto".
+        num_nodes: machines.
+        strategy: how processes work together, "ddp" for instance; "auto" chooses.
+        sync_batchnorm: batch statistics over all GPUs. Not available, and not done, on CPU.
+        gradient_clip: largest norm of the gradient; None leaves it as it is.
+        deterministic: deterministic kernels only, slower on a GPU.
+        seed: of dropout and everything else random that is not the data's.
+        resume: go on with the run in `out`.
+        overwrite: delete the run in `out` first.
+        log_every: optimiser steps between logged values.
+        progress: show a progress bar on a terminal, else one line an epoch.
+        config: text kept as config.yaml; by default the arguments of this call.
+        callbacks: more of Lightning's callbacks.
+
+    Raises:
+        InputError: `out` cannot be written or holds a run already, there is nothing to resume,
+            the checkpoint does not fit, an option is out of range, the loss is not finite.
+        KeyboardInterrupt: interrupted by the user; `resume` goes on.
+    """
+    out = Path(out)
+    epoch_steps = int(getattr(data, "steps_per_epoch", 0) or 0)
+    checks = {"steps": steps, "val_every": val_every, "log_every": log_every, "devices": devices}
+    for name, value in checks.items():
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"{name}={value}: give a number of at least 1")
+    if seed < 0:
+        raise InputError(f"seed={seed}: give a number of at least 0")
+    if gradient_clip is not None and gradient_clip <= 0:
+        raise InputError(f"gradient_clip={gradient_clip}: give a norm above 0")
+    if epoch_steps < 1:
+        raise InputError(f"data.steps_per_epoch={epoch_steps}: give a number of at least 1")
+    if task.warmup_steps >= steps:
+        raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
+    check_classes(task.model, data)
+    last = out / "checkpoints" / "last.ckpt"
+    done = _start_of(last, task) if resume else 0
+    if config is None:
+        config = yaml.safe_dump(
+            {
+                "steps": steps,
+                "val_every": val_every,
+                "precision": precision,
+                "gradient_clip": gradient_clip,
+                "seed": seed,
+            },
+            sort_keys=False,
+        )
+    best = KeepBest(out)
+    task.total_steps = steps
+    trainer = _trainer(
+        out,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        deterministic=deterministic,
+        # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
+        max_epochs=-(-steps // epoch_steps),
+        accumulate_grad_batches=int(getattr(data, "accumulate", 1)),
+        check_val_every_n_epoch=val_every,
+        gradient_clip_val=gradient_clip,
+        log_every_n_steps=min(log_every, epoch_steps),
+        logger=[
+            MetricsFile(out / "metrics.csv", resume_step=done),
+            TensorBoardLogger(
+                out,
+                name="tensorboard",
+                version="",
+                default_hp_metric=False,
+                purge_step=done if done else None,
+            ),
+        ],
+        callbacks=[
+            SeedEachEpoch(seed),
+            StopAtStep(steps, val_every=val_every),
+            Throughput(log_every),
+            *_console(progress, steps),
+            *callbacks,
+            best,
+            ModelCheckpoint(
+                dirpath=last.parent,
+                filename=last.stem,
+                every_n_epochs=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ],
+        plugins=[SynchronisedBatchNorm()] if _synchronises(sync_batchnorm, accelerator) else [],
+    )
+    if _first_process():  # last, so that no run is overwritten by one that cannot start
+        _prepare(out, resume=resume, overwrite=overwrite)
+        if not (resume and (out / "config.yaml").is_file()):
+            write_text(out / "config.yaml", config)
+    began = time.perf_counter()
+    _interruptible(
+        trainer,
+        lambda: trainer.fit(
+            task, datamodule=data, ckpt_path=last if resume else None, weights_only=True
+        ),
+    )
+    if best.step == 0 and trainer.is_global_zero:  # nothing was validated
+        export_model(task.model, out / "model")
+    return TrainResult(
+        out=out,
+        model=out / "model",
+        miou=best.score if best.step else float("nan"),
+        best_step=best.step,
+        steps=trainer.global_step,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def evaluate(
+    model: nn.Module | str | os.PathLike[str],
+    data: lightning.LightningDataModule,
+    *,
+    split: Literal["val", "test"] = "test",
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true",
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    progress: bool = True,
+) -> Scores:
+    """Scores of a model on a split, from one confusion matrix over all of it.
+
+    Args:
+        model: a network, a run folder, or a folder written by `save_pretrained`.
+        data: gives the images; its `ignore_index` labels do not count.
+        split: "val" or "test".
+        window: predict by a sliding window of this size, or (height, width); None: whole image.
+        stride: steps of that window; two thirds of it by default.
+        scales: predict at these scales, and average.
+        flip: average with the prediction of the mirrored image.
+        precision: of the arithmetic.
+        accelerator: "cpu", "gpu", or "auto".
+        devices: processes per node, or "auto".
+        num_nodes: machines.
+        strategy: how processes work together.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        InputError: the folder holds no model, or the model has other classes than the data.
+    """
+    network = model if isinstance(model, nn.Module) else load_model(model)
+    check_classes(network, data)
+    task = SemanticSegmentation(
+        network, classes=data.classes, ignore_index=getattr(data, "ignore_index", 255)
+    )
+    if window is not None or tuple(scales) != (1.0,) or flip:
+        from fsanet.predict import Predictor
+
+        predictor = Predictor(network, window=window, stride=stride, scales=scales, flip=flip)
+        task.segment = lambda images: predictor.masks(images)[0]
+    elif stride is not None:
+        raise InputError("stride without window: give both, or none for whole images")
+    trainer = _trainer(
+        Path.cwd(),
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[RichProgressBar()] if progress and sys.stdout.isatty() else [],
+    )
+    run = trainer.validate if split == "val" else trainer.test
+    was_training = network.training
+    _interruptible(trainer, lambda: run(task, datamodule=data, verbose=False))
+    network.train(was_training)
+    if task.scores is None:
+        raise InputError(f"the {split} split holds no image")
+    return task.scores
+
+
+def load_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """The network in a run folder (its `model/`), or in a folder written by `save_pretrained`.
+
+    Raises:
+        InputError: there is none, or weights and configuration do not belong together.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fsanet.models import FsaNet
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a run or model folder")
+    holder = folder / "model" if (folder / "model").is_dir() else folder
+    for name in ("config.json", "model.safetensors"):
+        if not (holder / name).is_file():
+            raise InputError(f"{holder}: no {name}; give a folder written by fsanet train")
+    weights = holder / "model.safetensors"
+    try:
+        network = FsaNet.from_pretrained(holder)
+        # Checked again, since loading need not be strict.
+        difference = state_difference(network.state_dict(), load_file(weights))
+    except InputError:
+        raise
+    except SafetensorError as error:
+        raise InputError(f"{weights}: damaged ({error})") from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        difference = " ".join(str(error).split())[:400]
+    if difference is not None:
+        raise InputError(f"{weights}: not the weights of the network in config.json: {difference}")
+    return network
+
+
+def check_classes(model: nn.Module, data: Any) -> None:
+    """Raises `InputError` unless model and data have the same number of classes."""
+    count = getattr(model, "num_classes", None)
+    if count is not None and count != data.num_classes:
+        raise InputError(
+            f"the model has {count} classes and the data set {data.num_classes}: they must agree"
+        )
+    names = tuple(getattr(model, "classes", ()) or ())
+    if names and names != tuple(data.classes):
+        pairs = zip(names, data.classes, strict=True)
+        theirs = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        if theirs is not None:
+            warnings.warn(
+                f"class names differ: the model says {theirs[0]!r} where the data says "
+                f"{theirs[1]!r}",
+                stacklevel=2,
+            )
+
+
+def _start_of(last: Path, task: SemanticSegmentation) -> int:
+    """Optimiser steps done in the checkpoint, once it is clear that it fits."""
+    if not last.is_file():
+        raise InputError(f"{last}: nothing to resume; leave out --resume to start a run")
+    checkpoint = read_checkpoint(last)
+    difference = state_difference(task.state_dict(), checkpoint["state_dict"])
+    if difference is not None:
+        raise InputError(f"{last}: checkpoint of another architecture: {difference}")
+    return int(checkpoint["global_step"])
+
+
+def _prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Makes sure that `out` can be written, and holds no other run."""
+    present = [name for name in _PARTS if (out / name).exists()]
+    if present and not resume:
+        if not overwrite:
+            raise InputError(
+                f"{out}: holds a run already ({', '.join(present)}); "
+                "give --resume, --overwrite or another --out"
+            )
+        for name in present:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    probe = out / ".writable"
+    write_text(probe, "")
+    probe.unlink()
+
+
+def _first_process() -> bool:
+    """Whether this is the process that owns the run folder, before Lightning has ranks."""
+    environment = os.environ
+    if "RANK" in environment:
+        return environment["RANK"] == "0"
+    ranks = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(environment.get(name, "0") == "0" for name in ranks)
+
+
+def _console(progress: bool, steps: int) -> list[Callback]:
+    if not progress:
+        return []
+    return [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else [EpochLines(steps)]
+
+
+def _synchronises(wanted: bool, accelerator: str) -> bool:
+    import torch
+
+    return wanted and accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _trainer(out: Path, **options: Any) -> lightning.Trainer:
+    """A trainer that leaves sampling to the data module and says nothing it is not asked."""
+    has_bar = any(isinstance(callback, RichProgressBar) for callback in options["callbacks"])
+    try:
+        return lightning.Trainer(
+            default_root_dir=out,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=has_bar,
+            **options,
+        )
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"trainer options: {' '.join(str(error).split())}") from error
+
+
+def _interruptible(trainer: lightning.Trainer, run: Any) -> None:
+    """Runs, and lets Ctrl-C out as KeyboardInterrupt; Lightning turns it into an exit code 1."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        run()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt) or trainer.interrupted:
+            raise KeyboardInterrupt from stop
+        raise
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
