@@ -66,9 +66,8 @@ class Band(NamedTuple):
             return k
         if k is None:
             return cls(0, None, 0, None)
-        if isinstance(k, int) and not isinstance(k, bool):
-            k = (k, k)
-        sides = tuple(k) if isinstance(k, Sequence) and not isinstance(k, str) else ()
+        both = (k, k) if isinstance(k, int) and not isinstance(k, bool) else k
+        sides = tuple(both) if isinstance(both, Sequence) and not isinstance(both, str) else ()
         if len(sides) != 2:
             raise ValueError(
                 f"k={k!r} is not a band: give an int, a pair (kh, kw), two ranges "

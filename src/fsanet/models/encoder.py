@@ -1,0 +1,86 @@
+"""Any timm network as a dilated feature extractor."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from safetensors import SafetensorError
+from torch import nn
+
+from fsanet.errors import InputError
+
+__all__ = ["build_encoder"]
+
+
+def build_encoder(
+    name: str,
+    *,
+    output_stride: int = 8,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A timm network that returns its last two stages of features.
+
+    Args:
+        name: timm model name.
+        output_stride: 8 or 16; the stride of the last features in image pixels.
+        in_channels: channels of the images.
+        pretrained: load timm's own weights (downloads them).
+        weights: a local ``.safetensors`` (or ``.pth``, read with ``weights_only=True``) file of
+            that timm model's weights; the classifier in it is set aside.
+        options: further arguments of the network, passed to ``timm.create_model``.
+
+    Returns:
+        A module ``(B, in_channels, H, W) -> [features of the last stage but one, of the last]``
+        with timm's ``feature_info``.
+
+    Raises:
+        InputError: unknown name, no support of the output stride, missing or unfit weights.
+    """
+    if output_stride not in (8, 16, 32):
+        raise InputError(f"output_stride={output_stride}: use 8 or 16")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
+        raise InputError(f"encoder {name!r} is not a timm model{hint}")
+    arguments = dict(
+        features_only=True, in_chans=in_channels, output_stride=output_stride, **(options or {})
+    )
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise InputError(f"encoder_weights: no file {path}; give the path of the weights")
+        arguments["pretrained_cfg_overlay"] = {"file": str(path)}
+    try:
+        encoder = timm.create_model(name, pretrained=pretrained or weights is not None, **arguments)
+    except (NotImplementedError, AssertionError, TypeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+            raise _unbuildable(name, weights, error) from error
+        if isinstance(error, TypeError) and "output_stride" not in str(error):
+            raise _unbuildable(name, weights, error) from error
+        raise InputError(
+            f"encoder {name!r} has no output_stride={output_stride} with features_only in timm; "
+            "use one that has, such as resnet*, convnext*, mobilenetv2*, mobilenetv3*, "
+            "efficientnet*, regnet*"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise _unbuildable(name, weights, error) from error
+    reduction = cast(Any, encoder).feature_info.reduction()
+    if reduction[-1] != output_stride:
+        raise InputError(
+            f"encoder {name!r} ignores output_stride={output_stride}: its last features are at "
+            f"stride {reduction[-1]}; use another encoder or output_stride={reduction[-1]}"
+        )
+    return encoder
+
+
+def _unbuildable(name: str, weights: str | Path | None, error: Exception) -> InputError:
+    what = f" with weights {weights}" if weights is not None else ""
+    reason = " ".join(str(error).split())[:300]
+    return InputError(f"encoder {name!r}{what} cannot be built: {reason}")

@@ -1,0 +1,247 @@
+import json
+
+import contract
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from fsanet import FrequencySelfAttention, FsaNet, SpatialSelfAttention
+from fsanet.errors import InputError
+
+SMALL = {"num_classes": 4, "head_channels": 24, "aux_channels": 16}
+VARIANTS = [
+    {},
+    {"attention": "spatial", "similarity": "softmax"},
+    {"attention": None},
+    {"similarity": "linear_softmax", "recurrence": 2, "block": "ccnet", "k": [2, 3]},
+]
+
+
+def small(encoder="resnet10t", **options):
+    torch.manual_seed(0)
+    return FsaNet(encoder, **{**SMALL, "zero_init": False, **options})
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_contract(options, tmp_path):
+    model = small(**options)
+    contract.forward_backward(model)
+    contract.any_size(model)
+    contract.state_round_trip(model, tmp_path)
+
+
+def test_exports():
+    contract.exports(small())
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    ["resnet18", "mobilenetv2_050", "mobilenetv3_small_050", "convnext_atto", "efficientnet_lite0"],
+)
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_encoders(encoder, output_stride):
+    model = small(encoder, output_stride=output_stride).eval()
+    assert model.encoder.feature_info.reduction()[-1] == output_stride
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 80)).shape == (1, 4, 64, 80)
+        last = model.encoder(torch.randn(1, 3, 64, 80))[-1]
+    assert last.shape[-2:] == (64 // output_stride, 80 // output_stride)
+
+
+def test_paper_network():
+    """Deep stem 64, 64, 128; 2048 channels at stride 8; head 512, auxiliary head 256."""
+    with torch.device("meta"):
+        model = FsaNet(num_classes=19, recurrence=2)
+    stem = [m.out_channels for m in model.encoder.conv1 if isinstance(m, nn.Conv2d)]
+    assert stem == [64, 64, 128]
+    assert model.encoder.feature_info.channels()[-2:] == [1024, 2048]
+    assert model.encoder.feature_info.reduction()[-2:] == [8, 8]
+    assert model.head.reduce[0].weight.shape == (512, 2048, 3, 3)
+    assert model.head.join[0].weight.shape == (512, 2048 + 512, 3, 3)
+    assert model.auxiliary.reduce[0].weight.shape == (256, 1024, 3, 3)
+    attention = model.head.attention
+    assert isinstance(attention, FrequencySelfAttention)
+    assert (attention.band, attention.recurrence) == ((0, 8, 0, 8), 2)
+    assert attention.query.weight.shape == (256, 512)
+    assert model(torch.empty(1, 3, 97, 129, device="meta")).shape == (1, 19, 97, 129)
+
+
+def test_baselines_are_one_argument_apart():
+    frequency, spatial, none = small(), small(attention="spatial"), small(attention=None)
+    assert isinstance(spatial.head.attention, SpatialSelfAttention)
+    assert isinstance(none.head.attention, nn.Identity)
+    assert frequency.state_dict().keys() == spatial.state_dict().keys()
+    rest = {k for k in frequency.state_dict() if not k.startswith("head.attention.")}
+    assert rest == none.state_dict().keys()
+    # closed attention is no attention
+    images = torch.randn(1, 3, 64, 64)
+    closed = small(zero_init=True).eval()
+    none.load_state_dict({k: v for k, v in closed.state_dict().items() if k in rest})
+    torch.testing.assert_close(closed(images), none.eval()(images))
+
+
+def test_full_band_network_is_the_spatial_network():
+    frequency, spatial = small(k=None).double().eval(), small(attention="spatial").double().eval()
+    spatial.load_state_dict(frequency.state_dict())
+    images = torch.randn(1, 3, 72, 56, dtype=torch.float64)
+    torch.testing.assert_close(frequency(images), spatial(images), rtol=1e-9, atol=1e-10)
+
+
+def test_golden_logits():
+    """Seeded weights, seeded image: the network still computes what it computed."""
+    model = small(recurrence=2).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.data.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.1)
+    image = torch.randn(1, 3, 48, 64, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        got = model(image)[0, :, 20, 31]
+    torch.testing.assert_close(got, torch.tensor(GOLDEN, dtype=torch.float64), rtol=1e-6, atol=1e-9)
+
+
+GOLDEN = [0.2556216272877223, -0.05165910085244214, 0.0604907746464653, 0.034082954544274284]
+
+
+def test_auxiliary_head_is_for_training_only():
+    model = small().eval()
+    images = torch.randn(1, 3, 64, 64)
+    calls = []
+    model.auxiliary.register_forward_hook(lambda *_: calls.append(1))
+    model(images)
+    assert not calls
+    assert model.forward_with_auxiliary(images)[1].shape == (1, 4, 64, 64)
+    assert calls
+    assert small(aux_channels=0).forward_with_auxiliary(images)[1] is None
+
+
+def test_encoder_weights_from_a_file(tmp_path):
+    torch.manual_seed(3)
+    donor = timm.create_model("mobilenetv2_050", num_classes=7)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(donor.state_dict(), path)
+    model = small("mobilenetv2_050", encoder_weights=str(path))
+    torch.testing.assert_close(model.encoder.conv_stem.weight, donor.conv_stem.weight)
+    torch.testing.assert_close(
+        model.encoder.blocks[3][0].conv_pw.weight, donor.blocks[3][0].conv_pw.weight
+    )
+    model.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["encoder_weights"] is None
+    assert config["pretrained"] is False
+    path.unlink()  # a reload does not come back for them
+    FsaNet.from_pretrained(tmp_path / "saved")
+
+
+def test_meta_data_travel_with_the_weights(tmp_path):
+    model = small(
+        classes=["a", "b", "c", "d"],
+        palette=[(1, 2, 3), (4, 5, 6), (7, 8, 9), (255, 0, 0)],
+        mean=(0.1, 0.2, 0.3),
+        std=(1 / 255,) * 3,
+        bgr=True,
+        k=((1, 3), (0, None)),
+    )
+    model.save_pretrained(tmp_path)
+    again = FsaNet.from_pretrained(tmp_path)
+    assert again.classes == ("a", "b", "c", "d")
+    assert again.palette[3] == (255, 0, 0)
+    assert again.std == (1 / 255,) * 3
+    assert again.bgr
+    assert again.head.attention.band == (1, 3, 0, None)
+
+
+def test_regular_network_reopened_with_low_frequencies(tmp_path):
+    model = small(attention="spatial", similarity="softmax").eval()
+    model.head.attention.query.weight.data.mul_(30)  # scores that are not all alike
+    model.head.attention.key.weight.data.mul_(30)
+    model.save_pretrained(tmp_path)
+    low = FsaNet.from_pretrained(tmp_path, attention="frequency", k=2).double().eval()
+    full = FsaNet.from_pretrained(tmp_path, attention="frequency", k=None).double().eval()
+    images, model = torch.randn(1, 3, 64, 64, dtype=torch.float64), model.double()
+    with torch.no_grad():
+        want = model(images)
+        assert (full(images) - want).norm() < 1e-10 * want.norm()
+        assert (low(images) - want).norm() > 1e-7 * want.norm()
+
+
+def test_normalise():
+    image = torch.randint(0, 256, (2, 3, 5, 6), dtype=torch.uint8)
+    model = small(mean=(0.5, 0.25, 0.125), std=(0.5, 1.0, 2.0))
+    want = (image.double() / 255 - torch.tensor([0.5, 0.25, 0.125])[:, None, None]) / torch.tensor(
+        [0.5, 1.0, 2.0]
+    )[:, None, None]
+    torch.testing.assert_close(model.normalise(image).double(), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.normalise(image.float() / 255), model.normalise(image))
+    # the published CCNet-lineage input: BGR, 0..255, mean only
+    published = small(
+        mean=[m / 255 for m in (122.67891434, 116.66876762, 104.00698793)],
+        std=[1 / 255] * 3,
+        bgr=True,
+    )
+    bgr = (
+        image.flip(1).double()
+        - torch.tensor([104.00698793, 116.66876762, 122.67891434])[:, None, None]
+    )
+    torch.testing.assert_close(published.normalise(image).double(), bgr, rtol=1e-4, atol=1e-3)
+
+
+def test_channels_that_are_not_rgb():
+    model = small(in_channels=5)
+    assert model.eval()(model.normalise(torch.rand(1, 5, 64, 64))).shape == (1, 4, 64, 64)
+
+
+def test_align_corners():
+    features = torch.randn(1, 3, 64, 64)
+    a, b = small().eval(), small(align_corners=True).eval()
+    b.load_state_dict(a.state_dict())
+    assert not torch.allclose(a(features), b(features))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "resnet18x"}, "did you mean resnet18"),
+        ({"encoder": "swin_tiny_patch4_window7_224"}, "has no output_stride=8"),
+        ({"encoder": "vgg11"}, "has no output_stride=8"),
+        ({"output_stride": 4}, "use 8 or 16"),
+        ({"encoder_weights": "nowhere.safetensors"}, "no file nowhere.safetensors"),
+        ({"encoder_options": {"colour": 1}}, "cannot be built: .*colour"),
+        ({"k": 0}, "k=0: at least 1 row"),
+        ({"similarity": "cosine"}, "similarity='cosine'"),
+        ({"attention": "fourier"}, "attention='fourier'"),
+        ({"classes": ["a"]}, "classes has 1 entries for num_classes=4"),
+        ({"palette": [(0, 0, 0)]}, "palette has 1 entries"),
+        ({"mean": (0.5,), "std": (0.5,)}, "one value per channel"),
+        ({"num_classes": 0}, "num_classes=0"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(InputError, match=message):
+        small(**options)
+
+
+def test_weights_file_of_another_network(tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), path)
+    with pytest.raises(InputError, match=r"w\.safetensors"):
+        small("mobilenetv2_050", encoder_weights=str(path))
+    path.write_bytes(b"not safetensors at all")
+    with pytest.raises(InputError, match="cannot be built"):
+        small("mobilenetv2_050", encoder_weights=str(path))
+
+
+def test_folders_that_hold_no_network(tmp_path):
+    with pytest.raises(InputError, match="no such folder, and not a hub id"):
+        FsaNet.from_pretrained(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"no config\.json in it"):
+        FsaNet.from_pretrained(tmp_path)
+    small().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"weights of another architecture \(\d+ of another shape"):
+        FsaNet.from_pretrained(tmp_path, head_channels=16)
+    with pytest.raises(InputError, match="missing, such as"):
+        FsaNet.from_pretrained(tmp_path, encoder="resnet18")
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be read"):
+        FsaNet.from_pretrained(tmp_path)
