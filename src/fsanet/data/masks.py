@@ -13,7 +13,7 @@ from torch import Tensor
 from fsanet.errors import InputError
 
 #: What a mask file may be: formats that keep every value.
-MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm"})
+MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".pgm"})
 
 # Pillow's decoders raise all of these on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError)

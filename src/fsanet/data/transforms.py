@@ -177,20 +177,22 @@ class PhotometricDistortion(v2.Transform):
             return inpt
         image = inpt.as_subclass(Tensor)  # (3, H, W) uint8
         first = params["contrast_first"]
-        image = _affine(image, params["contrast"] if first else 1.0, params["brightness"])
+        image = _offset_and_scale(image, params["brightness"], params["contrast"] if first else 1.0)
         if params["saturation"] != 1:
             image = F.adjust_saturation(image, params["saturation"])
         if params["hue"] != 0:
             image = F.adjust_hue(image, params["hue"])
         if not first:
-            image = _affine(image, params["contrast"], 0.0)
+            image = _offset_and_scale(image, 0.0, params["contrast"])
         return tv_tensors.wrap(image, like=inpt)
 
 
-def _affine(image: Tensor, scale: float, offset: float) -> Tensor:
+def _offset_and_scale(image: Tensor, offset: float, scale: float) -> Tensor:
+    """Brightness, then contrast, each cut at the ends of 0..255."""
     if scale == 1 and offset == 0:
         return image
-    return image.float().mul_(scale).add_(offset).round_().clamp_(0, 255).to(torch.uint8)
+    shifted = image.float().add_(offset).clamp_(0, 255)
+    return shifted.mul_(scale).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _uniform(low: float, high: float) -> float:
