@@ -147,13 +147,42 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
 def test_models_that_are_not_there(tmp_path: Path) -> None:
     model = Strongest()
     assert load_model(model) is model
-    with pytest.raises(InputError, match="no such model folder"):
+    with pytest.raises(InputError, match="no such folder"):
         load_model(tmp_path / "none")
     with pytest.raises(InputError, match=r"no config\.json"):
         load_model(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"no model\.safetensors"):
-        load_model(str(tmp_path))
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "model/config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run/model: no model\.safetensors"):
+        load_model(str(run))
+
+
+def test_a_real_network_from_its_folder(tmp_path: Path) -> None:
+    from fsanet.models import FsaNet
+
+    options = {"encoder": "resnet10t", "output_stride": 16, "head_channels": 8, "aux_channels": 0}
+    small = {"channels": [8, 8, 8, 8], "stem_width": 8}
+    torch.manual_seed(0)
+    model = FsaNet(num_classes=3, encoder_options=small, zero_init=False, **options).eval()
+    model.save_pretrained(tmp_path / "run/model")
+    image = write(tmp_path / "a.png", 1, (37, 51))  # no multiple of anything
+    summary = predict_to_folder(
+        tmp_path / "run", tmp_path / "a.png", tmp_path / "out", progress=False
+    )
+    assert summary["model"]["name"] == "FsaNet"
+    with torch.inference_mode():
+        tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+        expected = model(model.normalise(tensor)).argmax(1)[0]
+    with Image.open(tmp_path / "out/a_mask.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), expected.numpy())
+        assert mask.getpalette()[:9] == [v for colour in model.palette for v in colour]
+    for window in (32, 33):  # as below the image, above it, and odd
+        predict_to_folder(
+            model, tmp_path / "a.png", tmp_path / "out", window=window, flip=True, progress=False
+        )
+        with Image.open(tmp_path / "out/a_mask.png") as mask:
+            assert mask.size == (51, 37)
 
 
 def test_progress_and_skipped_files_go_to_the_terminal(

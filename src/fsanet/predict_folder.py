@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -44,20 +43,12 @@ def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """
     if isinstance(model, nn.Module):
         return model
-    folder = Path(model)
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"  # where a training run keeps its best
-    if folder.exists():
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder}: no {name}; give a folder made by save_pretrained")
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
-        raise InputError(f"{folder}: no such model folder; check the path")
     from fsanet.models import FsaNet
 
-    name = str(folder) if folder.exists() else str(model)
-    network: nn.Module = FsaNet.from_pretrained(name)
-    return network
+    inner = Path(model, "model")  # where a training run keeps its best
+    if (inner / "config.json").is_file() and not Path(model, "config.json").is_file():
+        model = inner
+    return FsaNet.from_pretrained(str(model))
 
 
 def write_predictions(

@@ -25,7 +25,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
     device = torch.device(device)
     found = {"device": _device_name(device), "threads": str(torch.get_num_threads())}
     found["python"] = platform.python_version()
-    for package in ("torch", "torchvision", "timm", "lightning", "fsanet"):
+    found["torch"] = torch.__version__  # names the build, too
+    for package in ("torchvision", "timm", "lightning", "fsanet"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
