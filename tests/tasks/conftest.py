@@ -1,12 +1,11 @@
+import socket
 import sys
 from pathlib import Path
 
-# importlib import mode leaves this folder off the path; `tiny` is shared between test files.
+import pytest
+
+# importlib import mode leaves this folder off the path; helpers are shared between test files.
 sys.path.append(str(Path(__file__).parent))
-
-import socket  # noqa: E402
-
-import pytest  # noqa: E402
 
 
 @pytest.fixture

@@ -71,7 +71,9 @@ def test_ohem(threshold, min_kept, weights):
 def test_ohem_gives_gradient_to_kept_pixels_only():
     logits, labels = example(seed=5)
     tensor = torch.tensor(logits, requires_grad=True)
-    SegmentationLoss(ohem=True, threshold=0.3, min_kept=0)(tensor, torch.tensor(labels))[0].backward()
+    SegmentationLoss(ohem=True, threshold=0.3, min_kept=0)(tensor, torch.tensor(labels))[
+        0
+    ].backward()
     touched = tensor.grad.abs().sum(1) > 0
     probability = tensor.softmax(1).gather(1, torch.tensor(labels).clamp(max=4)[:, None])[:, 0]
     assert torch.equal(touched, (torch.tensor(labels) != 255) & (probability < 0.3))

@@ -94,9 +94,9 @@ class TinyData(lightning.LightningDataModule):
     palette = TinyNet.palette
     ignore_index = 255
 
-    def __init__(self, *, batch_size=4, steps_per_epoch=4, accumulate=1, workers=0, val=5, size=(8, 12)):
+    def __init__(self, *, batch_size=4, steps_per_epoch=4, accumulate=1, val=5, size=(8, 12)):
         super().__init__()
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size = batch_size
         self.steps_per_epoch, self.accumulate = steps_per_epoch, accumulate
         self.train_set = TinyImages(20, seed=1, size=size)
         self.val_set = TinyImages(val, seed=2, size=size)
@@ -111,9 +111,7 @@ class TinyData(lightning.LightningDataModule):
             self.steps_per_epoch * self.accumulate,
             *self._ranks(),
         )
-        return DataLoader(
-            self.train_set, self.batch_size, sampler=sampler, num_workers=self.workers
-        )
+        return DataLoader(self.train_set, self.batch_size, sampler=sampler)
 
     def val_dataloader(self):
         rank, world = self._ranks()
@@ -128,8 +126,12 @@ def main(out, devices, batch_size):
 
     torch.manual_seed(3)
     task = SemanticSegmentation(
-        TinyNet(norm=False, dropout=0.0), classes=CLASSES, lr=0.05, loss=sys.argv[4]
-        , ohem_min_kept=60)
+        TinyNet(norm=False, dropout=0.0),
+        classes=CLASSES,
+        lr=0.05,
+        loss=sys.argv[4],
+        ohem_min_kept=60,
+    )
     train(
         task,
         TinyData(batch_size=int(batch_size), val=5),

@@ -23,9 +23,7 @@ def uneven():
 
 
 def one_of_two(rank, port, folder):
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         results = {}
         logits, labels = uneven()

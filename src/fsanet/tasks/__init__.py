@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fsanet.tasks.scores import Scores
     from fsanet.tasks.segmentation import SemanticSegmentation
-    from fsanet.tasks.training import TrainResult, evaluate, load_model, train
+    from fsanet.tasks.training import TrainResult, evaluate, train
 
 __all__ = [
     "Scores",
     "SemanticSegmentation",
     "TrainResult",
     "evaluate",
-    "load_model",
     "train",
 ]
 

@@ -21,20 +21,25 @@ from torch import nn
 from fsanet.tasks.segmentation import SemanticSegmentation
 
 
-class SeedEachEpoch(Callback):
-    """Makes everything random in an epoch (dropout above all) a function of seed, epoch, process.
+class SeedEachBatch(Callback):
+    """Makes everything random in a step (dropout above all) a function of seed, batch, process.
 
-    So a run that resumes at the start of an epoch goes on as one that was never interrupted.
+    So a run that is resumed goes on as one that was never interrupted, whatever else draws
+    from the random state (loaders do when they start, and they start at other times then).
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
-        words = sequence.generate_state(4)
+        key = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        words = np.random.SeedSequence(key).generate_state(4)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
         np.random.seed(words[2])  # noqa: NPY002
         random.seed(int(words[3]))

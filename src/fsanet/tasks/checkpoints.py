@@ -1,14 +1,12 @@
-"""Reading checkpoints safely, and saying how one differs from a model."""
+"""Reading training checkpoints without running code that may be in them."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fsanet.errors import InputError
 
@@ -33,33 +31,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path}: not a checkpoint of fsanet train (no 'state_dict')")
     return checkpoint
-
-
-def state_difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """What keeps `given` from being loaded into a model with `expected`, or None if it fits.
-
-    Example:
-        >>> state_difference({"a": torch.zeros(2)}, {"a": torch.zeros(3)})
-        '1 of another shape (a: 3 in the file, 2 in the model)'
-    """
-    missing = [name for name in expected if name not in given]
-    surplus = [name for name in given if name not in expected]
-    shapes = [
-        name for name in expected if name in given and given[name].shape != expected[name].shape
-    ]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing (first: {missing[0]})")
-    if surplus:
-        parts.append(f"{len(surplus)} unknown to the model (first: {surplus[0]})")
-    if shapes:
-        name = shapes[0]
-        parts.append(
-            f"{len(shapes)} of another shape ({name}: {_shape(given[name])} in the file, "
-            f"{_shape(expected[name])} in the model)"
-        )
-    return ", ".join(parts) or None
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -25,18 +25,21 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
+from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.files import write_text
+from fsanet.models.fsanet import check_state
+from fsanet.predict_folder import load_model
 from fsanet.tasks.callbacks import (
     EpochLines,
     KeepBest,
-    SeedEachEpoch,
+    SeedEachBatch,
     StopAtStep,
     SynchronisedBatchNorm,
     Throughput,
     export_model,
 )
-from fsanet.tasks.checkpoints import read_checkpoint, state_difference
+from fsanet.tasks.checkpoints import read_checkpoint
 from fsanet.tasks.logs import MetricsFile
 from fsanet.tasks.scores import Scores
 from fsanet.tasks.segmentation import SemanticSegmentation
@@ -67,7 +70,7 @@ class TrainResult:
 
 def train(
     task: SemanticSegmentation,
-    data: lightning.LightningDataModule,
+    data: SegmentationData,
     *,
     out: str | os.PathLike[str],
     steps: int,
@@ -125,7 +128,7 @@ def train(
         KeyboardInterrupt: interrupted by the user; `resume` goes on.
     """
     out = Path(out)
-    epoch_steps = int(getattr(data, "steps_per_epoch", 0) or 0)
+    epoch_steps = data.steps_per_epoch
     checks = {"steps": steps, "val_every": val_every, "log_every": log_every, "devices": devices}
     for name, value in checks.items():
         if isinstance(value, int) and value < 1:
@@ -134,13 +137,16 @@ def train(
         raise InputError(f"seed={seed}: give a number of at least 0")
     if gradient_clip is not None and gradient_clip <= 0:
         raise InputError(f"gradient_clip={gradient_clip}: give a norm above 0")
-    if epoch_steps < 1:
-        raise InputError(f"data.steps_per_epoch={epoch_steps}: give a number of at least 1")
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
     last = out / "checkpoints" / "last.ckpt"
     done = _start_of(last, task) if resume else 0
+    if done < steps and done % epoch_steps:
+        raise InputError(
+            f"{last}: the run ended within an epoch, at step {done} of epochs of {epoch_steps} "
+            "steps, and cannot be made longer"
+        )
     if config is None:
         config = yaml.safe_dump(
             {
@@ -164,7 +170,7 @@ def train(
         deterministic=deterministic,
         # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
         max_epochs=-(-steps // epoch_steps),
-        accumulate_grad_batches=int(getattr(data, "accumulate", 1)),
+        accumulate_grad_batches=data.accumulate,
         check_val_every_n_epoch=val_every,
         gradient_clip_val=gradient_clip,
         log_every_n_steps=min(log_every, epoch_steps),
@@ -179,7 +185,7 @@ def train(
             ),
         ],
         callbacks=[
-            SeedEachEpoch(seed),
+            SeedEachBatch(seed),
             StopAtStep(steps, val_every=val_every),
             Throughput(log_every),
             *_console(progress, steps),
@@ -195,6 +201,8 @@ def train(
         ],
         plugins=[SynchronisedBatchNorm()] if _synchronises(sync_batchnorm, accelerator) else [],
     )
+    data.prepare_data()
+    data.setup("fit")  # finds what is wrong with the data before anything is written
     if _first_process():  # last, so that no run is overwritten by one that cannot start
         _prepare(out, resume=resume, overwrite=overwrite)
         if not (resume and (out / "config.yaml").is_file()):
@@ -220,7 +228,7 @@ def train(
 
 def evaluate(
     model: nn.Module | str | os.PathLike[str],
-    data: lightning.LightningDataModule,
+    data: SegmentationData,
     *,
     split: Literal["val", "test"] = "test",
     window: int | tuple[int, int] | None = None,
@@ -254,11 +262,9 @@ def evaluate(
     Raises:
         InputError: the folder holds no model, or the model has other classes than the data.
     """
-    network = model if isinstance(model, nn.Module) else load_model(model)
+    network = load_model(model)
     check_classes(network, data)
-    task = SemanticSegmentation(
-        network, classes=data.classes, ignore_index=getattr(data, "ignore_index", 255)
-    )
+    task = SemanticSegmentation(network, classes=data.classes, ignore_index=data.ignore_index)
     if window is not None or tuple(scales) != (1.0,) or flip:
         from fsanet.predict import Predictor
 
@@ -286,41 +292,7 @@ def evaluate(
     return task.scores
 
 
-def load_model(folder: str | os.PathLike[str]) -> nn.Module:
-    """The network in a run folder (its `model/`), or in a folder written by `save_pretrained`.
-
-    Raises:
-        InputError: there is none, or weights and configuration do not belong together.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from fsanet.models import FsaNet
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a run or model folder")
-    holder = folder / "model" if (folder / "model").is_dir() else folder
-    for name in ("config.json", "model.safetensors"):
-        if not (holder / name).is_file():
-            raise InputError(f"{holder}: no {name}; give a folder written by fsanet train")
-    weights = holder / "model.safetensors"
-    try:
-        network = FsaNet.from_pretrained(holder)
-        # Checked again, since loading need not be strict.
-        difference = state_difference(network.state_dict(), load_file(weights))
-    except InputError:
-        raise
-    except SafetensorError as error:
-        raise InputError(f"{weights}: damaged ({error})") from error
-    except (RuntimeError, ValueError, TypeError) as error:
-        difference = " ".join(str(error).split())[:400]
-    if difference is not None:
-        raise InputError(f"{weights}: not the weights of the network in config.json: {difference}")
-    return network
-
-
-def check_classes(model: nn.Module, data: Any) -> None:
+def check_classes(model: nn.Module, data: SegmentationData) -> None:
     """Raises `InputError` unless model and data have the same number of classes."""
     count = getattr(model, "num_classes", None)
     if count is not None and count != data.num_classes:
@@ -344,9 +316,7 @@ def _start_of(last: Path, task: SemanticSegmentation) -> int:
     if not last.is_file():
         raise InputError(f"{last}: nothing to resume; leave out --resume to start a run")
     checkpoint = read_checkpoint(last)
-    difference = state_difference(task.state_dict(), checkpoint["state_dict"])
-    if difference is not None:
-        raise InputError(f"{last}: checkpoint of another architecture: {difference}")
+    check_state(task, checkpoint["state_dict"], last)
     return int(checkpoint["global_step"])
 
 

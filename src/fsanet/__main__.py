@@ -1,0 +1,7 @@
+"""`python -m fsanet`."""
+
+import sys
+
+from fsanet.cli import main
+
+sys.exit(main())
