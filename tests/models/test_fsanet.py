@@ -227,6 +227,10 @@ def test_weights_file_of_another_network(tmp_path):
     safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), path)
     with pytest.raises(InputError, match=r"w\.safetensors"):
         small("mobilenetv2_050", encoder_weights=str(path))
+    state = {"conv_stem.weight": torch.zeros(16, 3, 3, 3)}
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(InputError, match=r"the file lacks \d+ of its weights, such as b"):
+        small("mobilenetv2_050", encoder_weights=str(path))
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(InputError, match="cannot be built"):
         small("mobilenetv2_050", encoder_weights=str(path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +60,10 @@ def build_encoder(
             raise InputError(f"encoder_weights: no file {path}; give the path of the weights")
         arguments["pretrained_cfg_overlay"] = {"file": str(path)}
     try:
-        encoder = timm.create_model(name, pretrained=pretrained or weights is not None, **arguments)
+        with _missing_keys() as missing:
+            encoder = timm.create_model(
+                name, pretrained=pretrained or weights is not None, **arguments
+            )
     except (NotImplementedError, AssertionError, TypeError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
             raise _unbuildable(name, weights, error) from error
@@ -71,6 +76,11 @@ def build_encoder(
         ) from error
     except (SafetensorError, OSError) as error:
         raise _unbuildable(name, weights, error) from error
+    if missing:
+        raise InputError(
+            f"encoder {name!r} with weights {weights}: the file lacks {len(missing)} of its "
+            f"weights, such as {missing[0]}; give a file of this very timm model"
+        )
     reduction = cast(Any, encoder).feature_info.reduction()
     if reduction[-1] != output_stride:
         raise InputError(
@@ -78,6 +88,30 @@ def build_encoder(
             f"stride {reduction[-1]}; use another encoder or output_stride={reduction[-1]}"
         )
     return encoder
+
+
+@contextlib.contextmanager
+def _missing_keys() -> Iterator[list[str]]:
+    """Collect what timm only logs: weights that a file did not have, and so were left random."""
+    missing: list[str] = []
+
+    def read(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text.startswith("Missing keys ("):
+            names = text[len("Missing keys (") :].split(")")[0].split(", ")
+            missing.extend(n for n in names if not n.endswith("num_batches_tracked"))
+        # keys of the classifier are not needed, so unexpected; nobody can act on that
+        return not text.startswith(("Missing keys (", "Unexpected keys ("))
+
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    logger.addFilter(read)
+    logger.setLevel(logging.INFO)
+    try:
+        yield missing
+    finally:
+        logger.removeFilter(read)
+        logger.setLevel(level)
 
 
 def _unbuildable(name: str, weights: str | Path | None, error: Exception) -> InputError:
