@@ -98,6 +98,7 @@ def _train(given: list[str]) -> int:
     import lightning
 
     from fsanet import options
+    from fsanet.tasks.run_folder import first_process
     from fsanet.tasks.training import train
 
     parser = options.train_parser()
@@ -120,7 +121,7 @@ def _train(given: list[str]) -> int:
         config=options.record(parser, parsed, out),
         **options.train_arguments(parsed),
     )
-    if _first_process():
+    if first_process():
         print(
             f"best mIoU {result.miou:.4f} after {result.best_step} of {result.steps} steps, "
             f"{result.seconds / 60:.1f} min; model in {result.model}"
@@ -132,6 +133,7 @@ def _eval(given: list[str]) -> int:
     _quiet()
     from fsanet import options
     from fsanet.files import write_json
+    from fsanet.tasks.run_folder import first_process
     from fsanet.tasks.training import evaluate
 
     folders = [Path(text) for text in given if not text.startswith("-") and Path(text).is_dir()]
@@ -143,7 +145,7 @@ def _eval(given: list[str]) -> int:
         key: value for key, value in vars(parsed).items() if key not in ("model", "data", "json")
     }
     scores = evaluate(parsed.model, data, **arguments)
-    if not _first_process():
+    if not first_process():
         return 0
     _print_scores(scores, f"{parsed.model}, {parsed.split} split")
     if parsed.json is not None:
@@ -289,10 +291,6 @@ def _switches(given: list[str], names: tuple[str, ...]) -> list[str]:
             f"{text}=true" if text in names and follows not in ("true", "false") else text
         )
     return result
-
-
-def _first_process() -> bool:
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def _quiet() -> None:

@@ -353,6 +353,32 @@ def test_other_number_of_classes(tmp_path):
         evaluate(TinyNet(), data, accelerator="cpu")
 
 
+def test_more_processes_than_validation_images(tmp_path):
+    options = {"devices": 2, "strategy": "ddp"}
+    with pytest.raises(InputError, match="val split has 1 images for 2 processes"):
+        run(tmp_path / "run", data=TinyData(val=1), **options)
+    with pytest.raises(InputError, match="test split has 1 images for 2 processes"):
+        evaluate(TinyNet(), TinyData(val=1), accelerator="cpu", progress=False, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_precision_and_clipping(tmp_path):
+    for name, options in {
+        "full": {},
+        "mixed": {"precision": "bf16-mixed"},
+        "clipped": {"gradient_clip": 1e-6},
+    }.items():
+        run(tmp_path / name, task=task_of(weight_decay=0.0), steps=4, **options)
+    full, mixed, clipped = (
+        load_file(tmp_path / name / "model" / "model.safetensors")["head.1.weight"]
+        for name in ("full", "mixed", "clipped")
+    )
+    start = task_of().model.head[1].weight.detach()
+    assert not torch.equal(full, mixed)
+    torch.testing.assert_close(mixed, full, rtol=0.05, atol=0.01)
+    assert 0 < (clipped - start).abs().max() < 1e-6 < 1e-3 < (full - start).abs().max()
+
+
 def test_keyboard_interrupt_comes_through_and_resumes(tmp_path):
     class Interrupt(lightning.Callback):
         def on_train_batch_end(self, trainer, *args, **kwargs):

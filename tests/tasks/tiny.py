@@ -101,6 +101,9 @@ class TinyData(lightning.LightningDataModule):
         self.train_set = TinyImages(20, seed=1, size=size)
         self.val_set = TinyImages(val, seed=2, size=size)
 
+    def dataset(self, stage):
+        return self.train_set if stage == "train" else self.val_set
+
     def _ranks(self):
         return self.trainer.global_rank, self.trainer.world_size
 

@@ -8,18 +8,13 @@ that is needed to resume), `checkpoints/best.ckpt` (weights with the best valida
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import lightning
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,10 +23,8 @@ from torch import nn
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.files import write_text
-from fsanet.models.fsanet import check_state
 from fsanet.predict_folder import load_model
 from fsanet.tasks.callbacks import (
-    EpochLines,
     KeepBest,
     SeedEachBatch,
     StopAtStep,
@@ -39,12 +32,18 @@ from fsanet.tasks.callbacks import (
     Throughput,
     export_model,
 )
-from fsanet.tasks.checkpoints import read_checkpoint
 from fsanet.tasks.logs import MetricsFile
+from fsanet.tasks.run_folder import first_process, prepare, steps_done
 from fsanet.tasks.scores import Scores
 from fsanet.tasks.segmentation import SemanticSegmentation
-
-_PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
+from fsanet.tasks.trainer import (
+    check_classes,
+    check_shares,
+    console,
+    interruptible,
+    make_trainer,
+    synchronises,
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def train(
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
     last = out / "checkpoints" / "last.ckpt"
-    done = _start_of(last, task) if resume else 0
+    done = steps_done(last, task) if resume else 0
     if done < steps and done % epoch_steps:
         raise InputError(
             f"{last}: the run ended within an epoch, at step {done} of epochs of {epoch_steps} "
@@ -160,7 +159,7 @@ def train(
         )
     best = KeepBest(out)
     task.total_steps = steps
-    trainer = _trainer(
+    trainer = make_trainer(
         out,
         accelerator=accelerator,
         devices=devices,
@@ -188,7 +187,7 @@ def train(
             SeedEachBatch(seed),
             StopAtStep(steps, val_every=val_every),
             Throughput(log_every),
-            *_console(progress, steps),
+            *console(progress, steps),
             *callbacks,
             best,
             ModelCheckpoint(
@@ -199,16 +198,17 @@ def train(
                 enable_version_counter=False,
             ),
         ],
-        plugins=[SynchronisedBatchNorm()] if _synchronises(sync_batchnorm, accelerator) else [],
+        plugins=[SynchronisedBatchNorm()] if synchronises(sync_batchnorm, accelerator) else [],
     )
     data.prepare_data()
     data.setup("fit")  # finds what is wrong with the data before anything is written
-    if _first_process():  # last, so that no run is overwritten by one that cannot start
-        _prepare(out, resume=resume, overwrite=overwrite)
+    check_shares(data, "val", trainer.world_size)
+    if first_process():  # last, so that no run is overwritten by one that cannot start
+        prepare(out, resume=resume, overwrite=overwrite)
         if not (resume and (out / "config.yaml").is_file()):
             write_text(out / "config.yaml", config)
     began = time.perf_counter()
-    _interruptible(
+    interruptible(
         trainer,
         lambda: trainer.fit(
             task, datamodule=data, ckpt_path=last if resume else None, weights_only=True
@@ -272,7 +272,7 @@ def evaluate(
         task.segment = lambda images: predictor.masks(images)[0]
     elif stride is not None:
         raise InputError("stride without window: give both, or none for whole images")
-    trainer = _trainer(
+    trainer = make_trainer(
         Path.cwd(),
         accelerator=accelerator,
         devices=devices,
@@ -283,107 +283,13 @@ def evaluate(
         enable_checkpointing=False,
         callbacks=[RichProgressBar()] if progress and sys.stdout.isatty() else [],
     )
+    data.prepare_data()
+    data.setup("validate" if split == "val" else "test")
+    check_shares(data, split, trainer.world_size)
     run = trainer.validate if split == "val" else trainer.test
     was_training = network.training
-    _interruptible(trainer, lambda: run(task, datamodule=data, verbose=False))
+    interruptible(trainer, lambda: run(task, datamodule=data, verbose=False))
     network.train(was_training)
     if task.scores is None:
         raise InputError(f"the {split} split holds no image")
     return task.scores
-
-
-def check_classes(model: nn.Module, data: SegmentationData) -> None:
-    """Raises `InputError` unless model and data have the same number of classes."""
-    count = getattr(model, "num_classes", None)
-    if count is not None and count != data.num_classes:
-        raise InputError(
-            f"the model has {count} classes and the data set {data.num_classes}: they must agree"
-        )
-    names = tuple(getattr(model, "classes", ()) or ())
-    if names and names != tuple(data.classes):
-        pairs = zip(names, data.classes, strict=True)
-        theirs = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        if theirs is not None:
-            warnings.warn(
-                f"class names differ: the model says {theirs[0]!r} where the data says "
-                f"{theirs[1]!r}",
-                stacklevel=2,
-            )
-
-
-def _start_of(last: Path, task: SemanticSegmentation) -> int:
-    """Optimiser steps done in the checkpoint, once it is clear that it fits."""
-    if not last.is_file():
-        raise InputError(f"{last}: nothing to resume; leave out --resume to start a run")
-    checkpoint = read_checkpoint(last)
-    check_state(task, checkpoint["state_dict"], last)
-    return int(checkpoint["global_step"])
-
-
-def _prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes sure that `out` can be written, and holds no other run."""
-    present = [name for name in _PARTS if (out / name).exists()]
-    if present and not resume:
-        if not overwrite:
-            raise InputError(
-                f"{out}: holds a run already ({', '.join(present)}); "
-                "give --resume, --overwrite or another --out"
-            )
-        for name in present:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    probe = out / ".writable"
-    write_text(probe, "")
-    probe.unlink()
-
-
-def _first_process() -> bool:
-    """Whether this is the process that owns the run folder, before Lightning has ranks."""
-    environment = os.environ
-    if "RANK" in environment:
-        return environment["RANK"] == "0"
-    ranks = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(environment.get(name, "0") == "0" for name in ranks)
-
-
-def _console(progress: bool, steps: int) -> list[Callback]:
-    if not progress:
-        return []
-    return [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else [EpochLines(steps)]
-
-
-def _synchronises(wanted: bool, accelerator: str) -> bool:
-    import torch
-
-    return wanted and accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-
-
-def _trainer(out: Path, **options: Any) -> lightning.Trainer:
-    """A trainer that leaves sampling to the data module and says nothing it is not asked."""
-    has_bar = any(isinstance(callback, RichProgressBar) for callback in options["callbacks"])
-    try:
-        return lightning.Trainer(
-            default_root_dir=out,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=has_bar,
-            **options,
-        )
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"trainer options: {' '.join(str(error).split())}") from error
-
-
-def _interruptible(trainer: lightning.Trainer, run: Any) -> None:
-    """Runs, and lets Ctrl-C out as KeyboardInterrupt; Lightning turns it into an exit code 1."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main else None
-    try:
-        run()
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt) or trainer.interrupted:
-            raise KeyboardInterrupt from stop
-        raise
-    finally:
-        if main and handler is not None:
-            signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
