@@ -302,6 +302,7 @@ def _quiet() -> None:
         r".*LeafSpec.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*GPU available but not used.*",
+        r".*when logging on epoch level in distributed setting.*",  # they are equal already
     ):
         warnings.filterwarnings("ignore", message=pattern)
 
