@@ -405,6 +405,10 @@ def test_models_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="must have the size of the images"):
         Predictor(Coarse())(picture(8, 8))
     model = Tiny()
+    model.mean = (0.5,)
+    with pytest.raises(InputError, match="takes 1 channels"):
+        Predictor(model)
+    model = Tiny()
     model.classes = tuple(str(i) for i in range(257))
     with pytest.raises(InputError, match="8-bit mask"):
         Predictor(model)

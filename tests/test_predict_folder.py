@@ -141,6 +141,8 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message) as caught:
             predict(paths, out)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="alpha is 2"):
+        predict(image, tmp_path / "out", alpha=2)
     assert not (tmp_path / "out").exists()
 
 

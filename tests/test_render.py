@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from fsanet import render
+from fsanet.errors import InputError
 
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
@@ -48,7 +49,7 @@ def test_blend_against_numpy(alpha: float) -> None:
 
 
 def test_alpha_outside_its_range() -> None:
-    with pytest.raises(ValueError, match=r"alpha is 1.5; expected 0..1"):
+    with pytest.raises(InputError, match=r"alpha is 1\.5; give"):
         render.overlay(np.zeros((2, 2), np.uint8), PALETTE, alpha=1.5)
 
 

@@ -138,8 +138,11 @@ def demo_report(
         settings=outcome.settings,
         environment=outcome.machine,
         next_steps=[
-            ("Evaluate longer training:", f"fsanet demo --minutes 10 --out {out}-longer"),
-            ("Segment pictures with this network:", f"fsanet predict {trained.model} PICTURES"),
+            ("Train for longer:", f"fsanet demo --minutes 10 --out {out}-longer"),
+            (
+                "Segment pictures with this network:",
+                f"fsanet predict PICTURES --model {trained.out} --out {out}/mine",
+            ),
         ],
     )
 

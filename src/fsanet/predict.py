@@ -77,6 +77,9 @@ class Predictor:
         self.model = cast(Any, model if device is None else model.to(device))
         if len(self.model.classes) > 256:
             raise InputError(f"{len(self.model.classes)} classes; an 8-bit mask holds at most 256")
+        channels = len(getattr(self.model, "mean", (0, 0, 0)))
+        if channels != 3:
+            raise InputError(f"the model takes {channels} channels; images are read as 3 (RGB)")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
         if not scales or not all(0 < scale < float("inf") for scale in scales):

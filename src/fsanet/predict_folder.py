@@ -62,6 +62,8 @@ def write_predictions(
     progress: bool,
 ) -> dict[str, Any]:
     """Segment ``paths`` and write to ``out``; see `fsanet.predict.predict_to_folder`."""
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha is {alpha}; give the weight of the colours, 0 to 1")
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     target = out.resolve()
     if any(Path(path).is_dir() and Path(path).resolve() == target for path in paths):

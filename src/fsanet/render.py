@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fsanet.errors import InputError
+
 Colour = tuple[int, int, int]
 Entry = tuple[str, Colour, float]  # name, colour, share of the image
 Array = np.ndarray[Any, Any]
@@ -70,9 +72,12 @@ def overlay(
         alpha: weight of the colours, 0..1.
         boundaries: draw lines between classes.
         legend: entries to name below a wide image, or beside a tall one.
+
+    Raises:
+        InputError: ``alpha`` out of its range.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; expected 0..1")
+        raise InputError(f"alpha is {alpha}; give the weight of the colours, 0 to 1")
     colours = colourise(mask, palette)
     if image is None:
         blend = colours

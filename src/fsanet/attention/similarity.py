@@ -55,8 +55,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, similarity: Similarity, scale: float
     keys = k.shape[-1]
     if similarity == "softmax":
         # Without a head axis, or with another stride than 1 on channels, no fused kernel runs.
-        heads = (t.mT.contiguous().unsqueeze(1) for t in (q, k, v))  # (B, 1, N, .)
-        return scaled_dot_product_attention(*heads, scale=scale).squeeze(1).mT
+        q, k, v = (t.mT.contiguous().unsqueeze(1) for t in (q, k, v))  # (B, 1, N, .)
+        return scaled_dot_product_attention(q, k, v, scale=scale).squeeze(1).mT
     if similarity == "dot":
         return (v @ k.mT) @ q / keys  # e x d in the middle, in place of M x N
     if similarity == "linear_softmax":
