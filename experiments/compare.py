@@ -1,6 +1,6 @@
 """The tables of docs/results.md: attention variants under one budget, and low k with no retraining.
 
-    python experiments/compare.py train --config configs/camvid.yaml --steps 138 --out runs/compare
+    python experiments/compare.py train --config configs/camvid_short.yaml --out runs/compare
     python experiments/compare.py table --out runs/compare
     python experiments/compare.py cost --config configs/camvid.yaml
     python experiments/compare.py sweep runs/compare/softmax-seed0 --split test
@@ -62,7 +62,7 @@ def main() -> int:
             command.add_argument("--config", required=True)
             command.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
         if name == "train":
-            command.add_argument("--steps", type=int, required=True)
+            command.add_argument("--steps", type=int, help="in place of those of the config")
             command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
             command.add_argument("--jobs", type=int, default=2, help="runs at a time")
         if name == "cost":
@@ -97,7 +97,9 @@ def train(arguments: argparse.Namespace) -> None:
         result = out / "test.json"
         if not result.is_file():
             call = [sys.executable, "-m", "fsanet"]
-            base = [f"--config={arguments.config}", f"--steps={arguments.steps}", f"--seed={seed}"]
+            base = [f"--config={arguments.config}", f"--seed={seed}"]
+            if arguments.steps:
+                base.append(f"--steps={arguments.steps}")
             again = ["--resume=true"] if (out / "checkpoints" / "last.ckpt").is_file() else []
             extra = [*options_of(variant), *arguments.rest]
             quiet = {**os.environ, "OMP_NUM_THREADS": str(threads)}
