@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fsanet import demo_recipe, demo_report
+from fsanet.curves import read_history
 from fsanet.data import AMBIGUOUS_PAIRS
 from fsanet.demo import run_demo
 from fsanet.demo_recipe import affordable_steps, demo_data, demo_network
@@ -120,6 +121,20 @@ def test_steps_follow_the_time_and_the_speed(monkeypatch: pytest.MonkeyPatch) ->
     # The network that is going to be trained has not been touched.
     fresh = demo_network(0).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in network.state_dict().items())
+
+
+def test_a_machine_that_gets_slower_stops_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fsanet.demo.affordable_steps", lambda *_: 4000)
+    result = run_demo(tmp_path, minutes=0.01)
+    assert 1 <= result["steps"] < 400
+    assert f"stopped after {result['steps']} of 4000 steps" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == result["steps"]
+    assert "stopped early, of 4000" in (tmp_path / "report.html").read_text()
+    # Validated all the same, although no epoch was finished.
+    assert len(read_history(tmp_path / "run/metrics.csv").miou) == 1
 
 
 def test_told_apart_against_a_loop() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fsanet.curves import draw_curves, read_history
-from fsanet.demo_recipe import TASK, affordable_steps, demo_data, demo_network
+from fsanet.demo_recipe import TASK, StopOverdue, affordable_steps, demo_data, demo_network
 from fsanet.demo_report import Outcome, demo_report, predict_examples, settings_of, told_apart
 from fsanet.errors import InputError
 from fsanet.files import write_json, write_whole
@@ -35,7 +35,8 @@ def run_demo(
     Args:
         out: folder to write to; what an earlier demo left there is replaced.
         minutes: time the whole may take. The training steps are set by a short measurement, so
-            that a slow machine trains less, not longer.
+            that a slow machine trains less, not longer; and training stops early where the
+            machine turns out slower than measured.
         seed: of weights, order and scenes.
         steps: train for exactly this many optimiser steps instead: the same numbers each time.
         progress: print what happens.
@@ -75,8 +76,10 @@ def run_demo(
         f"overlays, curves and report.html in\n{out}/. Takes {lasting} on {machine['device']}; "
         "nothing is downloaded."
     )
+    callbacks = []
     if steps is None:
         steps = affordable_steps(network, device, minutes * 60, began)
+        callbacks.append(StopOverdue(began + 1.25 * minutes * 60))
         say(f"This machine manages {steps} training steps in that time.")
     data = demo_data(seed, steps)
     task = SemanticSegmentation(
@@ -92,7 +95,10 @@ def run_demo(
         progress=progress,
         log_every=2,
         accelerator=device.type,
+        callbacks=callbacks,
     )
+    if trained.steps < steps:
+        say(f"Slower than measured: stopped after {trained.steps} of {steps} steps.")
     say("Evaluating on unseen scenes ...")
     network = FsaNet.from_pretrained(trained.model).to(device)
     scores = evaluate(network, data, split="test", progress=False, accelerator=device.type)
@@ -102,7 +108,7 @@ def run_demo(
         scores=scores,
         told_apart=told_apart(predictor, data),
         network=network,
-        settings=settings_of(data, steps, seed),
+        settings=settings_of(data, trained.steps, steps, seed),
         machine=machine,
     )
     examples = predict_examples(predictor, data, out / "predictions")

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from fsanet.data import SceneData
@@ -65,6 +67,18 @@ def demo_data(seed: int, steps: int) -> SceneData:
         cache=True,
         seed=seed,
     )
+
+
+class StopOverdue(Callback):
+    """Ends training early where other work has slowed the machine down since it was measured."""
+
+    def __init__(self, deadline: float) -> None:
+        """Stop when ``time.perf_counter()`` has passed ``deadline``."""
+        self.deadline = deadline
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        if time.perf_counter() > self.deadline:
+            trainer.should_stop = True
 
 
 def affordable_steps(network: FsaNet, device: torch.device, seconds: float, began: float) -> int:

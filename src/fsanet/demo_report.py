@@ -79,7 +79,7 @@ def predict_examples(predictor: Predictor, data: SceneData, folder: Path) -> lis
     return examples
 
 
-def settings_of(data: SceneData, steps: int, seed: int) -> dict[str, object]:
+def settings_of(data: SceneData, done: int, planned: int, seed: int) -> dict[str, object]:
     height, width = data.size
     return {
         "network": "FsaNet, frequency self-attention, dot product, k = 8",
@@ -88,7 +88,7 @@ def settings_of(data: SceneData, steps: int, seed: int) -> dict[str, object]:
         "test scenes": str(data.lengths["test"]),
         "optimiser": f"AdamW, learning rate {TASK['lr']}, polynomial decay",
         "batch size": str(BATCH),
-        "steps": str(steps),
+        "steps": str(done) if done == planned else f"{done}, stopped early, of {planned}",
         "seed": str(seed),
     }
 
