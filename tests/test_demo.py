@@ -16,7 +16,7 @@ from fsanet.curves import read_history
 from fsanet.data import AMBIGUOUS_PAIRS
 from fsanet.demo import run_demo
 from fsanet.demo_recipe import affordable_steps, demo_data, demo_network
-from fsanet.demo_report import told_apart
+from fsanet.demo_report import told_apart, varied_scenes
 from fsanet.errors import InputError
 from fsanet.models import FsaNet
 from fsanet.predict import Predictor
@@ -40,9 +40,11 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"Report: {out / 'report.html'}" in printed
 
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    data = demo_data(0, 3)
+    shown = varied_scenes(data)
     examples = {
         f"predictions/test-0{i}{end}"
-        for i in range(2)
+        for i in shown
         for end in ("_mask.png", "_overlay.png", ".json")
     }
     run = {"run/metrics.csv", "run/config.yaml", "run/checkpoints/last.ckpt"}
@@ -57,15 +59,14 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert metrics["scores"]["miou"] == metrics["miou"]
     assert metrics["versions"]["torch"] == torch.__version__
     network = FsaNet.from_pretrained(result["model"])
-    data = demo_data(0, 3)
-    image, mask = data.dataset("test")[1]
+    image, mask = data.dataset("test")[shown[1]]
     predicted = Predictor(network)(image.as_subclass(torch.Tensor)).mask.numpy()
-    with Image.open(out / "predictions/test-01_mask.png") as stored:
+    with Image.open(out / f"predictions/test-0{shown[1]}_mask.png") as stored:
         np.testing.assert_array_equal(np.asarray(stored), predicted)
 
     page = (out / "report.html").read_text()
     right = 100 * (predicted == mask.numpy()).mean()
-    assert f"Test scene 1: {right:.1f} % of the pixels right." in page
+    assert f"Test scene {shown[1]}: {right:.1f} % of the pixels right." in page
     assert f"<dd>{100 * metrics['miou']:.1f} %</dd><dt>mean IoU</dt>" in page
     assert page.count("<figure>") == 2
     assert all(f"</i>{name}</th>" in page for name in network.classes)
@@ -135,6 +136,21 @@ def test_a_machine_that_gets_slower_stops_early(
     assert "stopped early, of 4000" in (tmp_path / "report.html").read_text()
     # Validated all the same, although no epoch was finished.
     assert len(read_history(tmp_path / "run/metrics.csv").miou) == 1
+
+
+def test_examples_show_every_state_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_recipe, "LENGTHS", {"train": 1, "val": 1, "test": 24})
+    monkeypatch.setattr(demo_report, "EXAMPLES", 6)
+    data = demo_data(0, 1)
+    chosen = varied_scenes(data)
+    assert len(set(chosen)) == 6
+    assert all(type(index) is int and 0 <= index < 24 for index in chosen)
+    ambiguous = {label for pair in AMBIGUOUS_PAIRS for label in pair}
+    states = [
+        frozenset(data.dataset("test")[index][1].unique().tolist()) & ambiguous for index in chosen
+    ]
+    assert len(set(states[:4])) == 4
+    assert states[4:] == states[:2]
 
 
 def test_told_apart_against_a_loop() -> None:

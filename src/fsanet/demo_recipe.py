@@ -39,7 +39,7 @@ LENGTHS = {"train": 800, "val": 40, "test": 100}
 BATCH = 8
 VALIDATIONS = 8
 MIN_STEPS, MAX_STEPS = 40, 1500
-RECOMMENDED_STEPS = 500
+RECOMMENDED_STEPS = 300
 
 
 def demo_network(seed: int) -> FsaNet:

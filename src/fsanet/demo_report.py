@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,23 @@ def told_apart(predictor: Predictor, data: SceneData) -> float:
     return right / (right + wrong) if right + wrong else 0.0
 
 
+def varied_scenes(data: SceneData) -> list[int]:
+    """Indices of the first test scenes in each state (day or night, go or stop), in turn."""
+    dataset = data.dataset("test")
+    ambiguous = {label for pair in AMBIGUOUS_PAIRS for label in pair}
+    states: dict[tuple[int, ...], list[int]] = {}
+    for index in range(len(dataset)):
+        labels = ambiguous.intersection(dataset[index][1].unique().tolist())
+        states.setdefault(tuple(sorted(labels)), []).append(index)
+    rounds = itertools.zip_longest(*states.values())
+    return [i for some in rounds for i in some if i is not None][:EXAMPLES]
+
+
 def predict_examples(predictor: Predictor, data: SceneData, folder: Path) -> list[Example]:
-    """The first test scenes, whatever came out: saved, and drawn for the report."""
+    """Some test scenes, chosen by their labels alone: saved, and drawn for the report."""
     dataset = data.dataset("test")
     examples = []
-    for index in range(EXAMPLES):
+    for index in varied_scenes(data):
         image, mask = (part.as_subclass(Tensor) for part in dataset[index])
         result = predictor(image)
         result.save(folder, f"test-{index:02d}")
@@ -83,7 +96,7 @@ def settings_of(data: SceneData, done: int, planned: int, seed: int) -> dict[str
     height, width = data.size
     return {
         "network": "FsaNet, frequency self-attention, dot product, k = 8",
-        "encoder": "ResNet-10 with a quarter of the channels, from random weights",
+        "encoder": "ResNet-10 with half of the channels, from random weights",
         "training scenes": f"{data.lengths['train']} of {width} x {height} pixels",
         "test scenes": str(data.lengths["test"]),
         "optimiser": f"AdamW, learning rate {TASK['lr']}, polynomial decay",
