@@ -263,6 +263,13 @@ def test_train_says_what_is_wrong_and_writes_nothing(config, tmp_path, capsys, a
     assert not out.exists()
 
 
+def test_band_outside_the_plane(config, tmp_path, capsys):
+    """Known only when the first feature map is seen: 64 x 64 crops are 4 x 4 features here."""
+    arguments = ["--config", config, "--out", tmp_path / "run", "--model.k", "[[9,12],[0,4]]"]
+    line = fails(capsys, "train", *arguments)
+    assert "band [9:12) x [0:4) lies outside the frequencies of the 4x4 feature map" in line
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

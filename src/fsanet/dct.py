@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fsanet.errors import InputError
+
 __all__ = [
     "Band",
     "add_product",
@@ -60,7 +62,7 @@ class Band(NamedTuple):
                 whole plane.
 
         Raises:
-            ValueError: for a count below 1, an empty or negative range, or another shape.
+            InputError: for a count below 1, an empty or negative range, or another shape.
         """
         if isinstance(k, cls):
             return k
@@ -69,7 +71,7 @@ class Band(NamedTuple):
         both = (k, k) if isinstance(k, int) and not isinstance(k, bool) else k
         sides = tuple(both) if isinstance(both, Sequence) and not isinstance(both, str) else ()
         if len(sides) != 2:
-            raise ValueError(
+            raise InputError(
                 f"k={k!r} is not a band: give an int, a pair (kh, kw), two ranges "
                 "((h0, h1), (w0, w1)), or None for all frequencies"
             )
@@ -82,12 +84,12 @@ class Band(NamedTuple):
         """The part of the band that an ``height x width`` map has.
 
         Raises:
-            ValueError: if the map has none of the band's frequencies.
+            InputError: if the map has none of the band's frequencies.
         """
         h1 = height if self.h1 is None else min(self.h1, height)
         w1 = width if self.w1 is None else min(self.w1, width)
         if self.h0 >= h1 or self.w0 >= w1:
-            raise ValueError(
+            raise InputError(
                 f"band {self} lies outside the frequencies of the {height}x{width} feature map; "
                 f"start it below row {height} and column {width}"
             )
@@ -107,7 +109,7 @@ class Band(NamedTuple):
 def _axis_range(side: object, k: object, axis: str) -> tuple[int, int | None]:
     if isinstance(side, int) and not isinstance(side, bool):
         if side < 1:
-            raise ValueError(f"k={k!r}: at least 1 {axis} frequency has to be kept, got {side}")
+            raise InputError(f"k={k!r}: at least 1 {axis} frequency has to be kept, got {side}")
         return 0, side
     if isinstance(side, range) and side.step == 1:
         side = (side.start, side.stop)
@@ -115,12 +117,12 @@ def _axis_range(side: object, k: object, axis: str) -> tuple[int, int | None]:
         start, stop = side
         if type(start) is int and (stop is None or type(stop) is int):
             if start < 0 or (stop is not None and stop <= start):
-                raise ValueError(
+                raise InputError(
                     f"k={k!r}: the {axis} range {start}:{stop} is empty or negative; "
                     "give start >= 0 and stop > start"
                 )
             return start, stop
-    raise ValueError(f"k={k!r}: {side!r} is neither a count nor a range of {axis} frequencies")
+    raise InputError(f"k={k!r}: {side!r} is neither a count nor a range of {axis} frequencies")
 
 
 def basis_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fsanet.attention.frequency import FrequencySelfAttention, Spectrum, full_precision
 from fsanet.dct import Band, BandLike, analyse, dct_bases, synthesise
+from fsanet.errors import InputError
 
 __all__ = ["BandTreatments"]
 
@@ -35,7 +36,7 @@ class BandTreatments(nn.Module):
             the bands have to cover the whole plane.
 
     Raises:
-        ValueError: if bands overlap (it says where), leave a gap with ``rest=None``, or a
+        InputError: if bands overlap (it says where), leave a gap with ``rest=None``, or a
             treatment is none of the above.
 
     >>> import torch
@@ -58,9 +59,9 @@ class BandTreatments(nn.Module):
     ) -> None:
         super().__init__()
         if rest not in ("identity", "drop", None):
-            raise ValueError(f'rest={rest!r}: use "identity", "drop" or None')
+            raise InputError(f'rest={rest!r}: use "identity", "drop" or None')
         if not treatments:
-            raise ValueError("no band is given: list at least one (band, treatment) pair")
+            raise InputError("no band is given: list at least one (band, treatment) pair")
         self.bands = [Band.of(band) for band, _ in treatments]
         _check_disjoint(self.bands)
         if rest is None:
@@ -149,18 +150,18 @@ def _kind(band: Band, treatment: object) -> str:
                 0,
             )
         ):
-            raise ValueError(
+            raise InputError(
                 f"band {band}: only a convolution with kernel 1, stride 1 and no padding commutes "
                 f"with the transform, got {treatment}"
             )
         if treatment.bias is not None:
-            raise ValueError(
+            raise InputError(
                 f"band {band}: a bias on coefficients is no bias on the map; use bias=False"
             )
         return "convolution"
     if treatment in ("identity", "drop"):
         return str(treatment)
-    raise ValueError(
+    raise InputError(
         f'band {band}: {treatment!r} is no treatment; use "identity", "drop", a '
         "FrequencySelfAttention or a 1x1 nn.Conv2d without bias"
     )
@@ -181,7 +182,7 @@ def _check_disjoint(bands: Sequence[Band]) -> None:
                 left,
                 None if right == inf else int(right),
             )
-            raise ValueError(
+            raise InputError(
                 f"frequencies {twice} (rows x columns) are covered twice: by band {i} {a} and by "
                 f"band {j} {b}; cut one of them"
             )
@@ -202,7 +203,7 @@ def _check_covering(bands: Sequence[Band]) -> None:
                     int(left),
                     None if right == inf else int(right),
                 )
-                raise ValueError(
+                raise InputError(
                     f"frequencies {gap} (rows x columns) are covered by no band; add one, or give "
                     'rest="identity" or rest="drop"'
                 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsanet.attention.similarity import SIMILARITIES, Similarity
+from fsanet.errors import InputError
 
 Block = Literal["nonlocal", "ccnet"]
 
@@ -46,7 +47,7 @@ def rename_published_keys(state_dict: Mapping[str, Tensor], block: Block) -> dic
         block: which lineage the keys are of.
 
     Raises:
-        ValueError: naming the keys that belong to no published block of that lineage.
+        InputError: naming the keys that belong to no published block of that lineage.
 
     >>> rename_published_keys({"gamma": torch.zeros(1)}, "ccnet")
     {'gate': tensor([0.])}
@@ -60,7 +61,7 @@ def rename_published_keys(state_dict: Mapping[str, Tensor], block: Block) -> dic
         else:
             renamed[names[stem] + key[len(stem) :]] = value
     if unknown:
-        raise ValueError(f"not keys of a published {block} block: {', '.join(sorted(unknown))}")
+        raise InputError(f"not keys of a published {block} block: {', '.join(sorted(unknown))}")
     return renamed
 
 
@@ -86,7 +87,7 @@ class AttentionBlock(nn.Module):
             the block can be put into a trained network. False starts it open.
 
     Raises:
-        ValueError: for a size below 1 or an unknown option.
+        InputError: for a size below 1 or an unknown option.
     """
 
     def __init__(
@@ -107,17 +108,17 @@ class AttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         if similarity not in SIMILARITIES:
-            raise ValueError(f"similarity={similarity!r}: use one of {', '.join(SIMILARITIES)}")
+            raise InputError(f"similarity={similarity!r}: use one of {', '.join(SIMILARITIES)}")
         if block not in get_args(Block):
-            raise ValueError(f"block={block!r}: use one of {', '.join(get_args(Block))}")
+            raise InputError(f"block={block!r}: use one of {', '.join(get_args(Block))}")
         if channels < 1 or recurrence < 1:
-            raise ValueError(f"channels={channels} and recurrence={recurrence} have to be >= 1")
+            raise InputError(f"channels={channels} and recurrence={recurrence} have to be >= 1")
         # The floors of 2 and 1 are the published ones.
         qk_default = max(channels // 8, 2) if block == "ccnet" else max(channels // 2, 1)
         inner = qk_default if qk_channels is None else qk_channels
         if block == "ccnet":
             if value_channels not in (None, channels):
-                raise ValueError(
+                raise InputError(
                     f'value_channels={value_channels}: block="ccnet" has no output projection, so '
                     f'its values have the {channels} channels of the map; use block="nonlocal"'
                 )
@@ -125,7 +126,7 @@ class AttentionBlock(nn.Module):
         else:
             values = max(channels // 2, 1) if value_channels is None else value_channels
         if inner < 1 or values < 1:
-            raise ValueError(f"qk_channels={inner} and value_channels={values} have to be >= 1")
+            raise InputError(f"qk_channels={inner} and value_channels={values} have to be >= 1")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.block, self.recurrence = channels, block, recurrence
         self.similarity: Similarity = similarity
@@ -155,13 +156,13 @@ class AttentionBlock(nn.Module):
         return self.query.bias is not None
 
     def check_input(self, x: Tensor) -> None:
-        """Raise a ValueError that says what is wrong with the shape or dtype of ``x``, if any."""
+        """Raise an InputError that says what is wrong with the shape or dtype of ``x``, if any."""
         if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
+            raise InputError(
                 f"expected a feature map (B, {self.channels}, H, W), got {tuple(x.shape)}"
             )
         if not x.is_floating_point():
-            raise ValueError(f"expected a floating-point feature map, got {x.dtype}")
+            raise InputError(f"expected a floating-point feature map, got {x.dtype}")
 
     def finish_map(self, attended: Tensor) -> Tensor:
         """Output projection, batch norm, bias and gate on a map.

@@ -87,7 +87,7 @@ class FrequencySelfAttention(AttentionBlock):
             see :class:`fsanet.attention.block.AttentionBlock`.
 
     Raises:
-        ValueError: for a band or an option that makes no sense; at run time for an input of
+        InputError: for a band or an option that makes no sense; at run time for an input of
             another shape, or a map that has none of the band's frequencies.
 
     Source: arXiv 2211.15595, section III; recurrence: section IV.

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fsanet.errors import InputError
+
 
 def batch_norm_affine(
     norm: _BatchNorm, mean: Tensor, energy: Tensor, positions: int
@@ -28,7 +30,7 @@ def batch_norm_affine(
         ``scale`` and ``shift``, each ``(C,)``, in the dtype of ``mean``.
 
     Raises:
-        ValueError: in training with one value per channel, as torch's batch norm does.
+        InputError: in training with one value per channel, as torch's batch norm does.
     """
     dtype = mean.dtype
     running_mean, running_var = norm.running_mean, norm.running_var
@@ -39,7 +41,7 @@ def batch_norm_affine(
         if group is not None:
             total, count = _all_reduce(total, group), _all_reduce(count, group)
         elif mean.shape[0] * positions == 1:
-            raise ValueError("batch norm in training needs more than 1 value per channel")
+            raise InputError("batch norm in training needs more than 1 value per channel")
         centre = total / count  # (C,)
         spread = energy.sum(0) + positions * (mean - centre).square().sum(0)
         if group is not None:

@@ -24,7 +24,7 @@ class SpatialSelfAttention(AttentionBlock):
     so that no N x N matrix arises.
 
     Raises:
-        ValueError: for an option that makes no sense, or an input of another shape.
+        InputError: for an option that makes no sense, or an input of another shape.
 
     >>> import torch
     >>> layer = SpatialSelfAttention(32, similarity="softmax")

@@ -135,22 +135,19 @@ class FsaNet(
             options=encoder_options,
         )
         *_, middle, last = self.encoder.feature_info.channels()  # type: ignore[union-attr, operator]
-        try:
-            self.head = FsaHead(
-                last,
-                num_classes,
-                channels=head_channels,
-                attention=attention,
-                k=k,
-                similarity=similarity,
-                recurrence=recurrence,
-                block=block,
-                qkv_bias=qkv_bias,
-                zero_init=zero_init,
-                dropout=dropout,
-            )
-        except ValueError as error:
-            raise InputError(f"attention: {error}") from error
+        self.head = FsaHead(
+            last,
+            num_classes,
+            channels=head_channels,
+            attention=attention,
+            k=k,
+            similarity=similarity,
+            recurrence=recurrence,
+            block=block,
+            qkv_bias=qkv_bias,
+            zero_init=zero_init,
+            dropout=dropout,
+        )
         self.auxiliary = None
         if aux_channels:
             self.auxiliary = FcnHead(middle, num_classes, channels=aux_channels, dropout=dropout)

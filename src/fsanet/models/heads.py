@@ -17,6 +17,7 @@ from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.block import Block
 from fsanet.attention.similarity import Similarity
 from fsanet.dct import BandLike
+from fsanet.errors import InputError
 
 __all__ = ["Attention", "FcnHead", "FsaHead", "conv_bn_relu"]
 
@@ -87,7 +88,7 @@ class FsaHead(nn.Module):
         elif attention is None:
             self.attention = nn.Identity()
         else:
-            raise ValueError(f'attention={attention!r}: use "frequency", "spatial" or None')
+            raise InputError(f'attention={attention!r}: use "frequency", "spatial" or None')
         self.reduce = conv_bn_relu(in_channels, channels)
         self.refine = conv_bn_relu(channels, channels)
         self.join = conv_bn_relu(in_channels + channels, channels)
