@@ -79,8 +79,8 @@ def run_demo(
     callbacks = []
     if steps is None:
         steps = affordable_steps(network, device, minutes * 60, began)
-        callbacks.append(StopOverdue(began + 1.25 * minutes * 60))
-        say(f"This machine manages {steps} training steps in that time.")
+        callbacks.append(StopOverdue(began + 1.1 * minutes * 60))
+        say(f"Going by a short measurement, that makes {steps} training steps.")
     data = demo_data(seed, steps)
     task = SemanticSegmentation(
         network, classes=data.classes, warmup_steps=min(20, steps // 10), **TASK
