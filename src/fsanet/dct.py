@@ -8,7 +8,7 @@ Legend: B batch, C channels, H x W grid, N = H*W positions, kh x kw kept frequen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from fsanet.errors import InputError
 
 __all__ = [
     "Band",
+    "add_in_parts",
     "add_product",
     "analyse",
     "basis_dtype",
@@ -26,6 +27,7 @@ __all__ = [
     "dct_bases",
     "dct_basis",
     "dense_basis",
+    "in_parts",
     "synthesise",
 ]
 
@@ -237,7 +239,11 @@ def analyse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     batch, channels, height, width = x.shape
     kh, kw = rows.shape[0], columns.shape[0]
-    x = x.to(rows.dtype)
+    if x.dtype != rows.dtype:
+        if in_parts(x):  # the wider copy never exists as a whole
+            parts = [analyse(x[:, part].to(rows.dtype), rows, columns) for part in _parts(channels)]
+            return torch.cat(parts, 1)
+        x = x.to(rows.dtype)
     if channels_last(x):
         lines = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
         t = torch.bmm(rows.expand(batch, kh, height), lines)  # (B, kh, W*C)
@@ -271,6 +277,16 @@ def synthesise(
     """
     batch, channels, kh, kw = coefficients.shape
     height, width = rows.shape[1], columns.shape[1]
+    if residual is not None and residual.dtype != coefficients.dtype and in_parts(residual):
+        return add_in_parts(
+            residual,
+            lambda part: synthesise(
+                coefficients[:, part],
+                rows,
+                columns,
+                constant=None if constant is None else constant[:, part],
+            ),
+        )
     if residual is not None and channels_last(residual):
         c = coefficients.permute(0, 2, 3, 1).reshape(batch * kh, kw, channels)
         t = torch.bmm(columns.T.expand(batch * kh, width, kw), c)  # (B*kh, W, C)
@@ -300,3 +316,29 @@ def add_product(residual: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     if residual.dtype == left.dtype:
         return torch.baddbmm(residual, left, right)
     return (residual + torch.bmm(left, right)).to(residual.dtype)
+
+
+def in_parts(x: Tensor) -> bool:
+    """Whether a half-precision map is worked on some channels at a time.
+
+    A compiler fuses the change of dtype by itself, and channels that lie innermost do not part.
+    """
+    return x.shape[1] >= 16 and not torch.compiler.is_compiling() and not channels_last(x)
+
+
+def add_in_parts(residual: Tensor, product: Callable[[slice], Tensor]) -> Tensor:
+    """``residual + product(all channels)``, an eighth of the channels at a time, rounded once.
+
+    Args:
+        residual: ``(B, C, H, W)`` in half precision.
+        product: gives ``(B, c, H, W)`` in float32 for a slice of c channels.
+    """
+    y = torch.empty_like(residual)
+    for part in _parts(residual.shape[1]):
+        y[:, part] = residual[:, part] + product(part)
+    return y
+
+
+def _parts(channels: int) -> list[slice]:
+    size = -(-channels // 8)
+    return [slice(start, start + size) for start in range(0, channels, size)]

@@ -149,6 +149,29 @@ def test_map_is_read_once_and_written_once(similarity, recurrence):
     assert sorted(sizes)[-2] <= bound
 
 
+@pytest.mark.parametrize("similarity", ["dot", "linear_softmax"])
+def test_half_precision_map_has_no_wider_copy(similarity):
+    layer = FrequencySelfAttention(128, k=4, similarity=similarity, zero_init=False).eval()
+    x = torch.randn(2, 128, 48, 64, dtype=torch.bfloat16)
+    sizes = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+                sizes.append(out.numel())
+            return out
+
+    with torch.no_grad(), Record():
+        y = layer(x)
+    assert max(sizes) <= x.numel() // 4
+    want = layer(x.float())
+    assert relative_error(y.float(), want) <= torch.finfo(torch.bfloat16).eps
+    y = x.float().requires_grad_()
+    layer(y.bfloat16()).float().square().sum().backward()
+    assert y.grad.isfinite().all()
+
+
 def test_recurrence_costs_coefficients_only():
     x = torch.randn(1, 64, 64, 96)
 

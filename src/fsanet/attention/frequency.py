@@ -26,11 +26,13 @@ from fsanet.attention.similarity import (
 from fsanet.dct import (
     Band,
     BandLike,
+    add_in_parts,
     add_product,
     analyse,
     channels_last,
     dct_bases,
     dense_basis,
+    in_parts,
     synthesise,
 )
 
@@ -388,6 +390,9 @@ def _add_factors(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``residual + left @ right`` in one pass, in the residual's layout and dtype."""
     batch, channels, height, width = residual.shape
     positions = height * width
+    if residual.dtype != left.dtype and in_parts(residual):
+        size = (height, width)
+        return add_in_parts(residual, lambda part: (left[:, part] @ right).unflatten(2, size))
     if channels_last(residual):
         lines = residual.permute(0, 2, 3, 1).reshape(batch, positions, channels)
         y = add_product(lines, right.mT, left.mT)

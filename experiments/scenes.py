@@ -1,0 +1,101 @@
+"""Does the head need attention on the built-in scenes? Each kind of head, seeds, one budget.
+
+    python experiments/scenes.py --steps 300 --seeds 0 1 2
+
+The demo's network and data (look-alike classes that only a far-away sign tells apart), with no
+attention, with frequency attention and with the regular one. Prints a table; each run is kept under
+--out, and is not repeated where its scores are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from fsanet.demo_recipe import TASK, demo_data, demo_network
+from fsanet.demo_report import told_apart
+from fsanet.files import write_json
+from fsanet.models import FsaNet
+from fsanet.predict import Predictor
+from fsanet.provenance import environment
+from fsanet.tasks import SemanticSegmentation
+from fsanet.tasks.training import evaluate, train
+
+HEADS: dict[str, dict[str, Any]] = {
+    "no attention": {"attention": None},
+    "frequency, dot, R=1": {"attention": "frequency"},
+    "frequency, dot, R=2": {"attention": "frequency", "recurrence": 2},
+    "regular, softmax": {"attention": "spatial", "similarity": "softmax"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
+    options = parser.parse_args()
+    results: dict[str, list[dict]] = {head: [] for head in options.heads}
+    for seed in options.seeds:
+        for head in options.heads:
+            name = head.replace(", ", "-").replace(" ", "-").replace("=", "")
+            scores = run(options.out / f"{name}-seed{seed}", HEADS[head], seed, options.steps)
+            results[head].append(scores)
+            print(f"seed {seed}, {head}: mIoU {100 * scores['miou']:.1f}", flush=True)
+    print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean +- std\n")
+    print(
+        "| head | mIoU | IoU of look-alikes | look-alikes told apart |\n| --- | --- | --- | --- |"
+    )
+    for head, scores in results.items():
+        columns = [
+            spread([s[key] for s in scores]) for key in ("miou", "look_alikes", "told_apart")
+        ]
+        print(f"| {head} | {' | '.join(columns)} |")
+    print("\n" + ", ".join(f"{name} {value}" for name, value in environment().items()))
+
+
+def run(out: Path, head: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
+    file = out / "scores.json"
+    if file.is_file():
+        known = json.loads(file.read_text())
+        if known["steps"] == steps:
+            return known
+    data = demo_data(seed, steps)
+    network = demo_network(seed, **head)
+    task = SemanticSegmentation(
+        network, classes=data.classes, warmup_steps=min(20, steps // 10), **TASK
+    )
+    trained = train(
+        task,
+        data,
+        out=out,
+        steps=steps,
+        seed=seed,
+        overwrite=out.exists(),
+        progress=False,
+        accelerator="cpu",
+    )
+    best = FsaNet.from_pretrained(trained.model)
+    scores = evaluate(best, data, split="test", progress=False, accelerator="cpu")
+    result = {
+        "steps": steps,
+        "miou": scores.miou,
+        "look_alikes": statistics.mean(scores.iou[3:7]),
+        "told_apart": told_apart(Predictor(best, batch_size=10), data),
+    }
+    write_json(file, result)
+    return result
+
+
+def spread(values: list[float]) -> str:
+    values = [100 * value for value in values]
+    deviation = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation} %"
+
+
+if __name__ == "__main__":
+    main()
