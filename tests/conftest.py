@@ -1,7 +1,15 @@
+import os
 import sys
 from pathlib import Path
+
+import torch
 
 # importlib import mode leaves the test folders off the path; the reference implementations and
 # the model contract are shared between test files.
 for folder in ("attention", "models"):
     sys.path.append(str(Path(__file__).parent / folder))
+
+# Test processes share the cores; with more threads each they would only wait for each other.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Frequency self-attention for dense prediction (FsaNet, arXiv 2211.15595).
 
-The layers need torch alone; networks, training and prediction are imported when first used.
+Names are imported when first used: the layers bring torch alone.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from fsanet.attention import BandTreatments, FrequencySelfAttention, SpatialSelfAttention
-
 if TYPE_CHECKING:
+    from fsanet.attention import BandTreatments, FrequencySelfAttention, SpatialSelfAttention
     from fsanet.models import FsaNet
     from fsanet.predict import Predictor
 
@@ -20,7 +19,13 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-_LAZY = {"FsaNet": "fsanet.models", "Predictor": "fsanet.predict"}
+_LAZY = {
+    "BandTreatments": "fsanet.attention",
+    "FrequencySelfAttention": "fsanet.attention",
+    "FsaNet": "fsanet.models",
+    "Predictor": "fsanet.predict",
+    "SpatialSelfAttention": "fsanet.attention",
+}
 
 __all__ = [
     "BandTreatments",

@@ -203,7 +203,7 @@ def _predict(given: list[str]) -> int:
         recursive=not options.no_recursive,
         alpha=options.alpha,
         legend=not options.no_legend,
-        progress=sys.stderr.isatty(),
+        progress=True,  # hides itself where there is no terminal
     )
     print(f"{summary['images']} images in {summary['seconds']:.1f} s; results in {options.out}")
     failed = summary["failed"]
@@ -219,7 +219,10 @@ def _demo(given: list[str]) -> int:
         "a folder with overlays, curves and report.html. Needs no data and no GPU.",
     )
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
-    parser.add_argument("--minutes", type=float, default=2.0, help="length of the training")
+    parser.add_argument("--minutes", type=float, default=2.0, help="length of it all")
+    parser.add_argument(
+        "--steps", type=int, help="train for so many steps instead: the same numbers each time"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(given)
     if not options.minutes > 0:
@@ -227,7 +230,7 @@ def _demo(given: list[str]) -> int:
     _quiet()
     from fsanet.demo import run_demo
 
-    run_demo(Path(options.out), minutes=options.minutes, seed=options.seed)
+    run_demo(Path(options.out), minutes=options.minutes, seed=options.seed, steps=options.steps)
     return 0
 
 

@@ -41,12 +41,19 @@ MIN_STEPS, MAX_STEPS = 200, 1500  # fewer are no demo; StopOverdue keeps the tim
 RECOMMENDED_STEPS = 300
 
 
-def demo_network(seed: int) -> FsaNet:
-    """The network of the demo, its weights a function of ``seed`` alone."""
+def demo_network(seed: int, **overrides: Any) -> FsaNet:
+    """The network of the demo, its weights a function of ``seed`` alone.
+
+    ``overrides`` are other arguments of `FsaNet`, such as ``attention=None``.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = FsaNet(
-            num_classes=len(CLASSES), classes=CLASSES, palette=PALETTE, zero_init=False, **ENCODER
+            num_classes=len(CLASSES),
+            classes=CLASSES,
+            palette=PALETTE,
+            zero_init=False,
+            **(ENCODER | overrides),
         )
     # The layout in which CPUs convolve fastest.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -67,7 +67,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 def make_data(parser: ArgumentParser, options: Namespace) -> SegmentationData:
     """The data module that the options describe."""
     try:
-        return parser.instantiate_classes(options).data
+        return parser.instantiate(options).data
     except InputError:
         raise
     except (ValueError, TypeError) as error:

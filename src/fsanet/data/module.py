@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from fsanet.data import camvid, scenes
 from fsanet.data.cache import DecodedDataset
-from fsanet.data.folder import Colour, SegmentationFolder, class_names, class_palette
+from fsanet.data.folder import SegmentationFolder, class_names
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
 from fsanet.data.transforms import MEAN_COLOUR, eval_transform, train_transform
 from fsanet.errors import InputError
+from fsanet.palette import Colour, class_palette
 
 
 class SegmentationData(LightningDataModule):

@@ -7,7 +7,6 @@ Legend: B batch, H x W image, h x w feature grid.
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +25,7 @@ from fsanet.errors import InputError
 from fsanet.files import write_whole
 from fsanet.models.encoder import build_encoder
 from fsanet.models.heads import Attention, FcnHead, FsaHead
+from fsanet.palette import class_palette
 
 __all__ = ["FsaNet"]
 
@@ -112,11 +112,9 @@ class FsaNet(
         self.classes = (
             tuple(str(i) for i in range(num_classes)) if classes is None else tuple(classes)
         )
-        colours = _spread_colours(num_classes) if palette is None else palette
-        self.palette = tuple((int(r), int(g), int(b)) for r, g, b in colours)
-        for what, length in (("classes", len(self.classes)), ("palette", len(self.palette))):
-            if length != num_classes:
-                raise InputError(f"{what} has {length} entries for num_classes={num_classes}")
+        if len(self.classes) != num_classes:
+            raise InputError(f"classes has {len(self.classes)} entries for {num_classes} classes")
+        self.palette = class_palette(palette, num_classes)
         defaults = _normalisation(encoder, in_channels)
         self.mean = tuple(float(m) for m in (defaults[0] if mean is None else mean))
         self.std = tuple(float(s) for s in (defaults[1] if std is None else std))
@@ -288,17 +286,6 @@ def _normalisation(encoder: str, in_channels: int) -> tuple[Sequence[float], Seq
     if known is None:
         return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     return known.mean, known.std
-
-
-def _spread_colours(count: int) -> list[tuple[int, int, int]]:
-    """Colours that stay apart: the hue goes round by the golden ratio."""
-    colours = []
-    for i in range(count):
-        rgb = colorsys.hsv_to_rgb(
-            (i * 0.618034) % 1, 0.65 if i % 2 else 0.85, 0.95 - 0.25 * (i % 3)
-        )
-        colours.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
-    return colours
 
 
 def _plain(k: BandLike) -> Any:
