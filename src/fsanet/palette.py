@@ -11,8 +11,8 @@ Colour = tuple[int, int, int]
 
 
 def class_palette(
-    palette: Sequence[Colour] | None, num_classes: int
-) -> tuple[tuple[int, int, int], ...]:
+    palette: Sequence[Sequence[int]] | None, num_classes: int
+) -> tuple[Colour, ...]:
     """The given colours, checked, or distinct ones.
 
     >>> class_palette(None, 2)
