@@ -10,9 +10,7 @@ from fsanet.errors import InputError
 Colour = tuple[int, int, int]
 
 
-def class_palette(
-    palette: Sequence[Sequence[int]] | None, num_classes: int
-) -> tuple[Colour, ...]:
+def class_palette(palette: Sequence[Sequence[int]] | None, num_classes: int) -> tuple[Colour, ...]:
     """The given colours, checked, or distinct ones.
 
     >>> class_palette(None, 2)
