@@ -4,7 +4,8 @@
 
 The demo's network and data (look-alike classes that only a far-away sign tells apart), with no
 attention, with frequency attention and with the regular one. Prints a table; each run is kept under
---out, and is not repeated where its scores are there.
+--out, and is not repeated where its scores are there. Then the networks trained with regular
+attention are run with their k x k lowest frequencies alone, with no retraining.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "frequency, dot, R=2": {"attention": "frequency", "recurrence": 2},
     "regular, softmax": {"attention": "spatial", "similarity": "softmax"},
 }
+SWEPT = "regular, softmax"
 
 
 def main() -> None:
@@ -42,8 +44,7 @@ def main() -> None:
     results: dict[str, list[dict]] = {head: [] for head in options.heads}
     for seed in options.seeds:
         for head in options.heads:
-            name = head.replace(", ", "-").replace(" ", "-").replace("=", "")
-            scores = run(options.out / f"{name}-seed{seed}", HEADS[head], seed, options.steps)
+            scores = run(folder(options.out, head, seed), HEADS[head], seed, options.steps)
             results[head].append(scores)
             print(f"seed {seed}, {head}: mIoU {100 * scores['miou']:.1f}", flush=True)
     print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean +- std\n")
@@ -55,7 +56,39 @@ def main() -> None:
             spread([s[key] for s in scores]) for key in ("miou", "look_alikes", "told_apart")
         ]
         print(f"| {head} | {' | '.join(columns)} |")
+    if SWEPT in results:
+        sweep(options)
     print("\n" + ", ".join(f"{name} {value}" for name, value in environment().items()))
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """mIoU against k, no retraining; the mean over the seeds."""
+    print("\n| k | mIoU | look-alikes told apart |\n| --- | --- | --- |")
+    for k in ("regular", 1, 2, 3, 4, 6, 8, 12, 16, "full"):
+        change: dict[str, Any] = {}
+        if k != "regular":
+            change = {"attention": "frequency", "k": None if k == "full" else k}
+        scores = []
+        for seed in options.seeds:
+            model = folder(options.out, SWEPT, seed) / "run" / "model"
+            scores.append(score(FsaNet.from_pretrained(model, **change), seed, options.steps))
+        columns = [spread([s[key] for s in scores]) for key in ("miou", "told_apart")]
+        print(f"| {k} | {' | '.join(columns)} |", flush=True)
+
+
+def folder(out: Path, head: str, seed: int) -> Path:
+    name = head.replace(", ", "-").replace(" ", "-").replace("=", "")
+    return out / f"{name}-seed{seed}"
+
+
+def score(model: FsaNet, seed: int, steps: int) -> dict[str, float]:
+    data = demo_data(seed, steps)
+    scores = evaluate(model, data, split="test", progress=False, accelerator="cpu")
+    return {
+        "miou": scores.miou,
+        "look_alikes": statistics.mean(scores.iou[3:7]),
+        "told_apart": told_apart(Predictor(model, batch_size=10), data),
+    }
 
 
 def run(out: Path, head: dict[str, Any], seed: int, steps: int) -> dict[str, float]:
@@ -72,21 +105,14 @@ def run(out: Path, head: dict[str, Any], seed: int, steps: int) -> dict[str, flo
     trained = train(
         task,
         data,
-        out=out,
+        out=out / "run",
         steps=steps,
         seed=seed,
-        overwrite=out.exists(),
+        overwrite=True,
         progress=False,
         accelerator="cpu",
     )
-    best = FsaNet.from_pretrained(trained.model)
-    scores = evaluate(best, data, split="test", progress=False, accelerator="cpu")
-    result = {
-        "steps": steps,
-        "miou": scores.miou,
-        "look_alikes": statistics.mean(scores.iou[3:7]),
-        "told_apart": told_apart(Predictor(best, batch_size=10), data),
-    }
+    result = {"steps": steps, **score(FsaNet.from_pretrained(trained.model), seed, steps)}
     write_json(file, result)
     return result
 
