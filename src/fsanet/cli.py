@@ -203,7 +203,7 @@ def _predict(given: list[str]) -> int:
         recursive=not options.no_recursive,
         alpha=options.alpha,
         legend=not options.no_legend,
-        progress=True,  # hides itself where there is no terminal
+        progress=sys.stderr.isatty(),
     )
     print(f"{summary['images']} images in {summary['seconds']:.1f} s; results in {options.out}")
     failed = summary["failed"]
