@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -210,11 +209,24 @@ def peak_memory(arguments: argparse.Namespace, variant: str) -> int:
     """Peak resident bytes of two training steps above what the process held before them."""
     model, data, parsed = build(arguments.config, variant, arguments.rest)
     images, masks = batch_for(arguments, parsed, data.num_classes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model.train()
+    before = resident_peak(reset=True)
     for _ in range(2):
         training_step(model, images, masks)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return resident_peak() - before
+
+
+def resident_peak(*, reset: bool = False) -> int:
+    """Largest resident bytes of this process since the last reset (Linux).
+
+    Not `getrusage`: what it tells outlives exec, so a child starts with its parent's peak.
+    """
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise InputError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
 
 
 def sweep(arguments: argparse.Namespace) -> None:
