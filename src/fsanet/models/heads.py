@@ -8,7 +8,7 @@ Legend: B batch, C channels, h x w feature grid.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,25 +66,17 @@ class FsaHead(nn.Module):
     ) -> None:
         super().__init__()
         self.attention: nn.Module
+        shared: dict[str, Any] = {
+            "similarity": similarity,
+            "recurrence": recurrence,
+            "block": block,
+            "qkv_bias": qkv_bias,
+            "zero_init": zero_init,
+        }
         if attention == "frequency":
-            self.attention = FrequencySelfAttention(
-                channels,
-                k=k,
-                similarity=similarity,
-                recurrence=recurrence,
-                block=block,
-                qkv_bias=qkv_bias,
-                zero_init=zero_init,
-            )
+            self.attention = FrequencySelfAttention(channels, k=k, **shared)
         elif attention == "spatial":
-            self.attention = SpatialSelfAttention(
-                channels,
-                similarity=similarity,
-                recurrence=recurrence,
-                block=block,
-                qkv_bias=qkv_bias,
-                zero_init=zero_init,
-            )
+            self.attention = SpatialSelfAttention(channels, **shared)
         elif attention is None:
             self.attention = nn.Identity()
         else:
