@@ -99,12 +99,11 @@ class BandTreatments(nn.Module):
             later: list[tuple] = []
             for band, kind, layer in active:
                 top, left = band.h0 - box.h0, band.w0 - box.w0
-                band_rows = rows[top : top + band.h1 - band.h0]  # type: ignore[operator]
-                band_columns = columns[left : left + band.w1 - band.w0]  # type: ignore[operator]
-                kh, kw = band_rows.shape[0], band_columns.shape[0]
+                kh, kw = band.h1 - band.h0, band.w1 - band.w0  # type: ignore[operator]
                 c = coefficients[:, :, top : top + kh, left : left + kw]
                 if isinstance(layer, FrequencySelfAttention):
                     change = c.new_zeros(c.shape)
+                    band_rows, band_columns = dct_bases(x, band)  # a slice would pin H at export
                     if layer.similarity == "dot":
                         spectrum = Spectrum(c.flatten(2), band_rows, band_columns, band.has_dc)
                         values, constant = layer.mix(spectrum)
