@@ -381,7 +381,7 @@ def test_interrupt_is_130(monkeypatch, capsys):
     def interrupted(given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_demo", interrupted)
+    monkeypatch.setattr("fsanet.commands.demo.run", interrupted)
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr().err == "fsanet: interrupted\n"
 
@@ -390,5 +390,5 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
     def exhausted(given):
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(cli, "_demo", exhausted)
+    monkeypatch.setattr("fsanet.commands.demo.run", exhausted)
     assert "out of memory; try a smaller" in fails(capsys, "demo")

@@ -1,0 +1,1 @@
+"""One file a command: `run(given)` parses the rest of the command line, calls, prints."""

@@ -1,0 +1,43 @@
+"""`fsanet train`: a run folder from a YAML file and options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fsanet.commands.parsing import has, quiet, switches, value_of
+
+
+def run(given: list[str]) -> int:
+    quiet()
+    import lightning
+
+    from fsanet import options
+    from fsanet.tasks.run_folder import first_process
+    from fsanet.tasks.training import train
+
+    parser = options.train_parser()
+    if "--resume" in given and not has(given, "--config"):
+        config = Path(value_of(given, "--out") or "") / "config.yaml"
+        if config.is_file():  # a run knows its own options
+            given = ["--config", str(config), *given]
+    # `--resume` alone, as well as `--resume true`
+    given = switches(given, ("--resume", "--overwrite"))
+    parsed = options.parse(parser, given)
+    name = Path(str(parsed.config[-1])).stem if parsed.config else "run"
+    out = Path(parsed.out) if parsed.out else Path("runs") / name
+    lightning.seed_everything(parsed.seed, verbose=False)
+    data = options.make_data(parser, parsed)
+    task = options.make_task(parsed, data)
+    result = train(
+        task,
+        data,
+        out=out,
+        config=options.record(parser, parsed, out),
+        **options.train_arguments(parsed),
+    )
+    if first_process():
+        print(
+            f"best mIoU {result.miou:.4f} after {result.best_step} of {result.steps} steps, "
+            f"{result.seconds / 60:.1f} min; model in {result.model}"
+        )
+    return 0
