@@ -1,0 +1,124 @@
+"""Frequency self-attention as the paper writes it, without this library's shortcuts.
+
+Source: F. Zhang, A. Panahi, G. Gao, "FsaNet: Frequency Self-attention for Semantic Segmentation",
+arXiv 2211.15595, section III.
+
+Legend: B batch, C channels, H x W grid, N = H*W positions, K kept coefficients, d query/key
+channels, e value channels, P (N, K) the dense basis, s (B, C, K) the coefficients.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fsanet.attention.block import AttentionBlock
+from fsanet.attention.similarity import Similarity, attend
+from fsanet.dct import Band, BandLike, basis_dtype, dct_basis, dense_basis
+from fsanet.errors import InputError
+
+__all__ = ["PaperFrequencyAttention"]
+
+
+class PaperFrequencyAttention(AttentionBlock):
+    """Attention over K coefficients, brought back to the map before it is projected and normed.
+
+    Every round: ``s = x P``, q, k and v from s, ``a = v (k^T q) / N`` on K coefficients, the map
+    ``a P^T``, then output projection and batch norm at N positions, then the residual. The same
+    function, parameters and ``state_dict`` as :class:`fsanet.FrequencySelfAttention` with
+    ``block="nonlocal"``, which is the faster form.
+
+    P is built for the map's size (the published code builds it once, for the first size) and kept
+    for the last few sizes, in the dtype of the map.
+
+    Args:
+        channels: C.
+        k: the band, as :meth:`fsanet.dct.Band.of` reads it; clipped to the map.
+        similarity: "dot", or "linear_softmax": there q, k and v are brought back to the map, as
+            their lengths are taken at each position; the sum over keys is bracketed so that no
+            N x N matrix arises, though the paper leaves the order of the products open.
+        recurrence: how often the block is applied, with the same weights.
+        qk_channels: channels of queries and keys; C/2 by default.
+        value_channels: channels of values; C/2 by default.
+        zero_init: start as the identity (batch norm weight at zero).
+
+    Raises:
+        InputError: for an option that makes no sense, or an input of another shape.
+
+    >>> layer = PaperFrequencyAttention(16, recurrence=2)
+    >>> layer(torch.randn(1, 16, 12, 9)).shape
+    torch.Size([1, 16, 12, 9])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        k: BandLike = 8,
+        similarity: Similarity = "dot",
+        recurrence: int = 1,
+        qk_channels: int | None = None,
+        value_channels: int | None = None,
+        zero_init: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if similarity not in ("dot", "linear_softmax"):
+            raise InputError(f'similarity={similarity!r}: use "dot" or "linear_softmax"')
+        super().__init__(
+            channels,
+            similarity=similarity,
+            recurrence=recurrence,
+            qk_channels=qk_channels,
+            value_channels=value_channels,
+            zero_init=zero_init,
+            device=device,
+            dtype=dtype,
+        )
+        self.band = Band.of(k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same shape."""
+        self.check_input(x)
+        height, width = x.shape[-2:]
+        band = self.band.clip(height, width)
+        basis = _basis(height, width, band, x.dtype, x.device)  # (N, K)
+        for _ in range(self.recurrence):
+            s = x.flatten(2) @ basis  # (B, C, K)
+            q, k, v = (linear.weight @ s for linear in (self.query, self.key, self.value))
+            if self.similarity == "dot":
+                attended = v @ (k.mT @ q / (height * width))  # (B, e, K)
+                attended = attended @ basis.T  # (B, e, N)
+            else:
+                q, k, v = (token @ basis.T for token in (q, k, v))  # (B, ., N)
+                attended = attend(q, k, v, self.similarity, self.scale)  # (B, e, N)
+            x = x + self.finish_map(attended.unflatten(2, (height, width)))
+        return x
+
+    def flops(self, batch: int, height: int, width: int) -> int:
+        """Forward FLOPs of all products; P itself, built once per size, is left out."""
+        n, c = height * width, self.channels
+        d, e = self.query.out_features, self.value.out_features
+        band = self.band.clip(height, width)
+        size = (band.h1 - band.h0) * (band.w1 - band.w0)  # type: ignore[operator]
+        tokens = c * n * size + size * c * (2 * d + e)
+        if self.similarity == "dot":
+            attention = size * size * (d + e) + n * size * e
+        else:  # three syntheses; v k^T, its product with q, and the denominator
+            attention = n * size * (2 * d + e) + 2 * n * d * e + n * d
+        return self.recurrence * 2 * batch * (tokens + attention + n * e * c)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, band={self.band}"
+
+
+@lru_cache(maxsize=8)
+def _basis(height: int, width: int, band: Band, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # A tensor born in inference mode could not take part in a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        wide = basis_dtype(dtype)
+        rows = dct_basis(height, band.h0, band.h1, dtype=wide, device=device)  # type: ignore[arg-type]
+        columns = dct_basis(width, band.w0, band.w1, dtype=wide, device=device)  # type: ignore[arg-type]
+        return dense_basis(rows, columns).to(dtype)
