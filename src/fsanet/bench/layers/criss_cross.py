@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fsanet.bench.layers.map_layer import MapLayer
+from fsanet.bench.layers.map_layer import MapLayer, tokens_to_map
 
 __all__ = ["CrissCrossAttention"]
 
@@ -52,7 +52,8 @@ class CrissCrossAttention(MapLayer):
         inner = max(channels // 8, 1) if qk_channels is None else qk_channels
         super().__init__(channels, qk_channels=inner, recurrence=recurrence)
         self.qk_channels, self.recurrence = inner, recurrence
-        self.qkv = nn.Conv2d(channels, 2 * inner + channels, 1, device=device, dtype=dtype)
+        # Channels innermost: rows and columns are then both matrices as they lie in memory.
+        self.qkv = nn.Linear(channels, 2 * inner + channels, device=device, dtype=dtype)
         start = 0.0 if zero_init else 1.0
         self.gate = nn.Parameter(torch.full((1,), start, device=device, dtype=dtype))
 
@@ -60,21 +61,21 @@ class CrissCrossAttention(MapLayer):
         """``(B, C, H, W)`` to the same shape."""
         self.check_input(x)
         for _ in range(self.recurrence):
-            x = x + self.gate * self._attend(x)
+            x = torch.addcmul(x, self.gate, self._attend(x))
         return x
 
     def _attend(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        sizes = [self.qk_channels, self.qk_channels, self.channels]
-        q, k, v = self.qkv(x).split(sizes, 1)  # (B, ., H, W)
-        column = q.permute(0, 3, 2, 1) @ k.permute(0, 3, 1, 2)  # (B, W, H query, H key)
-        row = q.permute(0, 2, 3, 1) @ k.permute(0, 2, 1, 3)  # (B, H, W query, W key)
+        tokens = self.qkv(x.flatten(2).mT).unflatten(1, (height, width))  # (B, H, W, 2d + C)
+        q, k, v = tokens.split([self.qk_channels, self.qk_channels, self.channels], -1)
+        column = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)  # (B, W, H query, H key)
+        row = q @ k.mT  # (B, H, W query, W key)
         column.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))  # the row has the position itself
         scores = torch.cat([column.transpose(1, 2), row], -1)  # (B, H, W, H + W)
         column, row = scores.softmax(-1).split([height, width], -1)
-        from_column = v.permute(0, 3, 1, 2) @ column.permute(0, 2, 3, 1)  # (B, W, C, H)
-        from_row = v.permute(0, 2, 1, 3) @ row.mT  # (B, H, C, W)
-        return from_column.permute(0, 2, 3, 1) + from_row.permute(0, 2, 1, 3)  # (B, C, H, W)
+        from_column = column.transpose(1, 2) @ v.transpose(1, 2)  # (B, W, H, C)
+        attended = row @ v + from_column.transpose(1, 2)  # (B, H, W, C)
+        return tokens_to_map(attended.flatten(1, 2), height, width)  # (B, C, H, W)
 
     def flops(self, batch: int, height: int, width: int) -> int:
         """Forward FLOPs of all products, that of a position with itself in both directions."""

@@ -9,11 +9,13 @@ G groups, T positions of a group, d inner channels.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from fsanet.bench.layers.map_layer import MapLayer
+from fsanet.bench.layers.map_layer import MapLayer, project_to_map
 
 __all__ = ["InterlacedAttention"]
 
@@ -60,43 +62,60 @@ class InterlacedAttention(MapLayer):
         """``(B, C, H, W)`` to the same shape."""
         self.check_input(x)
         height, width = x.shape[-2:]
-        ph, pw, qh, qw = self._partition(height, width)
-        bottom, right = qh * ph - height, qw * pw - width
-        padded = pad(x, (0, right, 0, bottom)) if bottom or right else x
-        grid = padded.unflatten(3, (qw, pw)).unflatten(2, (qh, ph))  # (B, C, Qh, Ph, Qw, Pw)
-        tokens = grid.permute(0, 3, 5, 2, 4, 1).flatten(3, 4).flatten(1, 2)  # (B, PhPw, QhQw, C)
-        long_mask = short_mask = None
-        if bottom or right:
-            real = x.new_zeros(qh * ph, qw * pw, dtype=torch.bool)
-            real[:height, :width] = True
-            real = real.unflatten(1, (qw, pw)).unflatten(0, (qh, ph))  # (Qh, Ph, Qw, Pw)
-            long_mask = real.permute(1, 3, 0, 2).reshape(1, ph * pw, 1, qh * qw)
-            short_mask = real.permute(0, 2, 1, 3).reshape(1, qh * qw, 1, ph * pw)
-        tokens = self.long(tokens, long_mask).transpose(1, 2)  # (B, QhQw, PhPw, C)
-        tokens = self.short(tokens, short_mask)
-        grid = tokens.unflatten(2, (ph, pw)).unflatten(1, (qh, qw))  # (B, Qh, Qw, Ph, Pw, C)
-        out = grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, QhPh, QwPw)
-        return x + out[:, :, :height, :width]
+        blocks = self._blocks(height, width)
+        tokens = x.flatten(2).mT.unflatten(1, (height, width))  # (B, H, W, C)
+        tokens = self.long.out(self.long(tokens, blocks, long=True))
+        attended = self.short(tokens, blocks, long=False)  # (B, H, W, d)
+        return x + project_to_map(self.short.out, attended.flatten(1, 2), height, width)
 
-    def _partition(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Ph, Pw, Qh, Qw. P is never above the map's size, so no group is all padding."""
+    def _blocks(self, height: int, width: int) -> _Blocks:
+        # A block is never larger than the map, so no group is all padding.
         ph, pw = min(self.block_size, height), min(self.block_size, width)
-        return ph, pw, -(-height // ph), -(-width // pw)
+        return _Blocks(ph, pw, -(-height // ph), -(-width // pw))
 
     def flops(self, batch: int, height: int, width: int) -> int:
-        """Forward FLOPs of all products, those with padded positions included."""
-        ph, pw, qh, qw = self._partition(height, width)
+        """Forward FLOPs of all products; those of scores and values with padding included."""
+        ph, pw, qh, qw = self._blocks(height, width)
         c, d = self.channels, self.inner_channels
-        projections = 2 * 4 * c * d
-        scores_and_values = 2 * d * (qh * qw + ph * pw)
-        return 2 * batch * ph * pw * qh * qw * (projections + scores_and_values)
+        projections = height * width * 2 * 4 * c * d
+        scores_and_values = ph * pw * qh * qw * 2 * d * (qh * qw + ph * pw)
+        return 2 * batch * (projections + scores_and_values)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, block_size={self.block_size}"
 
 
+class _Blocks(NamedTuple):
+    """How a grid is cut: blocks of ``ph x pw`` positions, ``qh x qw`` of them."""
+
+    ph: int
+    pw: int
+    qh: int
+    qw: int
+
+    def group(self, tokens: Tensor, *, long: bool) -> Tensor:
+        """``(B, H, W, c)`` to ``(B, G, T, c)``, zeros where the grid was padded."""
+        height, width = tokens.shape[1:3]
+        bottom, right = self.qh * self.ph - height, self.qw * self.pw - width
+        if bottom or right:
+            tokens = pad(tokens, (0, 0, 0, right, 0, bottom))
+        grid = tokens.unflatten(2, (self.qw, self.pw)).unflatten(1, (self.qh, self.ph))
+        grid = grid.permute(0, 2, 4, 1, 3, 5) if long else grid.permute(0, 1, 3, 2, 4, 5)
+        return grid.flatten(3, 4).flatten(1, 2)
+
+    def ungroup(self, tokens: Tensor, height: int, width: int, *, long: bool) -> Tensor:
+        """``(B, G, T, c)`` back to ``(B, H, W, c)``."""
+        if long:
+            grid = tokens.unflatten(2, (self.qh, self.qw)).unflatten(1, (self.ph, self.pw))
+            grid = grid.permute(0, 3, 1, 4, 2, 5)  # (B, Qh, Ph, Qw, Pw, c)
+        else:
+            grid = tokens.unflatten(2, (self.ph, self.pw)).unflatten(1, (self.qh, self.qw))
+            grid = grid.permute(0, 1, 3, 2, 4, 5)  # (B, Qh, Ph, Qw, Pw, c)
+        return grid.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
 class _GroupAttention(nn.Module):
-    """Softmax attention within each group: tokens ``(B, G, T, C)`` to the same shape."""
+    """Softmax attention within each group; ``out`` is applied by the caller."""
 
     def __init__(
         self,
@@ -110,6 +129,14 @@ class _GroupAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * inner, device=device, dtype=dtype)
         self.out = nn.Linear(inner, channels, device=device, dtype=dtype)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(tokens).chunk(3, -1)  # (B, G, T, d)
-        return self.out(scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    def forward(self, tokens: Tensor, blocks: _Blocks, *, long: bool) -> Tensor:
+        """Tokens ``(B, H, W, C)`` to attended values ``(B, H, W, d)``."""
+        height, width = tokens.shape[1:3]
+        grouped = blocks.group(self.qkv(tokens), long=long)  # (B, G, T, 3d)
+        mask = None
+        if grouped.shape[1] * grouped.shape[2] > height * width:
+            real = tokens.new_ones(1, height, width, 1, dtype=torch.bool)
+            mask = blocks.group(real, long=long).mT  # (1, G, 1, T): keys that are no padding
+        q, k, v = grouped.chunk(3, -1)  # (B, G, T, d)
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return blocks.ungroup(attended, height, width, long=long)

@@ -1,9 +1,13 @@
-"""What the layers of others have in common: an input check and a FLOP count."""
+"""What the layers of others have in common: an input check, a FLOP count, ways back to the map.
+
+Legend: B batch, C channels, H x W grid, N = H*W positions, e channels of a token.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from fsanet.errors import InputError
@@ -39,3 +43,23 @@ class MapLayer(nn.Module, ABC):
             )
         if not x.is_floating_point():
             raise InputError(f"expected a floating-point feature map, got {x.dtype}")
+
+
+def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens ``(B, N, C)`` as a contiguous map ``(B, C, H, W)``."""
+    if tokens.shape[0] == 1:  # a transposed matrix is copied in blocks, a batch of one is not
+        channels_first = tokens[0].t().contiguous().unsqueeze(0)
+    else:
+        channels_first = tokens.mT.contiguous()
+    return channels_first.unflatten(2, (height, width))
+
+
+def project_to_map(linear: nn.Linear, tokens: Tensor, height: int, width: int) -> Tensor:
+    """``linear`` on tokens ``(B, N, e)``, written as a map ``(B, C, H, W)`` by the product itself.
+
+    Tokens that are projected first and transposed later cost one more pass over the map.
+    """
+    batch = tokens.shape[0]
+    weight = linear.weight.expand(batch, -1, -1)  # (B, C, e)
+    bias = linear.bias[:, None].expand(batch, -1, tokens.shape[1])  # (B, C, N)
+    return torch.baddbmm(bias, weight, tokens.mT).unflatten(2, (height, width))

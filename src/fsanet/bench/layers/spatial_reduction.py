@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
-from fsanet.bench.layers.map_layer import MapLayer
+from fsanet.bench.layers.map_layer import MapLayer, project_to_map
 from fsanet.errors import InputError
 
 __all__ = ["SpatialReductionAttention"]
@@ -84,7 +84,7 @@ class SpatialReductionAttention(MapLayer):
         kv = self.key_value(sources).unflatten(2, (2, self.heads, -1))  # (B, M, 2, h, C/h)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, C/h)
         attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, C)
-        return x + self.out(attended).mT.unflatten(2, (height, width))
+        return x + project_to_map(self.out, attended, height, width)
 
     def flops(self, batch: int, height: int, width: int) -> int:
         """Forward FLOPs of all products: reduction, projections, attention."""
