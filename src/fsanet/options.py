@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,52 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
-from fsanet.models import FsaNet
+from fsanet.models import FsaNet, SegformerFsa
 from fsanet.tasks.segmentation import SemanticSegmentation
 from fsanet.tasks.training import evaluate, train
 
+# Networks that a file may name; without a name it is the first.
+_MODELS = (FsaNet, SegformerFsa)
 # Arguments that come from the data set, or that have no place in a file.
 _FROM_DATA = {"num_classes", "classes", "palette"}
 _OF_TASK = {"model", "classes", "ignore_index"}
 _OF_TRAIN = {"task", "data", "out", "config", "callbacks"}
 
 
-def train_parser() -> ArgumentParser:
-    """Options of `fsanet train`."""
+def names_model(arguments: Sequence[str]) -> bool:
+    """Whether options or the files among them say which class the network is of.
+
+    They do with `--model CLASS`, `--model.class_path CLASS`, or `model: {class_path: ...}`.
+    """
+    if _values(arguments, "--model") or _values(arguments, "--model.class_path"):
+        return True
+    for file in _values(arguments, "--config"):
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
+        model = content.get("model") if isinstance(content, dict) else None
+        if isinstance(model, dict) and "class_path" in model:
+            return True
+    return False
+
+
+def train_parser(*, named_model: bool = False) -> ArgumentParser:
+    """Options of `fsanet train`.
+
+    Args:
+        named_model: the network is given as class_path and init_args; else its options are those
+            of `FsaNet`, directly.
+    """
     parser = _parser("train", "Train a network. Every option can stand in the YAML file, too.")
     parser.add_argument("--config", action="config", help="YAML file of options")
     parser.add_argument(
         "--out", type=str, default=None, help="run folder (default: runs/<name of the config>)"
     )
-    parser.add_class_arguments(FsaNet, "model", skip=set(_FROM_DATA), instantiate=False)
+    if named_model:
+        parser.add_subclass_arguments(_MODELS, "model", skip=set(_FROM_DATA), instantiate=False)
+    else:
+        parser.add_class_arguments(_MODELS[0], "model", skip=set(_FROM_DATA), instantiate=False)
     parser.add_subclass_arguments(SegmentationData, "data", required=True)
     parser.add_class_arguments(SemanticSegmentation, "task", skip=set(_OF_TASK), instantiate=False)
     parser.add_function_arguments(train, skip=set(_OF_TRAIN))
@@ -76,9 +105,11 @@ def make_data(parser: ArgumentParser, options: Namespace) -> SegmentationData:
 
 def make_task(options: Namespace, data: SegmentationData) -> SemanticSegmentation:
     """The network that the options describe, made for the classes of the data, and its task."""
+    given = _plain(options.model)
+    network = _class(given["class_path"]) if "class_path" in given else _MODELS[0]
     try:
-        model = FsaNet(
-            **_plain(options.model),
+        model = network(
+            **given.get("init_args", {} if "class_path" in given else given),
             num_classes=data.num_classes,
             classes=data.classes,
             palette=data.palette,
@@ -120,8 +151,14 @@ def data_of_run(folder: Path) -> dict[str, Any] | None:
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:
-    """Every option's name with its group, data options as in YAML."""
+    """Every option's name with its group, those of a class that is named as in YAML."""
     keys = {action.dest for action in parser._actions if action.dest != "help"}
+    keys.add("model.class_path")
+    if "model" in keys:
+        for network in _MODELS:
+            names = set(inspect.signature(network).parameters) - _FROM_DATA
+            keys |= {f"model.init_args.{name}" for name in names}
+        keys.add("model.init_args")
     for kind in _subclasses(SegmentationData):
         names = set()
         for base in kind.__mro__[:-1]:
@@ -140,6 +177,8 @@ def explain(message: str, keys: Iterable[str]) -> str:
         return f"{missing[1]}: no such file"
     unknown = _unknown_key(message)
     if unknown is not None:
+        if unknown in keys and unknown.startswith("model."):
+            return f"option '{unknown}' is not one of the class that model.class_path names"
         if unknown in keys:  # only a class that is chosen has options
             return f"option '{unknown}' needs data.class_path"
         return f"unknown option '{unknown}'{_suggestion(unknown, keys)}"
@@ -148,14 +187,19 @@ def explain(message: str, keys: Iterable[str]) -> str:
         return " ".join(message.split())
     # Of the attempts at every type of a union, only those at something are of interest.
     reasons = re.findall(r"^\s*- (.+(?:\n {6,}.+)*)", message, re.MULTILINE)
-    reasons = [" ".join(reason.split()) for reason in reasons if "NoneType" not in reason]
+    reasons = [
+        " ".join(reason.split())
+        for reason in reasons
+        if "NoneType" not in reason and "not correspond to a subclass" not in reason
+    ]
     given = re.search(r"Given value: (.+)", message)
-    if key[1] == "data" and "import path" in message:
-        names = [kind.__name__ for kind in _subclasses(SegmentationData)[1:]]
+    if key[1] in ("data", "model") and "import path" in message:
+        kinds = _subclasses(SegmentationData)[1:] if key[1] == "data" else _MODELS
+        names = ", ".join(kind.__name__ for kind in kinds)
         value = re.search(r"import path string: (\S+)", message)
-        return f"data: no class {value[1] if value else ''}; give one of {', '.join(names)}"
-    if key[1] == "data" and reasons:
-        return f"data: {'; '.join(reasons)}"
+        return f"{key[1]}: no class {value[1] if value else ''}; give one of {names}"
+    if key[1] in ("data", "model") and reasons:
+        return f"{key[1]}: {'; '.join(reasons)}"
     if given is None:
         first = message.split(":", 1)[-1]
         return f"{key[1]}: {' '.join(first.split())}"
@@ -175,8 +219,25 @@ def _unknown_key(message: str) -> str | None:
         found = re.search(pattern, message)
         if found:
             inner = "Problem with given class_path" in message and "." not in found[1]
-            return f"data.init_args.{found[1]}" if inner else found[1]
+            part = "model" if 'Parser key "model' in message else "data"
+            return f"{part}.init_args.{found[1]}" if inner else found[1]
     return None
+
+
+def _values(arguments: Sequence[str], option: str) -> list[str]:
+    """Every value given to ``option``, as ``--option value`` or ``--option=value``."""
+    pairs = zip(arguments, [*arguments, ""][1:], strict=True)
+    return [
+        text.split("=", 1)[1] if text.startswith(option + "=") else following
+        for text, following in pairs
+        if text == option or text.startswith(option + "=")
+    ]
+
+
+def _class(path: str) -> type[FsaNet] | type[SegformerFsa]:
+    """The class of a path that the parser has found to be one of `_MODELS`, or of their kind."""
+    module, name = path.rsplit(".", 1)
+    return getattr(import_module(module), name)
 
 
 def _suggestion(unknown: str, keys: list[str]) -> str:

@@ -43,12 +43,12 @@ def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """
     if isinstance(model, nn.Module):
         return model
-    from fsanet.models import FsaNet
+    from fsanet import models
 
     inner = Path(model, "model")  # where a training run keeps its best
     if (inner / "config.json").is_file() and not Path(model, "config.json").is_file():
         model = inner
-    return FsaNet.from_pretrained(str(model))
+    return models.load_model(model)
 
 
 def write_predictions(

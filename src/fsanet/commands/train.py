@@ -11,15 +11,18 @@ def run(given: list[str]) -> int:
     quiet()
     import lightning
 
-    from fsanet import options
+    from fsanet import instance_options, options
+    from fsanet.commands import instances
     from fsanet.tasks.run_folder import first_process
     from fsanet.tasks.training import train
 
-    parser = options.train_parser()
     if "--resume" in given and not has(given, "--config"):
         config = Path(value_of(given, "--out") or "") / "config.yaml"
         if config.is_file():  # a run knows its own options
             given = ["--config", str(config), *given]
+    if instance_options.names_instances(given):
+        return instances.train(given)
+    parser = options.train_parser(named_model=options.names_model(given))
     # `--resume` alone, as well as `--resume true`
     given = switches(given, ("--resume", "--overwrite"))
     parsed = options.parse(parser, given)

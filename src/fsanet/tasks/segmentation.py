@@ -183,6 +183,7 @@ class SemanticSegmentation(lightning.LightningModule):
             weight_decay=self.weight_decay,
             head_lr_multiplier=self.head_lr_multiplier,
             decay_norms=self.decay_norms,
+            encoder_prefixes=getattr(self.model, "encoder_prefixes", ("encoder.",)),
         )
         optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
