@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 def run(given: list[str]) -> int:
     quiet()
-    from fsanet import options
+    from fsanet import instance_options, options
+    from fsanet.commands import instances
     from fsanet.files import write_json
     from fsanet.tasks.run_folder import first_process
     from fsanet.tasks.training import evaluate
 
     folders = [Path(text) for text in given if not text.startswith("-") and Path(text).is_dir()]
     known = [found for found in map(options.data_of_run, folders) if found is not None]
-    parser = options.eval_parser(known[0] if known else None)
+    run_data = known[0] if known else None
+    named = (run_data or {}).get("class_path")
+    if instance_options.names_instances(given) or instance_options.is_instance_data(named):
+        return instances.evaluate(given, run_data)
+    parser = options.eval_parser(run_data)
     parsed = options.parse(parser, given)
     data = options.make_data(parser, parsed)
     arguments = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from fsanet.commands import instances
 from fsanet.commands.parsing import Parser, available_device, side
 from fsanet.errors import InputError
 
@@ -26,7 +27,12 @@ def run(given: list[str]) -> int:
     add("--no-recursive", action="store_true", help="leave out sub-folders")
     add("--alpha", type=float, default=0.5, help="strength of the overlay, 0..1")
     add("--no-legend", action="store_true", help="overlays without a legend")
+    add("--score", type=float, help="instances: lowest score that is shown (default: 0.5)")
     options = parser.parse_args(given)
+    if instances.is_instance_model(options.model):
+        return instances.predict(options)
+    if options.score is not None:
+        raise InputError("--score: for networks that find instances; this model is not one")
     window, stride = (side(name, getattr(options, name)) for name in ("window", "stride"))
 
     device = available_device(options.device)

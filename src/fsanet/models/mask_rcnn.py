@@ -1,0 +1,375 @@
+"""Mask R-CNN with frequency self-attention in its backbone or on its feature pyramid.
+
+Sources: Mask R-CNN (arXiv 1703.06870); where the block goes in res4: non-local networks
+(arXiv 1711.07971), section 4.1; the block: FsaNet (arXiv 2211.15595), section III.
+
+Legend: B images, N instances, H x W image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import safetensors.torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.detection import mask_rcnn as tv
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.rpn import RPNHead
+
+from fsanet.attention.block import Block
+from fsanet.attention.similarity import Similarity
+from fsanet.dct import Band, BandLike
+from fsanet.errors import InputError
+from fsanet.files import write_whole
+from fsanet.models.encoder import build_encoder
+from fsanet.models.fsanet import check_state
+from fsanet.models.heads import Attention
+from fsanet.models.pyramid import (
+    Position,
+    check_positions,
+    freeze_stages,
+    read_state,
+    resnet_pyramid,
+    timm_pyramid,
+)
+from fsanet.palette import class_palette
+
+__all__ = ["MaskRcnnFsa"]
+
+_RESNETS = ("resnet50", "resnet101")
+_PUBLISHED = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
+_OURS = {"backbone", "num_classes", "min_size", "max_size", "image_mean", "image_std"}
+_BUILT = {"rpn_anchor_generator", "rpn_head", "box_head", "box_predictor", "mask_head"}
+
+
+class MaskRcnnFsa(
+    GeneralizedRCNN,
+    PyTorchModelHubMixin,
+    library_name="fsanet",
+    tags=["instance-segmentation"],
+    paper_url="https://arxiv.org/abs/2211.15595",
+):
+    """torchvision's Mask R-CNN, with attention blocks that start as the identity.
+
+    A pretrained detector is so unchanged until it is trained. Parameters are named as in
+    torchvision, those of attention come on top: ``backbone.body.layer3.attention.*`` ("res4"),
+    ``backbone.attention.p4.*`` (a level of the pyramid). Losses and detections are torchvision's.
+
+    Args:
+        backbone: "resnet50" or "resnet101" (torchvision's), or the name of a timm model with
+            features at strides 4, 8, 16 and 32.
+        num_classes: classes of objects; background is not one of them.
+        version: torchvision's first detector, or its second ("v2": deeper RPN, box and mask heads
+            with batch norm). Batch norms of a ResNet are frozen in "v1".
+        attention: "frequency", "spatial" (the regular layer), or None for none.
+        positions: where: "res4" (before the last residual block of the stride-16 stage), "fpn"
+            (a block for each of the pyramid's levels), or single levels "p2" ... "p5".
+        k, similarity, recurrence, block, qkv_bias: of the attention, see
+            :class:`FrequencySelfAttention`.
+        attention_norm: batch norm in the attention ("nonlocal" blocks).
+        weights: of the whole detector: a local state_dict (``.safetensors``, or ``.pth`` read with
+            ``weights_only=True``), or the name of torchvision's, such as
+            "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1" (a download).
+        replace_predictors: with ``weights`` of other classes: leave out their last layers, those
+            of class scores, boxes and masks, which then start untrained.
+        backbone_weights: of the backbone alone: a local file, or torchvision's name for a ResNet.
+        backbone_options: further arguments of ``timm.create_model``.
+        trainable_stages: the last so many of a ResNet's 5 stages learn (torchvision: 3 of a
+            pretrained network).
+        norm_eps: of the frozen batch norms; None is 0 for a "v1" detector with ``weights`` (as
+            torchvision's was trained), else 1e-5.
+        fpn_channels, box_channels, mask_channels: widths of the pyramid, of the box head's
+            layers and of the mask head.
+        anchor_sizes: side of the anchors in pixels, one for each of the five levels.
+        min_size: images are resized so that their shorter side has this many pixels ...
+        max_size: ... unless the longer one would then have more than this.
+        mean, std: of the images, for values in 0..1; by default ImageNet's.
+        detector_options: further arguments of torchvision's ``MaskRCNN``, such as
+            ``rpn_post_nms_top_n_train``.
+        classes: names; by default "1", "2", ...
+        category_ids: ids of the classes in the annotation file; by default 1, 2, ...
+
+    Raises:
+        InputError: for options or weights that do not fit, with what to do.
+
+    >>> model = MaskRcnnFsa("resnet10t", num_classes=2, fpn_channels=16, box_channels=16,
+    ...                     mask_channels=16, min_size=64, max_size=64).eval()
+    >>> sorted(model([torch.zeros(3, 48, 64)])[0])
+    ['boxes', 'labels', 'masks', 'scores']
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        *,
+        num_classes: int,
+        version: Literal["v1", "v2"] = "v1",
+        attention: Attention | None = "frequency",
+        positions: Sequence[Position] = ("res4",),
+        k: BandLike = 8,
+        similarity: Similarity = "dot",
+        recurrence: int = 1,
+        block: Block = "nonlocal",
+        qkv_bias: bool = False,
+        attention_norm: bool = True,
+        weights: str | None = None,
+        replace_predictors: bool = False,
+        backbone_weights: str | None = None,
+        backbone_options: dict[str, Any] | None = None,
+        trainable_stages: int = 5,
+        norm_eps: float | None = None,
+        fpn_channels: int = 256,
+        box_channels: int = 1024,
+        mask_channels: int = 256,
+        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
+        min_size: int = 800,
+        max_size: int = 1333,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        detector_options: dict[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
+    ) -> None:
+        if version not in ("v1", "v2"):
+            raise InputError(f"version={version!r}: use v1 or v2")
+        if attention not in ("frequency", "spatial", None):
+            raise InputError(f'attention={attention!r}: use "frequency", "spatial" or None')
+        if min(num_classes, fpn_channels, box_channels, mask_channels) < 1:
+            raise InputError("num_classes and the widths of the heads have to be at least 1")
+        if not 0 <= trainable_stages <= 5:
+            raise InputError(f"trainable_stages={trainable_stages}: a ResNet has 0 to 5")
+        if len(anchor_sizes) != 5 or min(anchor_sizes) < 1:
+            raise InputError(f"anchor_sizes={list(anchor_sizes)}: give five sides in pixels")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise InputError("mean and std need a value for each of 3 channels, std above 0")
+        places = check_positions(positions) if attention is not None else ()
+        if norm_eps is None:
+            norm_eps = 0.0 if weights is not None and version == "v1" else 1e-5
+        pyramid_options: dict[str, Any] = {
+            "channels": fpn_channels,
+            "positions": places,
+            "attention": attention,
+            "attention_options": {
+                "k": k,
+                "similarity": similarity,
+                "recurrence": recurrence,
+                "block": block,
+                "qkv_bias": qkv_bias,
+                "norm": attention_norm,
+            },
+        }
+        if backbone in _RESNETS:
+            if backbone_options:
+                raise InputError(f"backbone_options are for timm models, not for {backbone!r}")
+            pyramid = resnet_pyramid(
+                backbone, version=version, norm_eps=norm_eps, **pyramid_options
+            )
+            if backbone_weights is not None:
+                _load_resnet(pyramid.body, backbone, backbone_weights)
+            freeze_stages(pyramid.body, trainable_stages)
+        else:
+            encoder = build_encoder(
+                backbone, output_stride=32, weights=backbone_weights, options=backbone_options
+            )
+            pyramid = timm_pyramid(encoder, **pyramid_options)
+        detector = _detector(
+            pyramid,
+            num_classes=num_classes,
+            version=version,
+            box_channels=box_channels,
+            mask_channels=mask_channels,
+            anchor_sizes=anchor_sizes,
+            options=detector_options or {},
+            min_size=min_size,
+            max_size=max_size,
+            image_mean=list(mean),
+            image_std=list(std),
+        )
+        super().__init__(detector.backbone, detector.rpn, detector.roi_heads, detector.transform)
+        self.num_classes = num_classes
+        names = [str(i + 1) for i in range(num_classes)] if classes is None else classes
+        ids = range(1, num_classes + 1) if category_ids is None else category_ids
+        if len(names) != num_classes or len(ids) != num_classes:
+            raise InputError(
+                f"{len(names)} names and {len(ids)} category ids for {num_classes} classes"
+            )
+        self.classes, self.category_ids = tuple(names), tuple(int(i) for i in ids)
+        self.palette = class_palette(None, num_classes)
+        if weights is not None:
+            load_detector(self, weights, replace_predictors=replace_predictors)
+        # What a reload needs: resolved values in, and the sources of the first weights out.
+        self._hub_mixin_config = {
+            **cast(dict, self._hub_mixin_config or {}),
+            "network": "MaskRcnnFsa",
+            "k": _plain(k),
+            "positions": list(positions),
+            "norm_eps": norm_eps,
+            "classes": list(self.classes),
+            "category_ids": list(self.category_ids),
+            "weights": None,
+            "replace_predictors": False,
+            "backbone_weights": None,
+        }
+
+    def attention_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that torchvision's detector does not have, by name."""
+        return {n: p for n, p in self.named_parameters() if ".attention." in n}
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **overrides: Any) -> MaskRcnnFsa:  # type: ignore[override]
+        """The detector saved in a folder or on the hub; ``overrides`` as in `FsaNet`.
+
+        Raises:
+            InputError: no such folder, no network in it, or weights of another architecture.
+        """
+        folder = Path(source)
+        if folder.is_dir():
+            for name in ("config.json", "model.safetensors"):
+                if not (folder / name).is_file():
+                    raise InputError(
+                        f"{folder}: no {name} in it; give a folder written by save_pretrained"
+                    )
+        elif folder.exists() or folder.is_absolute() or str(source).count("/") != 1:
+            raise InputError(f"{folder}: no such folder, and not a hub id (owner/name)")
+        return super().from_pretrained(str(source), **overrides)
+
+    @classmethod
+    def _load_as_safetensor(  # type: ignore[override]
+        cls, model: MaskRcnnFsa, model_file: str, map_location: str, strict: bool
+    ) -> MaskRcnnFsa:
+        state = read_state(Path(model_file))
+        check_state(model, state, model_file)  # the mixin's own loading accepts partial fits
+        model.load_state_dict(state)
+        return model.to(map_location)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        write_whole(
+            save_directory / "model.safetensors",
+            lambda stream: stream.write(safetensors.torch.save(state, {"format": "pt"})),
+        )
+
+
+def load_detector(model: MaskRcnnFsa, source: str, *, replace_predictors: bool = False) -> None:
+    """Weights of a torchvision Mask R-CNN into a model; its attention stays as it is.
+
+    Args:
+        source: path of a state_dict, or torchvision's name of published weights.
+        replace_predictors: leave out the layers whose size is that of the classes.
+
+    Raises:
+        InputError: unless every other key fits, exactly once.
+    """
+    state = _published(source, _PUBLISHED) if _is_name(source) else read_state(Path(source))
+    own = model.state_dict()
+    state = {n: v for n, v in state.items() if n in own or not n.endswith("num_batches_tracked")}
+    added = {name: value for name, value in own.items() if ".attention." in name}
+    if replace_predictors:
+        last = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+        added |= {name: value for name, value in own.items() if name.startswith(last)}
+        state = {name: value for name, value in state.items() if not name.startswith(last)}
+    merged = added | state
+    try:
+        check_state(model, merged, source)
+    except InputError as error:
+        hint = "" if replace_predictors else "; for other classes give replace_predictors: true"
+        raise InputError(f"{error}{hint}") from error
+    model.load_state_dict(merged)
+
+
+def _detector(
+    pyramid: nn.Module,
+    *,
+    num_classes: int,
+    version: str,
+    box_channels: int,
+    mask_channels: int,
+    anchor_sizes: Sequence[int],
+    options: dict[str, Any],
+    **shared: Any,
+) -> tv.MaskRCNN:
+    """torchvision's detector around a pyramid, with the parts its builders give it."""
+    allowed = _detector_options()
+    for name in options:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; use {', '.join(sorted(allowed))}"
+            raise InputError(f"detector_options: no option '{name}'{hint}")
+    width = cast(int, pyramid.out_channels)
+    anchors = AnchorGenerator(
+        tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes)
+    )
+    count = anchors.num_anchors_per_location()[0]
+    norm = None if version == "v1" else nn.BatchNorm2d
+    box_head: nn.Module
+    if version == "v1":
+        box_head = TwoMLPHead(width * 7 * 7, box_channels)
+    else:
+        box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [box_channels], norm_layer=norm)
+    return tv.MaskRCNN(
+        pyramid,
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(width, count, conv_depth=1 if version == "v1" else 2),
+        box_head=box_head,
+        box_predictor=FastRCNNPredictor(box_channels, num_classes + 1),
+        mask_head=tv.MaskRCNNHeads(width, [mask_channels] * 4, 1, norm_layer=norm),
+        mask_predictor=tv.MaskRCNNPredictor(mask_channels, mask_channels, num_classes + 1),
+        **shared,
+        **options,
+    )
+
+
+def _detector_options() -> set[str]:
+    from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+    names: set[str] = set()
+    for kind in (tv.MaskRCNN, FasterRCNN):
+        names |= {n for n in inspect.signature(kind).parameters if n.startswith(("rpn_", "box_"))}
+    return names - _OURS - _BUILT - {"box_roi_pool"}
+
+
+def _load_resnet(body: nn.Module, name: str, source: str) -> None:
+    """ImageNet weights into the stages of a ResNet; the classifier in them is set aside."""
+    state = _published(source, (name,)) if _is_name(source) else read_state(Path(source))
+    own = body.state_dict()
+    state = {n: v for n, v in state.items() if not n.startswith("fc.")}
+    state = {n: v for n, v in state.items() if n in own or not n.endswith("num_batches_tracked")}
+    state = {n: v for n, v in own.items() if ".attention." in n} | state
+    check_state(body, state, source)
+    body.load_state_dict(state)
+
+
+def _is_name(source: str) -> bool:
+    """Whether it is written as torchvision's weights are, "Kind_Weights.NAME"; not a path."""
+    kind, _, member = source.partition(".")
+    return kind.endswith("_Weights") and member.isidentifier()
+
+
+def _published(source: str, models: Sequence[str]) -> dict[str, Tensor]:
+    known = {f"{type(w).__name__}.{w.name}": w for m in models for w in get_model_weights(m)}
+    if source not in known:
+        raise InputError(f"weights {source!r}: give one of {', '.join(known)}, or a local file")
+    try:
+        return dict(known[source].get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"weights {source}: download failed ({error})") from error
+
+
+def _plain(k: BandLike) -> Any:
+    """A band as JSON holds it."""
+    if k is None or isinstance(k, int):
+        return k
+    band = Band.of(k)
+    return [[band.h0, band.h1], [band.w0, band.w1]]
