@@ -85,9 +85,19 @@ def main() -> int:
 
 def train(arguments: argparse.Namespace) -> None:
     """Every variant with every seed, each in a process of its own, then the table."""
-    runs = [(v, s) for s in arguments.seeds for v in arguments.variants]
+    train_all(arguments, {variant: options_of(variant) for variant in arguments.variants})
+    table(arguments)
+
+
+def train_all(arguments: argparse.Namespace, variants: dict[str, list[str]]) -> None:
+    """Train and test variants, given with their options of `fsanet train`, with every seed.
+
+    A run that has its test.json is left alone, one that was stopped goes on.
+    """
+    runs = [(v, s) for s in arguments.seeds for v in variants]
     started, done = time.monotonic(), 0
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    share = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    threads = os.environ.get("OMP_NUM_THREADS", share)
 
     def one(run: tuple[str, int]) -> None:
         nonlocal done
@@ -100,8 +110,8 @@ def train(arguments: argparse.Namespace) -> None:
             if arguments.steps:
                 base.append(f"--steps={arguments.steps}")
             again = ["--resume=true"] if (out / "checkpoints" / "last.ckpt").is_file() else []
-            extra = [*options_of(variant), *arguments.rest]
-            quiet = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            extra = [*variants[variant], *arguments.rest]
+            quiet = {**os.environ, "OMP_NUM_THREADS": threads}
             out.parent.mkdir(parents=True, exist_ok=True)
             with (arguments.out / f"{out.name}.log").open("a") as log:
                 for command in (
@@ -121,19 +131,22 @@ def train(arguments: argparse.Namespace) -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, runs))
-    table(arguments)
 
 
 def table(arguments: argparse.Namespace) -> None:
+    print_table(arguments.out, list(VARIANTS))
+
+
+def print_table(out: Path, order: list[str]) -> None:
     """Mean and sample standard deviation over seeds, from the runs' test.json."""
     scores: dict[str, list[float]] = {}
-    for path in sorted(arguments.out.glob("*-seed*/test.json")):
+    for path in sorted(out.glob("*-seed*/test.json")):
         variant = path.parent.name.rsplit("-seed", 1)[0]
         scores.setdefault(variant, []).append(100 * json.loads(path.read_text())["miou"])
     print(
         "| attention | seeds | mIoU mean | spread (std) | each |\n| --- | --- | --- | --- | --- |"
     )
-    for variant in sorted(scores, key=lambda name: list(VARIANTS).index(name)):
+    for variant in sorted(scores, key=order.index):
         s = scores[variant]
         spread = f"{statistics.stdev(s):.2f}" if len(s) > 1 else "-"
         each = ", ".join(f"{value:.2f}" for value in s)
