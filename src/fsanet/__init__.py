@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsanet.attention import BandTreatments, FrequencySelfAttention, SpatialSelfAttention
+    from fsanet.convert import calibrate, convert_attention
     from fsanet.models import FsaNet
     from fsanet.predict import Predictor
 
@@ -25,6 +26,8 @@ _LAZY = {
     "FsaNet": "fsanet.models",
     "Predictor": "fsanet.predict",
     "SpatialSelfAttention": "fsanet.attention",
+    "calibrate": "fsanet.convert",
+    "convert_attention": "fsanet.convert",
 }
 
 __all__ = [
@@ -34,6 +37,8 @@ __all__ = [
     "Predictor",
     "SpatialSelfAttention",
     "__version__",
+    "calibrate",
+    "convert_attention",
 ]
 
 
