@@ -22,7 +22,7 @@ def run(given: list[str]) -> int:
             given = ["--config", str(config), *given]
     if instance_options.names_instances(given):
         return instances.train(given)
-    parser = options.train_parser()
+    parser = options.train_parser(named_model=options.names_model(given))
     # `--resume` alone, as well as `--resume true`
     given = switches(given, ("--resume", "--overwrite"))
     parsed = options.parse(parser, given)
