@@ -44,7 +44,8 @@ class ExternalAttention(MapLayer):
     ) -> None:
         super().__init__(channels, slots=slots)
         self.slots = slots
-        self.query = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
+        # No bias: it would be one constant a slot, and softmax over positions takes that out.
+        self.query = nn.Conv2d(channels, channels, 1, bias=False, device=device, dtype=dtype)
         self.key_memory = nn.Conv2d(channels, slots, 1, bias=False, device=device, dtype=dtype)
         self.value_memory = nn.Conv2d(slots, channels, 1, bias=False, device=device, dtype=dtype)
         self.out = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)

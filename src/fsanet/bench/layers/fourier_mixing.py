@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, softshrink
 
-from fsanet.attention.frequency import full_precision
+from fsanet.dct import full_precision
 from fsanet.bench.layers.map_layer import MapLayer
 from fsanet.errors import InputError
 

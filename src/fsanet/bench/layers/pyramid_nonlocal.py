@@ -63,7 +63,8 @@ class PyramidNonLocal(MapLayer):
         self.query = nn.Conv2d(channels, inner, 1, device=device, dtype=dtype)
         self.key: nn.Linear | None = None
         if context_channels is not None:
-            self.key = nn.Linear(context_channels, inner, device=device, dtype=dtype)
+            # No bias: it would shift all scores of a query alike, and softmax takes that out.
+            self.key = nn.Linear(context_channels, inner, bias=False, device=device, dtype=dtype)
         self.value = nn.Linear(source, inner, device=device, dtype=dtype)
         self.out = nn.Conv2d(inner, channels, 1, device=device, dtype=dtype)
 

@@ -1,0 +1,210 @@
+"""What every layer of others has to do, whatever its formula."""
+
+import math
+
+import pytest
+import torch
+from layers import opened, relative_error
+from torch.utils.flop_counter import FlopCounterMode
+
+from fsanet.bench import layers as bench_layers
+from fsanet.bench.layers import (
+    CrissCrossAttention,
+    DoubleAttention,
+    EMAttention,
+    ExternalAttention,
+    FourierMixing,
+    InterlacedAttention,
+    LinearAttention,
+    MaterialisedSelfAttention,
+    PaperFrequencyAttention,
+    PyramidNonLocal,
+    SpatialReductionAttention,
+)
+
+# Each as its options differ from the defaults, at 8 channels.
+VARIANTS = {
+    "materialised": (MaterialisedSelfAttention, {}),
+    "materialised-R2": (MaterialisedSelfAttention, {"recurrence": 2, "value_channels": 3}),
+    "paper": (PaperFrequencyAttention, {"k": 3}),
+    "paper-R2": (PaperFrequencyAttention, {"k": (2, 3), "recurrence": 2, "value_channels": 3}),
+    "paper-linear": (PaperFrequencyAttention, {"k": 3, "similarity": "linear_softmax"}),
+    "criss-cross": (CrissCrossAttention, {}),
+    "criss-cross-R1": (CrissCrossAttention, {"recurrence": 1, "qk_channels": 3}),
+    "ema": (EMAttention, {"bases": 4}),
+    "ema-T1": (EMAttention, {"bases": 3, "iterations": 1}),
+    "double": (DoubleAttention, {}),
+    "double-m3-n5": (DoubleAttention, {"feature_channels": 3, "attention_maps": 5}),
+    "interlaced": (InterlacedAttention, {}),
+    "interlaced-P3": (InterlacedAttention, {"block_size": 3, "inner_channels": 3}),
+    "pyramid": (PyramidNonLocal, {}),
+    "pyramid-2-3": (PyramidNonLocal, {"pool_sizes": (2, 3), "inner_channels": 3}),
+    "linear": (LinearAttention, {"heads": 2}),
+    "linear-inner6": (LinearAttention, {"inner_channels": 6}),
+    "external": (ExternalAttention, {"slots": 5}),
+    "reduction": (SpatialReductionAttention, {"ratio": 2, "heads": 2}),
+    "reduction-r1": (SpatialReductionAttention, {"ratio": 1}),
+    "fourier": (FourierMixing, {"blocks": 2}),
+    "fourier-b8": (FourierMixing, {"shrinkage": 0.0}),
+}
+CHANNELS = 8
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+# A batch of one takes another way back to the map; the sizes are divisible by nothing.
+SIZES = [(1, 7, 5), (2, 9, 13), (1, 1, 6), (3, 1, 1), (2, 16, 17)]
+
+
+def build(variant, **options):
+    layer, own = VARIANTS[variant]
+    torch.manual_seed(0)
+    return layer(CHANNELS, **own, **options)
+
+
+def test_every_layer_is_listed():
+    names = {layer.__name__ for layer, _ in VARIANTS.values()}
+    assert names == set(bench_layers.__all__)
+
+
+@every_variant
+@pytest.mark.parametrize("size", SIZES)
+def test_any_map_in_the_same_shape_out(variant, size):
+    layer = opened(build(variant)).eval()
+    x = torch.randn(size[0], CHANNELS, *size[1:], dtype=torch.float64)
+    before = x.clone()
+    with torch.no_grad():
+        y = layer(x)
+        assert y.shape == x.shape
+        assert y.is_contiguous()
+        assert torch.isfinite(y).all()
+        assert torch.equal(x, before)
+        assert relative_error(y, x) > 1e-4  # it does something
+        # images of a batch do not see each other
+        alone = torch.cat([layer(image[None]) for image in x])
+        assert relative_error(y, alone) < 1e-12
+        memory = x.contiguous(memory_format=torch.channels_last)
+        assert relative_error(layer(memory), y) < 1e-12
+
+
+@every_variant
+@pytest.mark.parametrize("training", [True, False])
+def test_gradient_reaches_input_and_every_parameter(variant, training):
+    layer = opened(build(variant)).train(training)
+    x = torch.randn(2, CHANNELS, 7, 5, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    ((y - x) * torch.randn_like(x)).sum().backward()
+    gradients = {"x": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert torch.isfinite(gradient).all(), name
+        assert gradient.norm() > 1e-6, name
+
+
+@every_variant
+def test_gradcheck(variant):
+    layer = opened(build(variant)).eval()
+    x = torch.randn(2, CHANNELS, 4, 5, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    def run(x, *parameters):
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
+
+
+def counted(layer, x):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(x)
+    return counter.get_total_flops()
+
+
+def unseen_by_the_counter(layer, batch, height, width):
+    """FFTs, and six of the eight operations of a complex multiply-add."""
+    if not isinstance(layer, FourierMixing):
+        return 0
+    n, modes = height * width, height * (width // 2 + 1)
+    transforms = 2 * batch * layer.channels * 2.5 * n * math.log2(n)
+    products = 6 * 2 * batch * modes * layer.channels * (layer.channels // layer.blocks)
+    return round(transforms) + products
+
+
+@every_variant
+@pytest.mark.parametrize("size", SIZES)
+def test_flops_by_hand_are_those_counted(variant, size):
+    layer = build(variant).eval()
+    x = torch.randn(size[0], CHANNELS, *size[1:])
+    layer(x)  # bases built for a size are no part of a forward pass
+    assert layer.flops(*size) == counted(layer, x) + unseen_by_the_counter(layer, *size)
+
+
+@pytest.mark.parametrize("name", bench_layers.__all__)
+@pytest.mark.parametrize("size", [(1, 97, 97), (2, 128, 256)])
+def test_flops_of_the_defaults_at_512_channels(name, size):
+    """On the meta device: shapes alone, no arithmetic."""
+    layer = getattr(bench_layers, name)(512, device="meta")
+    x = torch.empty(size[0], 512, *size[1:], device="meta")
+    assert layer(x).shape == x.shape
+    assert layer.flops(*size) == counted(layer, x) + unseen_by_the_counter(layer, *size)
+
+
+@every_variant
+def test_half_precision_stays_near_single(variant):
+    layer = build(variant).eval()
+    for p in layer.parameters():
+        if p.ndim < 2:  # gates and norms off zero
+            torch.nn.init.uniform_(p, 0.5, 1.0)
+    x = torch.randn(2, CHANNELS, 9, 13)
+    with torch.no_grad():
+        want = layer(x) - x
+        y = layer.bfloat16()(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    # both roundings are of the output's size: that of the input, and that of the sum
+    assert (y.float() - x.bfloat16().float() - want).norm() < 0.03 * (want.norm() + x.norm())
+
+
+@every_variant
+def test_evaluation_changes_no_state(variant):
+    layer = opened(build(variant)).eval()
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    x = torch.randn(2, CHANNELS, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        first, second = layer(x), layer(x)
+    assert torch.equal(first, second)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@every_variant
+def test_training_differs_only_where_there_is_state(variant):
+    layer = opened(build(variant))
+    x = torch.randn(2, CHANNELS, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        still = layer.eval()(x)
+        state = {name: value.clone() for name, value in layer.state_dict().items()}
+        trained = layer.train()(x)
+    changed = {name for name, value in layer.state_dict().items() if not value.equal(state[name])}
+    if isinstance(layer, EMAttention):
+        assert changed == {"bases"}  # for the next call: this one gives the same
+        assert relative_error(trained, still) < 1e-12
+    elif isinstance(layer, MaterialisedSelfAttention | PaperFrequencyAttention):
+        assert changed == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+        assert relative_error(trained, still) > 1e-3
+    else:
+        assert not changed
+        assert relative_error(trained, still) < 1e-12
+
+
+@every_variant
+def test_dtype_and_device_are_taken(variant):
+    for p in build(variant, device="meta", dtype=torch.float64).parameters():
+        assert p.dtype == torch.float64
+        assert p.is_meta
+
+
+@every_variant
+def test_inputs_that_make_no_sense(variant):
+    layer = build(variant)
+    with pytest.raises(ValueError, match=r"expected a feature map \(B, 8, H, W\)"):
+        layer(torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ValueError, match="expected a floating-point feature map"):
+        layer(torch.zeros(1, CHANNELS, 2, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"channels=0 .*at least 1|channels=0 and .*>= 1"):
+        type(layer)(0)
