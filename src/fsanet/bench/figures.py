@@ -1,0 +1,226 @@
+"""Time and memory against the number of positions, both axes logarithmic, as PNG files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from fsanet.bench.results import Report, Row
+from fsanet.files import write_whole
+
+__all__ = ["draw_scaling", "write_figures"]
+
+_INK, _GRID = "#2b3138", "#e3e7eb"
+# Okabe and Ito's colours, told apart by readers with any colour vision.
+_OURS = {"dot": "#0072B2", "linear_softmax": "#009E73", "linear": "#56B4E9"}
+_REGULAR = {"softmax": "#D55E00", "sdpa": "#E69F00", "sdpa-compiled": "#CC79A7"}
+_OTHER, _PUBLISHED = "#8a939c", "#5b4a8a"
+_MARKERS = "osD^vPX<>*ph"
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A layer's points, and how they are drawn."""
+
+    label: str
+    points: tuple[tuple[int, float], ...]  # (N, value)
+    colour: str
+    width: float
+    dashes: str | tuple[int, tuple[int, ...]]
+    marker: str
+
+
+def write_figures(report: Report, folder: str | Path) -> list[Path]:
+    """Write ``time.png`` and ``memory.png``, and ``training_time.png`` where that was measured.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    kinds: list[tuple[str, str, Callable[[Row], float | None]]] = [
+        ("time", "forward, milliseconds", _milliseconds),
+        ("memory", "peak memory of forward above the input, MiB", _mebibytes),
+    ]
+    if any(row.training is not None for row in report.rows):
+        kinds.append(("training_time", "forward + backward, milliseconds", _training_milliseconds))
+    written = []
+    for name, axis, value in kinds:
+        png = draw_scaling(report, axis=axis, value=value)
+        path = Path(folder) / f"{name}.png"
+        written.append(write_whole(path, partial(_put, png)))
+    return written
+
+
+def _put(png: bytes, stream: BinaryIO) -> None:
+    stream.write(png)
+
+
+def draw_scaling(report: Report, *, axis: str, value: Callable[[Row], float | None]) -> bytes:
+    """One line a layer, named at its right end; this library's layers thick, the floor dashed.
+
+    Args:
+        report: rows to draw.
+        axis: what the vertical axis shows, with its unit.
+        value: of a row; None or 0 is not drawn.
+
+    Returns:
+        a PNG file, 2200 pixels wide.
+    """
+    lines = _lines(report, value)
+    figure = Figure(figsize=(11, max(5.0, 0.235 * len(lines) + 2)), dpi=200, facecolor="#fff")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.075, 0.13, 0.66, 0.79))
+    _style(axes, axis, report)
+    for line in lines:
+        n, y = np.array(line.points).T
+        axes.plot(
+            n,
+            y,
+            color=line.colour,
+            linewidth=line.width,
+            linestyle=line.dashes,
+            marker=line.marker,
+            markersize=3 + line.width,
+            zorder=2 + line.width,
+        )
+    if lines:
+        _label_ends(axes, lines)
+    else:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_INK)
+    s, about = report.settings, report.environment
+    figure.text(
+        0.075,
+        0.02,
+        f"C={s.channels}, batch {s.batch}, {s.dtype}, {about.get('device', s.device)}, "
+        f"threads {s.threads}, torch {about.get('torch', '?')}, "
+        f"commit {about.get('commit', 'unknown')}",
+        fontsize=7,
+        color=_INK,
+    )
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _lines(report: Report, value: Callable[[Row], float | None]) -> list[_Line]:
+    lines = []
+    others = 0
+    for name in dict.fromkeys(row.case.name for row in report.rows):
+        rows = report.of(name)
+        points = [(row.positions, value(row)) for row in rows]
+        drawn = tuple((n, y) for n, y in points if y)
+        if not drawn:
+            continue
+        stop = next((row for row in rows if row.findings.problem is not None), None)
+        label = name
+        if stop is not None:
+            reason = (stop.findings.problem or "").split(" at ")[0].split(" (")[0]
+            label = f"{name}: {reason} at {stop.height}x{stop.width}"
+        similarity, _, recurrence = name.partition("-R")
+        dashes: str | tuple[int, tuple[int, ...]] = {"2": "--", "4": ":"}.get(recurrence, "-")
+        if name == "floor":
+            lines.append(_Line(label, drawn, "#000000", 2.0, (0, (6, 3)), "_"))
+        elif rows[0].case.ours:
+            colour = _OURS.get(similarity, "#0072B2")
+            lines.append(_Line(label, drawn, colour, 2.4, dashes, "o"))
+        elif name in _REGULAR:
+            lines.append(_Line(label, drawn, _REGULAR[name], 1.8, "-", "s"))
+        elif similarity == "paper":
+            lines.append(_Line(label, drawn, _PUBLISHED, 1.4, dashes, "D"))
+        else:
+            marker = _MARKERS[others % len(_MARKERS)]
+            lines.append(_Line(label, drawn, _OTHER, 1.0, "-", marker))
+            others += 1
+    return lines
+
+
+def _label_ends(axes: Axes, lines: Sequence[_Line]) -> None:
+    """Names right of the axes, in the order of the lines' ends, with room between them."""
+    axes.figure.canvas.draw()
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = [tuple(to_axes.transform(line.points[-1])) for line in lines]
+    order = sorted(range(len(lines)), key=lambda index: (ends[index][1], lines[index].label))
+    heights = spread_out([ends[index][1] for index in order], 1.0 / max(len(lines) - 1, 18))
+    for index, height in zip(order, heights, strict=True):
+        line = lines[index]
+        axes.annotate(
+            line.label,
+            xy=ends[index],
+            xytext=(1.05, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.5,
+            color=line.colour if line.width > 1 else "#59626b",
+            weight="bold" if line.width > 2 else "normal",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.colour,
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
+
+
+def spread_out(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights moved apart to ``gap`` or more, as little as needed in sum.
+
+    Neighbours that are too close become a block that keeps its mean, inside [0, 1] if it fits.
+
+    >>> [round(h, 3) for h in spread_out([0.1, 0.5, 0.5], 0.1)]
+    [0.1, 0.45, 0.55]
+    """
+    blocks: list[tuple[float, int]] = []  # (mean of "height - position in the block", count)
+    for height in heights:
+        mean, count = height, 1
+        while blocks and blocks[-1][0] + blocks[-1][1] * gap > mean:
+            before, size = blocks.pop()
+            mean = (before * size + (mean - size * gap) * count) / (size + count)
+            count += size
+        mean = max(min(mean, 1 - (count - 1) * gap), 0.0)
+        blocks.append((mean, count))
+    return [mean + index * gap for mean, count in blocks for index in range(count)]
+
+
+def _style(axes: Axes, axis: str, report: Report) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title(axis, loc="left", fontsize=11, weight="bold", color=_INK)
+    axes.set_xlabel("positions N = H x W", color=_INK)
+    sizes = report.sizes()
+    axes.set_xticks(
+        [h * w for h, w in sizes], [f"{h * w:,}\n{h}x{w}" for h, w in sizes], fontsize=8
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(colors=_INK, length=0)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _milliseconds(row: Row) -> float | None:
+    return None if row.forward is None else 1e3 * row.forward.seconds.median
+
+
+def _training_milliseconds(row: Row) -> float | None:
+    return None if row.training is None else 1e3 * row.training.seconds.median
+
+
+def _mebibytes(row: Row) -> float | None:
+    return None if row.findings.peak is None else row.findings.peak / 2**20

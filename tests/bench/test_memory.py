@@ -1,0 +1,80 @@
+"""Memory against allocations whose size is known."""
+
+import multiprocessing
+
+import torch
+from torch import nn
+
+from fsanet.bench.cases import find_cases
+from fsanet.bench.memory import available_bytes, kept_for_backward, limit_memory, peak_of
+
+CPU = torch.device("cpu")
+
+
+def test_peak_counts_what_lives_at_one_time():
+    x = torch.zeros(1024)
+
+    def two_then_one():
+        a = x + 1  # 4 KiB
+        b = x + 2  # 8
+        del a
+        c = x + 3  # 8 again
+        return b, c
+
+    assert peak_of(two_then_one, CPU)[0] == 2 * x.nbytes
+    assert peak_of(lambda: [x + 1, x + 2, x + 3], CPU)[0] == 3 * x.nbytes
+    assert peak_of(lambda: None, CPU)[0] == 0
+
+
+def test_peak_of_materialised_attention_is_two_matrices_of_scores():
+    (case,) = find_cases(["softmax"])
+    layer = case.build(8, CPU, torch.float32).eval()
+    x = torch.randn(1, 8, 32, 32)
+    with torch.no_grad():
+        layer(x)
+        peak, _ = peak_of(lambda: layer(x), CPU)
+    scores = 4 * 1024**2
+    assert 2 * scores < peak < 2.2 * scores  # and the thin q, k, v beside them
+
+
+def test_kept_for_backward_without_parameters_and_input():
+    x = torch.randn(3, 50, requires_grad=True)
+    linear = nn.Linear(50, 7)
+    assert kept_for_backward(linear, linear, x)[0] == 0  # its input and its weight
+    sigmoid = nn.Sequential(linear, nn.Sigmoid(), nn.Sigmoid())
+    kept, y = kept_for_backward(sigmoid, sigmoid, x)
+    assert kept == 2 * y.nbytes
+    square = nn.Module()
+    assert kept_for_backward(square, lambda x: (x * 2) * (x * 2), x)[0] == 2 * x.nbytes
+
+
+def _allocate(sender, limit):
+    allowed = limit_memory(limit)
+    try:
+        torch.ones(100 * 2**20, dtype=torch.uint8)
+        sender.send((allowed, "inside"))
+        torch.ones(1000 * 2**20, dtype=torch.uint8)
+        sender.send((allowed, "beyond"))
+    except RuntimeError as error:
+        sender.send((allowed, str(error)))
+
+
+def test_the_limit_is_on_what_comes_on_top():
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_allocate, args=(sender, 500 * 2**20)
+    )
+    process.start()
+    allowed, first = receiver.recv()
+    second = receiver.recv()[1]
+    process.join()
+    assert first == "inside"
+    assert ("can't allocate memory" in second) if allowed else second == "beyond"
+
+
+def test_available_memory_is_what_the_system_says_at_most():
+    free = available_bytes()
+    if free is not None:
+        with open("/proc/meminfo") as lines:
+            total = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
+        assert 0 <= free < total * 1024
