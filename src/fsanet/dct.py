@@ -7,6 +7,7 @@ Legend: B batch, C channels, H x W grid, N = H*W positions, kh x kw kept frequen
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -27,9 +28,13 @@ __all__ = [
     "dct_bases",
     "dct_basis",
     "dense_basis",
+    "full_precision",
     "in_parts",
     "synthesise",
+    "transformed",
 ]
+
+MOST_UNROLLED = 17  # row frequencies a compiled synthesis adds one by one (16 and a constant)
 
 BandLike = int | Sequence[int] | Sequence[Sequence[int | None]] | None
 
@@ -183,7 +188,7 @@ def dct_bases(x: Tensor, band: Band) -> tuple[Tensor, Tensor]:
     height, width = x.shape[-2:]
     dtype = basis_dtype(x.dtype)
     plain = type(x) in (Tensor, torch.nn.Parameter) and type(height) is type(width) is int
-    if plain and not torch.compiler.is_compiling() and not _transformed(x):
+    if plain and not torch.compiler.is_compiling() and not transformed(x):
         return (
             _cached_basis(height, band.h0, band.h1, dtype, x.device),  # type: ignore[arg-type]
             _cached_basis(width, band.w0, band.w1, dtype, x.device),  # type: ignore[arg-type]
@@ -194,7 +199,7 @@ def dct_bases(x: Tensor, band: Band) -> tuple[Tensor, Tensor]:
     )
 
 
-def _transformed(x: Tensor) -> bool:
+def transformed(x: Tensor) -> bool:
     """Whether ``x`` belongs to a torch.func transform, whose tensors must not outlive it."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
@@ -218,7 +223,7 @@ def channels_last(x: Tensor) -> bool:
     """Whether ``x`` (B, C, H, W) is stored with the channel innermost, and only so."""
     if torch.compiler.is_exporting():  # a stride question would pin the dynamic sizes
         return False
-    if x.is_contiguous() or (not torch.compiler.is_compiling() and _transformed(x)):
+    if x.is_contiguous() or (not torch.compiler.is_compiling() and transformed(x)):
         return False
     return x.is_contiguous(memory_format=torch.channels_last)
 
@@ -252,7 +257,8 @@ def analyse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return c.reshape(batch, kh, kw, channels).permute(0, 3, 1, 2)  # (B, C, kh, kw)
     planes = x.reshape(batch * channels, height, width)
     t = torch.bmm(rows.expand(batch * channels, kh, height), planes)  # (B*C, kh, W)
-    return (t @ columns.T).reshape(batch, channels, kh, kw)
+    c = t.reshape(batch * channels * kh, width) @ columns.T
+    return c.reshape(batch, channels, kh, kw)
 
 
 def synthesise(
@@ -295,18 +301,29 @@ def synthesise(
             line = constant.unsqueeze(1).expand(batch, width, channels)
             t = torch.cat([t, line.reshape(batch, 1, width * channels)], 1)
             rows = torch.cat([rows, rows.new_ones(1, height)])
-        basis = rows.T.expand(batch, height, rows.shape[0])
         lines = residual.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        y = add_product(lines, basis, t).reshape(batch, height, width, channels)
+        y = _add_rows(lines, rows, t).reshape(batch, height, width, channels)
         return y.permute(0, 3, 1, 2)  # (B, C, H, W), channel innermost
-    t = coefficients.reshape(batch * channels, kh, kw) @ columns  # (B*C, kh, W)
+    lines = coefficients.contiguous().reshape(batch * channels * kh, kw)  # one product, no strides
+    t = (lines @ columns).reshape(batch * channels, kh, width)
     if constant is not None:  # one more row frequency: the map of ones
         line = constant.reshape(batch * channels, 1, 1).expand(batch * channels, 1, width)
         t = torch.cat([t, line], 1)
         rows = torch.cat([rows, rows.new_ones(1, height)])
-    basis = rows.T.expand(batch * channels, height, rows.shape[0])
     planes = None if residual is None else residual.reshape(batch * channels, height, width)
-    return add_product(planes, basis, t).reshape(batch, channels, height, width)
+    return _add_rows(planes, rows, t).reshape(batch, channels, height, width)
+
+
+def _add_rows(residual: Tensor | None, rows: Tensor, t: Tensor) -> Tensor:
+    """``residual (n, H, L) + rows.T @ t``, for rows (kh, H) and t (n, kh, L)."""
+    kh, height = rows.shape
+    fuses = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if residual is None or not fuses or kh > MOST_UNROLLED:
+        return add_product(residual, rows.T.expand(t.shape[0], height, kh), t)
+    y = residual.to(t.dtype)
+    for u in range(kh):  # no product that a compiler calls as a whole: one loop over the map
+        y = y + rows[u, :, None] * t[:, u, None]
+    return y.to(residual.dtype)
 
 
 def add_product(residual: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
@@ -337,6 +354,14 @@ def add_in_parts(residual: Tensor, product: Callable[[slice], Tensor]) -> Tensor
     for part in _parts(residual.shape[1]):
         y[:, part] = residual[:, part] + product(part)
     return y
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """No autocast around coefficients: their products are few, their rounding is not small."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _parts(channels: int) -> list[slice]:

@@ -14,8 +14,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fsanet.attention.frequency import FrequencySelfAttention, Spectrum, full_precision
-from fsanet.dct import Band, BandLike, analyse, dct_bases, synthesise
+from fsanet.attention.coefficients import dot_rounds
+from fsanet.attention.frequency import FrequencySelfAttention
+from fsanet.attention.residual import analyse_and_keep
+from fsanet.attention.spectrum import Spectrum
+from fsanet.dct import Band, BandLike, dct_bases, full_precision, synthesise
 from fsanet.errors import InputError
 
 __all__ = ["BandTreatments"]
@@ -82,22 +85,18 @@ class BandTreatments(nn.Module):
         active = []
         for band, kind, layer in zip(self.bands, self.kinds, self.layers, strict=True):
             if kind != untouched and band.h0 < height and band.w0 < width:
-                active.append((band.clip(height, width), kind, layer))
+                active.append((band, kind, layer))
         if not active:
             return x.new_zeros(x.shape) if build_up else x
-        box = Band(
-            min(b.h0 for b, *_ in active),
-            max(b.h1 for b, *_ in active),  # type: ignore[type-var]
-            min(b.w0 for b, *_ in active),
-            max(b.w1 for b, *_ in active),  # type: ignore[type-var]
-        )
+        box = _around([band for band, *_ in active]).clip(height, width)
         with full_precision(x):
             rows, columns = dct_bases(x, box)
-            coefficients = analyse(x, rows, columns)  # (B, C, box height, box width)
+            kept, coefficients = analyse_and_keep(x, rows, columns)  # (B, C, box height, box width)
             total = coefficients.new_zeros(coefficients.shape)
             constants: list[Tensor] = []
             later: list[tuple] = []
-            for band, kind, layer in active:
+            for wide, kind, layer in active:
+                band = wide.clip(height, width)
                 top, left = band.h0 - box.h0, band.w0 - box.w0
                 kh, kw = band.h1 - band.h0, band.w1 - band.w0  # type: ignore[operator]
                 c = coefficients[:, :, top : top + kh, left : left + kw]
@@ -105,9 +104,9 @@ class BandTreatments(nn.Module):
                     change = c.new_zeros(c.shape)
                     band_rows, band_columns = dct_bases(x, band)  # a slice would pin H at export
                     if layer.similarity == "dot":
-                        spectrum = Spectrum(c.flatten(2), band_rows, band_columns, band.has_dc)
-                        values, constant = layer.mix(spectrum)
-                        change = spectrum.plane(values)
+                        spectrum = Spectrum.of(c, band_rows, band_columns, band.has_dc)
+                        tokens, constant = dot_rounds(layer, spectrum)
+                        change = spectrum.plane(tokens)
                         if constant is not None:
                             constants.append(constant)
                     else:  # its output leaves the band, so it is added to the map
@@ -124,7 +123,7 @@ class BandTreatments(nn.Module):
                 total,
                 rows,
                 columns,
-                residual=None if build_up else x,
+                residual=None if build_up else kept,
                 constant=sum(constants[1:], constants[0]) if constants else None,
             ).to(x.dtype)
         for layer, c, band_rows, band_columns, has_dc in later:
@@ -163,6 +162,17 @@ def _kind(band: Band, treatment: object) -> str:
     raise InputError(
         f'band {band}: {treatment!r} is no treatment; use "identity", "drop", a '
         "FrequencySelfAttention or a 1x1 nn.Conv2d without bias"
+    )
+
+
+def _around(bands: Sequence[Band]) -> Band:
+    """The smallest band that holds all of ``bands``."""
+    h1, w1 = max(_stop(b.h1) for b in bands), max(_stop(b.w1) for b in bands)
+    return Band(
+        min(b.h0 for b in bands),
+        None if h1 == inf else int(h1),
+        min(b.w0 for b in bands),
+        None if w1 == inf else int(w1),
     )
 
 

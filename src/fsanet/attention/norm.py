@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -9,46 +11,43 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsanet.errors import InputError
 
+Statistics = Callable[[], tuple[Tensor, Tensor, int]]
+
+
+def uses_batch_statistics(norm: _BatchNorm | None) -> bool:
+    """Whether ``norm`` would take mean and variance from the batch, not from running averages."""
+    if norm is None:
+        return False
+    return norm.training or norm.running_mean is None or norm.running_var is None
+
 
 def batch_norm_affine(
-    norm: _BatchNorm, mean: Tensor, energy: Tensor, positions: int
+    norm: _BatchNorm, dtype: torch.dtype, statistics: Statistics | None = None
 ) -> tuple[Tensor, Tensor]:
     """The per-channel affine map ``o * scale + shift`` that ``norm`` would apply to a map.
 
-    In training mode (of ``norm``) the statistics are those of the batch, over all processes if
-    ``norm`` is a ``SyncBatchNorm``, and the running averages are updated; otherwise the running
-    averages are used. Differentiable.
+    Where ``norm`` uses the statistics of the batch they are those over all processes if it is a
+    ``SyncBatchNorm``, and in training mode the running averages are updated. Differentiable.
 
     Args:
         norm: ``BatchNorm2d`` or ``SyncBatchNorm``, used for its parameters and buffers.
-        mean: ``(B, C)``, each image's mean over positions.
-        energy: ``(B, C)``, each image's sum over positions of ``(o - mean)^2``. Centred per
-            image, so that no large mean cancels against a large mean of squares.
-        positions: N.
+        dtype: of the computation.
+        statistics: called only where ``norm`` uses those of the batch. Gives the mean of each
+            image over positions, (B, C); the sum over positions of ``(o - mean)^2``, (B, C),
+            centred per image so that no large mean cancels against a large mean of squares; and
+            the number of positions N.
 
     Returns:
-        ``scale`` and ``shift``, each ``(C,)``, in the dtype of ``mean``.
+        ``scale`` and ``shift``, each ``(C,)``, of ``dtype``.
 
     Raises:
         InputError: in training with one value per channel, as torch's batch norm does.
     """
-    dtype = mean.dtype
     running_mean, running_var = norm.running_mean, norm.running_var
-    if norm.training or running_mean is None or running_var is None:
-        group = _process_group(norm)
-        count = mean.new_tensor(float(mean.shape[0] * positions))
-        total = mean.sum(0) * positions
-        if group is not None:
-            total, count = _all_reduce(total, group), _all_reduce(count, group)
-        elif mean.shape[0] * positions == 1:
-            raise InputError("batch norm in training needs more than 1 value per channel")
-        centre = total / count  # (C,)
-        spread = energy.sum(0) + positions * (mean - centre).square().sum(0)
-        if group is not None:
-            spread = _all_reduce(spread, group)
-        variance = spread / count
-        if norm.training:
-            _update_running(norm, centre, spread / (count - 1))
+    if uses_batch_statistics(norm) or running_mean is None or running_var is None:
+        if statistics is None:
+            raise ValueError("this batch norm needs the statistics of the batch")
+        centre, variance = _batch_statistics(norm, *statistics())
     else:
         centre, variance = running_mean.to(dtype), running_var.to(dtype)
     scale = torch.rsqrt(variance + norm.eps)
@@ -58,6 +57,25 @@ def batch_norm_affine(
     if norm.bias is not None:
         shift = shift + norm.bias.to(dtype)
     return scale, shift
+
+
+def _batch_statistics(
+    norm: _BatchNorm, mean: Tensor, energy: Tensor, positions: int
+) -> tuple[Tensor, Tensor]:
+    group = _process_group(norm)
+    count = mean.new_tensor(float(mean.shape[0] * positions))
+    total = mean.sum(0) * positions
+    if group is not None:
+        total, count = _all_reduce(total, group), _all_reduce(count, group)
+    elif mean.shape[0] * positions == 1:
+        raise InputError("batch norm in training needs more than 1 value per channel")
+    centre = total / count  # (C,)
+    spread = energy.sum(0) + positions * (mean - centre).square().sum(0)
+    if group is not None:
+        spread = _all_reduce(spread, group)
+    if norm.training:
+        _update_running(norm, centre, spread / (count - 1))
+    return centre, spread / count
 
 
 @torch.no_grad()

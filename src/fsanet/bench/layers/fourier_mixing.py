@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, softshrink
 
-from fsanet.dct import full_precision
 from fsanet.bench.layers.map_layer import MapLayer
 from fsanet.errors import InputError
 
@@ -79,15 +78,15 @@ class FourierMixing(MapLayer):
         self.check_input(x)
         size = (x.shape[-2], x.shape[-1])
         wide = torch.promote_types(x.dtype, torch.float32)
-        with full_precision(x):
-            modes = torch.fft.rfft2(x.to(wide), norm="ortho")  # (B, C, H, W//2 + 1)
-            z = modes.flatten(2).unflatten(1, (self.blocks, -1))  # (B, b, c, M)
-            z = _complex(self.weight1, wide) @ z + _complex(self.bias1, wide)
-            z = torch.view_as_complex(relu(torch.view_as_real(z)))
-            z = _complex(self.weight2, wide) @ z + _complex(self.bias2, wide)
-            z = torch.view_as_complex(softshrink(torch.view_as_real(z), self.shrinkage))
-            mixed = torch.fft.irfft2(z.reshape(modes.shape), s=size, norm="ortho")  # (B, C, H, W)
-            return (x + mixed).to(x.dtype)
+        # Autocast leaves complex products alone, so nothing here has to be kept from it.
+        modes = torch.fft.rfft2(x.to(wide), norm="ortho")  # (B, C, H, W//2 + 1)
+        z = modes.flatten(2).unflatten(1, (self.blocks, -1))  # (B, b, c, M)
+        z = _complex(self.weight1, wide) @ z + _complex(self.bias1, wide)
+        z = torch.view_as_complex(relu(torch.view_as_real(z)))
+        z = _complex(self.weight2, wide) @ z + _complex(self.bias2, wide)
+        z = torch.view_as_complex(softshrink(torch.view_as_real(z), self.shrinkage))
+        mixed = torch.fft.irfft2(z.reshape(modes.shape), s=size, norm="ortho")  # (B, C, H, W)
+        return (x + mixed).to(x.dtype)
 
     def flops(self, batch: int, height: int, width: int) -> int:
         """Forward FLOPs: both transforms, and 8 per complex multiply-add of the two layers.
