@@ -1,0 +1,80 @@
+"""Regression benchmark: the layer before and after a change, on the same machine.
+
+    pytest -c benchmarks/pytest.ini benchmarks --benchmark-autosave    # before
+    pytest -c benchmarks/pytest.ini benchmarks --benchmark-compare     # after
+
+No pass and no fail: on a busy machine look at the minimum and the median, and at the floor, which no
+change of ours can move. Not collected by a plain `pytest`. For a comparison with other layers:
+`fsanet bench`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fsanet import FsaNet
+from fsanet.bench.cases import find_cases
+
+NAMES = ("floor", "dot-R1", "dot-R4", "linear_softmax-R1", "linear_softmax-R2", "linear-R1")
+SIZES = ((97, 97), (128, 256))
+CHANNELS = 512
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def x(request: pytest.FixtureRequest) -> torch.Tensor:
+    return torch.randn(1, CHANNELS, *request.param, device=DEVICE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward(benchmark, x: torch.Tensor, name: str) -> None:
+    benchmark.group = f"forward {tuple(x.shape)}"
+    (case,) = find_cases([name])
+    layer = case.build(CHANNELS, DEVICE, x.dtype).eval()
+
+    def run() -> None:
+        layer(x)
+        wait()
+
+    with torch.no_grad():
+        benchmark.pedantic(run, rounds=20, warmup_rounds=3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_and_backward(benchmark, x: torch.Tensor, name: str) -> None:
+    benchmark.group = f"forward + backward {tuple(x.shape)}"
+    (case,) = find_cases([name])
+    layer = case.build(CHANNELS, DEVICE, x.dtype).train()
+    seed = torch.ones_like(x)
+    x.requires_grad_()
+
+    def clear() -> None:
+        for tensor in (x, *layer.parameters()):
+            tensor.grad = None
+
+    def run() -> None:
+        layer(x).backward(seed)
+        wait()
+
+    benchmark.pedantic(run, setup=clear, rounds=15, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("attention", [None, "frequency"], ids=["none", "frequency"])
+def test_network(benchmark, attention: str | None) -> None:
+    benchmark.group = "resnet18 FsaNet, 257x257"
+    model = FsaNet("resnet18", num_classes=19, attention=attention, zero_init=False)
+    model = model.to(DEVICE).eval()
+    images = torch.randn(1, 3, 257, 257, device=DEVICE)
+
+    def run() -> None:
+        model(images)
+        wait()
+
+    with torch.no_grad():
+        benchmark.pedantic(run, rounds=7, warmup_rounds=1)
