@@ -3,8 +3,8 @@
     pytest -c benchmarks/pytest.ini benchmarks --benchmark-autosave    # before
     pytest -c benchmarks/pytest.ini benchmarks --benchmark-compare     # after
 
-No pass and no fail: on a busy machine look at the minimum and the median, and at the floor, which no
-change of ours can move. Not collected by a plain `pytest`. For a comparison with other layers:
+No pass and no fail: on a busy machine look at the minimum and the median, and at the floor, which
+no change of ours can move. Not collected by a plain `pytest`. For a comparison with other layers:
 `fsanet bench`.
 """
 
