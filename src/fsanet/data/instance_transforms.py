@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from fsanet.data.transforms import MEAN_COLOUR
 from fsanet.errors import InputError
@@ -48,6 +49,27 @@ class BoxesAroundMasks(v2.Transform):
         return image, {**target, "boxes": tv_tensors.wrap(boxes, like=target["boxes"])}
 
 
+class FitAndScale(v2.Transform):
+    """Scale jitter: fitted into ``size`` (h, w), then resized by a factor from ``scale``.
+
+    torchvision's ``ScaleJitter`` takes the target's sides the wrong way round (0.26 to 0.29).
+    """
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
+        super().__init__()
+        self.size, self.scale = size, scale
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        low, high = self.scale
+        factor = low + (high - low) * float(torch.rand(1))
+        factor *= min(self.size[0] / height, self.size[1] / width)
+        return {"size": [max(1, int(height * factor)), max(1, int(width * factor))]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.resize(inpt, params["size"], antialias=True)
+
+
 def instance_train_transform(
     size: tuple[int, int] | None,
     *,
@@ -76,7 +98,7 @@ def instance_train_transform(
         if min(size) < 1:
             raise InputError(f"size={tuple(size)}: needs at least one pixel along each axis")
         fill: Any = {tv_tensors.Image: MEAN_COLOUR, "others": 0}
-        steps.append(v2.ScaleJitter(tuple(size), scale_range=tuple(scale), antialias=True))
+        steps.append(FitAndScale(tuple(size), scale))
         steps.append(v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill))
     if flip:
         steps.append(v2.RandomHorizontalFlip())

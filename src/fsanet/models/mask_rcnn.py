@@ -30,12 +30,13 @@ from torchvision.models.detection.rpn import RPNHead
 
 from fsanet.attention.block import Block
 from fsanet.attention.similarity import Similarity
-from fsanet.dct import Band, BandLike
+from fsanet.dct import BandLike
 from fsanet.errors import InputError
 from fsanet.files import write_whole
 from fsanet.models.encoder import build_encoder
 from fsanet.models.fsanet import check_state
 from fsanet.models.heads import Attention
+from fsanet.models.network import band_to_json, check_source
 from fsanet.models.pyramid import (
     Position,
     check_positions,
@@ -213,7 +214,7 @@ class MaskRcnnFsa(
         self._hub_mixin_config = {
             **cast(dict, self._hub_mixin_config or {}),
             "network": "MaskRcnnFsa",
-            "k": _plain(k),
+            "k": band_to_json(k),
             "positions": list(positions),
             "norm_eps": norm_eps,
             "classes": list(self.classes),
@@ -234,15 +235,12 @@ class MaskRcnnFsa(
         Raises:
             InputError: no such folder, no network in it, or weights of another architecture.
         """
-        folder = Path(source)
-        if folder.is_dir():
-            for name in ("config.json", "model.safetensors"):
-                if not (folder / name).is_file():
-                    raise InputError(
-                        f"{folder}: no {name} in it; give a folder written by save_pretrained"
-                    )
-        elif folder.exists() or folder.is_absolute() or str(source).count("/") != 1:
-            raise InputError(f"{folder}: no such folder, and not a hub id (owner/name)")
+        folder = check_source(source)
+        for name in ("config.json", "model.safetensors"):
+            if folder is not None and not (folder / name).is_file():
+                raise InputError(
+                    f"{folder}: no {name} in it; give a folder written by save_pretrained"
+                )
         return super().from_pretrained(str(source), **overrides)
 
     @classmethod
@@ -365,11 +363,3 @@ def _published(source: str, models: Sequence[str]) -> dict[str, Tensor]:
         return dict(known[source].get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise InputError(f"weights {source}: download failed ({error})") from error
-
-
-def _plain(k: BandLike) -> Any:
-    """A band as JSON holds it."""
-    if k is None or isinstance(k, int):
-        return k
-    band = Band.of(k)
-    return [[band.h0, band.h1], [band.w0, band.w1]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -87,13 +87,7 @@ class AveragePrecision:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._metric = MeanAveragePrecision(
-            iou_type=("bbox", "segm"),
-            class_metrics=True,
-            backend="faster_coco_eval",
-            sync_on_compute=False,
-        )
-        self._metric.warn_on_many_detections = False  # beyond 100 they do not count, as in COCO
+        self._metrics = _metrics()
         self._ids: list[int] = []
 
     def update(self, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Any]) -> None:
@@ -110,16 +104,18 @@ class AveragePrecision:
         wanted = [{name: t[name].cpu() for name in names} for t in targets]
         for target in wanted:
             target["masks"] = target["masks"].bool()
-        self._metric.update(found, wanted)
+        for metric in self._metrics.values():
+            metric.update(found, wanted)
         self._ids += [int(target["image_id"]) for target in targets]
 
     def compute(self) -> ApScores | None:
         """Scores over all processes, the same on each; None where there was no image."""
-        states, ids = [dict(self._metric.metric_state)], [self._ids]
+        mine = {kind: dict(metric.metric_state) for kind, metric in self._metrics.items()}
+        states, ids = [mine], [self._ids]
         world = world_size()
         if world > 1:
             gathered: list[Any] = [None] * world
-            dist.all_gather_object(gathered, (states[0], ids[0]))
+            dist.all_gather_object(gathered, (mine, self._ids))
             states, ids = [part[0] for part in gathered], [part[1] for part in gathered]
         # In the order of the ids, so that ties between equal scores fall the same way however
         # the images were shared among processes.
@@ -130,28 +126,29 @@ class AveragePrecision:
         )
         if not order:
             return None
-        merged = MeanAveragePrecision(
-            iou_type=("bbox", "segm"),
-            class_metrics=True,
-            backend="faster_coco_eval",
-            sync_on_compute=False,
-        )
-        for name in states[0]:
-            setattr(merged, name, [states[process][name][index] for _, process, index in order])
-        merged._update_count = len(order)
-        result = merged.compute()
+        results = {}
+        merged = _metrics()
+        for kind, metric in merged.items():
+            for name, values in states[0][kind].items():
+                # The masks are not kept by the metric of boxes, nor boxes by that of masks.
+                kept = any(state[kind][name] for state in states)
+                parts = [states[p][kind][name][i] for _, p, i in order] if kept else values
+                setattr(metric, name, parts)
+            metric._update_count = len(order)
+            results[kind] = metric.compute()
+        labelled = merged["bbox"].groundtruth_labels
         return ApScores(
-            box=_numbers(result, "bbox"),
-            mask=_numbers(result, "segm"),
-            box_per_class=self._per_class(result, "bbox"),
-            mask_per_class=self._per_class(result, "segm"),
+            box=_numbers(results["bbox"]),
+            mask=_numbers(results["segm"]),
+            box_per_class=self._per_class(results["bbox"]),
+            mask_per_class=self._per_class(results["segm"]),
             images=len(order),
-            instances=sum(len(labels) for labels in merged.groundtruth_labels),
+            instances=sum(len(labels) for labels in cast(list[Tensor], labelled)),
         )
 
-    def _per_class(self, result: Mapping[str, Tensor], kind: str) -> dict[str, float]:
+    def _per_class(self, result: Mapping[str, Tensor]) -> dict[str, float]:
         labels = result["classes"].reshape(-1).tolist()
-        values = result[f"{kind}_map_per_class"].reshape(-1).tolist()
+        values = result["map_per_class"].reshape(-1).tolist()
         by_label = dict(zip(labels, values, strict=False))
         return {
             name: _number(by_label.get(label, -1.0))
@@ -159,8 +156,24 @@ class AveragePrecision:
         }
 
 
-def _numbers(result: Mapping[str, Tensor], kind: str) -> dict[str, float]:
-    return {ours: _number(float(result[f"{kind}_{theirs}"])) for ours, theirs in FIELDS.items()}
+def _metrics() -> dict[str, MeanAveragePrecision]:
+    # One for boxes and one for masks: asked for both at once, torchmetrics takes the mask's area
+    # as the size of a box, and COCO the box's own.
+    metrics = {}
+    for kind in ("bbox", "segm"):
+        metrics[kind] = MeanAveragePrecision(
+            iou_type=cast(Any, kind),
+            class_metrics=True,
+            backend="faster_coco_eval",
+            sync_on_compute=False,
+        )
+        # Beyond 100 detections of an image they do not count, as in COCO.
+        metrics[kind].warn_on_many_detections = False
+    return metrics
+
+
+def _numbers(result: Mapping[str, Tensor]) -> dict[str, float]:
+    return {ours: _number(float(result[theirs])) for ours, theirs in FIELDS.items()}
 
 
 def _number(value: float) -> float:
