@@ -62,7 +62,7 @@ def test_lowest_score():
     assert len(result().above(0.5)) == 1
     assert result().above(0.95).results(1) == []
     assert result().above(0.95).overlay().size == (60, 40)
-    with pytest.raises(InputError, match="score is 1.5"):
+    with pytest.raises(InputError, match=r"score is 1\.5"):
         result().above(1.5)
 
 
