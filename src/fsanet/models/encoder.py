@@ -26,6 +26,8 @@ def build_encoder(
     pretrained: bool = False,
     weights: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    ceil_pool: bool = False,
+    contract_dilation: bool = True,
 ) -> nn.Module:
     """A timm network that returns its last two stages of features.
 
@@ -37,6 +39,11 @@ def build_encoder(
         weights: a local ``.safetensors`` (or ``.pth``, read with ``weights_only=True``) file of
             that timm model's weights; the classifier in it is set aside.
         options: further arguments of the network, passed to ``timm.create_model``.
+        ceil_pool: the stem's max-pooling rounds sizes up, as in CCNet (ResNets only). It matters
+            where the map before it is of even size.
+        contract_dilation: the first block of a dilated stage has the dilation of the stage
+            before, as in timm and MMSegmentation; False gives it that of its own stage, as in
+            CCNet (ResNets only).
 
     Returns:
         A module ``(B, in_channels, H, W) -> [features of the last stage but one, of the last]``
@@ -87,7 +94,29 @@ def build_encoder(
             f"encoder {name!r} ignores output_stride={output_stride}: its last features are at "
             f"stride {reduction[-1]}; use another encoder or output_stride={reduction[-1]}"
         )
+    if ceil_pool:
+        _round_up(name, encoder)
+    if not contract_dilation:
+        _dilate_first_blocks(name, encoder, output_stride)
     return encoder
+
+
+def _round_up(name: str, encoder: nn.Module) -> None:
+    pool = getattr(encoder, "maxpool", None)
+    if not isinstance(pool, nn.MaxPool2d):
+        raise InputError(f"encoder {name!r} has no max-pooling in its stem: leave ceil_pool out")
+    pool.ceil_mode = True
+
+
+def _dilate_first_blocks(name: str, encoder: nn.Module, output_stride: int) -> None:
+    dilations = {8: {"layer3": 2, "layer4": 4}, 16: {"layer4": 2}, 32: {}}[output_stride]
+    for stage, dilation in dilations.items():
+        blocks = getattr(encoder, stage, None)
+        if not isinstance(blocks, nn.Sequential):
+            raise InputError(f"encoder {name!r} is no ResNet: leave contract_dilation out")
+        for conv in (getattr(blocks[0], "conv1", None), getattr(blocks[0], "conv2", None)):
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (dilation, dilation)
 
 
 @contextlib.contextmanager

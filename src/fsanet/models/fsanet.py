@@ -60,6 +60,8 @@ class FsaNet(
         pretrained: start from timm's weights for the encoder (a download).
         encoder_weights: start from this local file of the encoder's weights instead.
         encoder_options: further arguments of ``timm.create_model``.
+        ceil_pool, contract_dilation: how a ResNet rounds sizes and dilates the first block of a
+            stage, see :func:`fsanet.models.encoder.build_encoder`; (True, False) is CCNet's way.
         classes: class names; by default "0", "1", ...
         palette: one (r, g, b) of 0..255 per class; by default spread over the hues.
         mean, std: per channel, for values in 0..1; by default those of the timm model.
@@ -96,6 +98,8 @@ class FsaNet(
         pretrained: bool = False,
         encoder_weights: str | None = None,
         encoder_options: dict[str, Any] | None = None,
+        ceil_pool: bool = False,
+        contract_dilation: bool = True,
         classes: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         mean: Sequence[float] | None = None,
@@ -131,6 +135,8 @@ class FsaNet(
             pretrained=pretrained,
             weights=encoder_weights,
             options=encoder_options,
+            ceil_pool=ceil_pool,
+            contract_dilation=contract_dilation,
         )
         *_, middle, last = self.encoder.feature_info.channels()  # type: ignore[union-attr, operator]
         self.head = FsaHead(
