@@ -23,7 +23,7 @@ from fsanet.attention.similarity import Similarity
 from fsanet.convert.kinds import KINDS, Kind, Wanted
 from fsanet.convert.modules import chosen_modules, replacement_of
 from fsanet.convert.observe import Call, Images, input_map, observe, relative_error
-from fsanet.convert.report import aligned, set_module
+from fsanet.convert.report import aligned, plain, set_module
 from fsanet.convert.token_attention import Route
 from fsanet.dct import Band, analyse, dct_bases
 from fsanet.errors import InputError
@@ -60,13 +60,7 @@ class Calibration:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; numbers that are not finite are null."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {str(key): plain(one) for key, one in value.items()}
-            return None if isinstance(value, float) and value - value != 0 else value
-
-        return {name: plain(value) for name, value in self.__dict__.items()}
+        return plain(self.__dict__)
 
     def table(self) -> str:
         """A line a module: k, and error and energy at it."""

@@ -52,6 +52,7 @@ def draw_calibration(calibration: Calibration, *, dark: bool = False) -> bytes:
     ):
         _style(axes, title, unit, ticks, ink=ink, ground=ground, grid=grid)
     right.set_yscale("log")
+    right.minorticks_off()
     if calibration.baseline is None:
         right.axhline(calibration.tolerance or 1e-12, color=ink, linestyle="--", linewidth=1)
         right.annotate(

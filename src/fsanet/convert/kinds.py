@@ -157,10 +157,8 @@ def mmseg_nonlocal(module: nn.Module, wanted: Wanted) -> nn.Module | None:
         state |= {f"conv_out.bn.{key}": value for key, value in norm.state_dict().items()}
     layer.load_state_dict(rename_published_keys(state, "nonlocal"), assign=True)
     linears: tuple[Any, ...] = (layer.query, layer.key, layer.value, layer.out)
-    for linear in linears:
-        linear.weight = _parameter(linear.weight, theta.weight.requires_grad)
-        if linear.bias is not None:
-            linear.bias = _parameter(linear.bias, theta.weight.requires_grad)
+    for linear, convolution in zip(linears, convolutions.values(), strict=True):
+        linear.requires_grad_(convolution.weight.requires_grad)
     layer.norm = norm
     if out.bias is not None:
         _keep_output_bias(layer, out.bias)
@@ -179,10 +177,6 @@ def _moved(norm: _BatchNorm, bias: torch.Tensor) -> _BatchNorm:
     with torch.no_grad():
         norm.running_mean -= bias  # type: ignore[operator]
     return norm
-
-
-def _parameter(value: torch.Tensor, requires_grad: bool) -> nn.Parameter:
-    return nn.Parameter(value.detach(), requires_grad)
 
 
 def _frequency_layer(channels: int, wanted: Wanted, **options: Any) -> FrequencySelfAttention:

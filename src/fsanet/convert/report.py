@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,6 +160,13 @@ def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def plain(value: Any) -> Any:
+    """Dictionaries as JSON holds them: keys are text, numbers that are not finite are null."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def restored(model: nn.Module, originals: dict[str, nn.Module]) -> nn.Module:

@@ -182,5 +182,5 @@ def _patch_basis(size: int, start: int, stop: int, patch: int, count: int) -> Te
         first = patch * p
     t = first + torch.arange(patch, dtype=torch.float64, device=where)[:, None]  # (r, count)
     u = torch.arange(start, stop, dtype=torch.float64, device=where)[:, None, None]
-    scale = torch.sqrt(torch.where(u == 0, 1.0, 2.0) / size)
+    scale = torch.sqrt(torch.where(u == 0, 1.0, 2.0).to(u.dtype) / size)
     return (torch.cos(u * (2 * t + 1) * (math.pi / 2 / size)) * scale).flatten(0, 1)
