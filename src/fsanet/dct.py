@@ -29,12 +29,13 @@ __all__ = [
     "dct_basis",
     "dense_basis",
     "full_precision",
+    "fuses",
     "in_parts",
     "synthesise",
     "transformed",
 ]
 
-MOST_UNROLLED = 17  # row frequencies a compiled synthesis adds one by one (16 and a constant)
+MOST_UNROLLED = 18  # addends a compiled synthesis adds one by one: 16 frequencies and constants
 
 BandLike = int | Sequence[int] | Sequence[Sequence[int | None]] | None
 
@@ -317,13 +318,17 @@ def synthesise(
 def _add_rows(residual: Tensor | None, rows: Tensor, t: Tensor) -> Tensor:
     """``residual (n, H, L) + rows.T @ t``, for rows (kh, H) and t (n, kh, L)."""
     kh, height = rows.shape
-    fuses = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if residual is None or not fuses or kh > MOST_UNROLLED:
+    if residual is None or not fuses() or kh > MOST_UNROLLED:
         return add_product(residual, rows.T.expand(t.shape[0], height, kh), t)
     y = residual.to(t.dtype)
     for u in range(kh):  # no product that a compiler calls as a whole: one loop over the map
         y = y + rows[u, :, None] * t[:, u, None]
     return y.to(residual.dtype)
+
+
+def fuses() -> bool:
+    """Whether a compiler is at work that makes one loop of element-wise steps."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def add_product(residual: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

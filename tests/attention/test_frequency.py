@@ -144,8 +144,8 @@ def test_map_is_read_once_and_written_once(similarity, recurrence):
     with torch.no_grad(), Record():
         layer(x)
     assert sorted(sizes)[-1] == x.numel()
-    # Next to the output: one product along H; for the linear forms R blocks of N x (K + 1).
-    bound = 96 * 4 * 64 if similarity == "dot" else (recurrence * 17 + 1) * 48 * 64
+    # Next to the output: one product along H; for the linear forms kw + 1 of its size a round.
+    bound = 96 * 4 * 64 if similarity == "dot" else (recurrence * 5 + 1) * 48 * 96
     assert sorted(sizes)[-2] <= bound
 
 

@@ -61,8 +61,9 @@ def test_compile_full_graph(similarity):
     assert len(graphs) <= 2
 
 
-def test_compile_with_inductor_forward_and_backward():
-    layer = layer_of("dot").eval()
+@pytest.mark.parametrize("similarity", ["dot", "linear_softmax"])
+def test_compile_with_inductor_forward_and_backward(similarity):
+    layer = layer_of(similarity).eval()
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True)
     a = torch.randn(2, 8, 20, 24, requires_grad=True)
