@@ -9,8 +9,11 @@ d query/key channels, e value channels, R recurrence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +23,20 @@ from fsanet.errors import InputError
 __all__ = ["counted_flops", "frequency_flops", "spatial_flops"]
 
 
+def _product_flops(
+    residual: Sequence[int], left: Sequence[int], right: Sequence[int], **_: object
+) -> int:
+    """Of ``residual += left @ right``, by shapes: (..., m, j) and (..., j, n)."""
+    return 2 * math.prod(left) * right[-1]
+
+
+# The counter knows these products only where they write to fresh memory.
+_IN_PLACE: dict[Any, Any] = {
+    torch.ops.aten.addmm_: _product_flops,
+    torch.ops.aten.baddbmm_: _product_flops,
+}
+
+
 def counted_flops(run: Callable[[], object]) -> int:
     """FLOPs of what ``run()`` calls, by `torch.utils.flop_counter`; it sees no FFT.
 
@@ -27,7 +44,7 @@ def counted_flops(run: Callable[[], object]) -> int:
     >>> counted_flops(lambda: a @ b)
     120
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
         run()
     return int(counter.get_total_flops())
 
@@ -53,8 +70,8 @@ def frequency_flops(layer: FrequencySelfAttention, batch: int, height: int, widt
     """Frequency attention in coefficient space, for a band that holds DC.
 
     Analysis along H and then W, R rounds on coefficients, one synthesis. "linear_softmax" and
-    "linear" add maps of one value a position, by products with pairs of basis functions, and end
-    in one product with the basis written out (fsanet.attention.linear_forms).
+    "linear" add maps of one value a position, by products with pairs of basis functions; their
+    output is a product per row of the grid, as wide as the kept columns of all rounds together.
 
     Raises:
         InputError: for "softmax", whose cost is that of the regular layer on low-passed tokens.
@@ -82,13 +99,13 @@ def frequency_flops(layer: FrequencySelfAttention, batch: int, height: int, widt
     map_to_gram = kh * kh * n + k * k * width
     mixing = k * k * (d + v) + k * d + to_map  # scores, times values; the sums of similarities
     between = map_to_gram + k * k * c  # a round's output, back in the band
-    columns = k
+    columns = kw  # numbers a row of the map is put together from, in a round
     if layer.similarity == "linear_softmax":  # lengths of q and k; keys over their lengths
         mixing += 2 * (k * k * d + gram_to_map) + map_to_gram + k**3 + to_band + k * d
         between += to_band
         columns += 1  # the sum of values
     constant = 1 if layer.norm is not None or layer.bias is not None else 0
-    output = c * n * (rounds * columns + constant)
+    output = rounds * height * k * c + c * n * (rounds * columns + constant)
     inner = rounds * (projections + mixing) + (rounds - 1) * between
     return 2 * batch * (analysis + inner + output)
 
