@@ -78,7 +78,7 @@ def draw_scaling(report: Report, *, axis: str, value: Callable[[Row], float | No
     lines = _lines(report, value)
     figure = Figure(figsize=(11, max(5.0, 0.235 * len(lines) + 2)), dpi=200, facecolor="#fff")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.075, 0.13, 0.66, 0.79))
+    axes = figure.add_axes((0.075, 0.13, 0.585, 0.79))
     _style(axes, axis, report)
     for line in lines:
         n, y = np.array(line.points).T
@@ -155,11 +155,11 @@ def _label_ends(axes: Axes, lines: Sequence[_Line]) -> None:
         axes.annotate(
             line.label,
             xy=ends[index],
-            xytext=(1.05, height),
+            xytext=(1.06, height),
             xycoords="axes fraction",
             textcoords="axes fraction",
             va="center",
-            fontsize=8.5,
+            fontsize=8,
             color=line.colour if line.width > 1 else "#59626b",
             weight="bold" if line.width > 2 else "normal",
             arrowprops={
@@ -207,7 +207,7 @@ def _style(axes: Axes, axis: str, report: Report) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(which="both", colors=_INK, length=0)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in axes.spines.values():

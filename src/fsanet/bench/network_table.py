@@ -40,7 +40,7 @@ def network_grid(report: NetworkReport) -> Grid:
 def network_about(report: NetworkReport) -> str:
     """One line on settings and machine."""
     s = report.settings
-    line = f"frequency: {report.attention}; {s.dtype}, threads {s.threads}; "
+    line = f"frequency: {report.attention}; {s.dtype}; "
     return line + ", ".join(f"{name} {value}" for name, value in report.environment.items())
 
 

@@ -128,13 +128,12 @@ def run_probe(job: Job, limits: Limits) -> Findings:
     process.start()
     sender.close()  # so that the end of the child is the end of the pipe
     progress = _Progress(deadline=time.monotonic() + _START_SECONDS)
-    problem = None
+    problem: str | None = "interrupted"
     try:
         problem = _listen(receiver, progress, limits)
     finally:
-        if process.is_alive() and problem is not None:
-            process.kill()
-        process.join(10 if problem is None else None)
+        if problem is None or problem == "":  # it is on its way out by itself
+            process.join(10)
         if process.is_alive():
             process.kill()
             process.join()
@@ -154,7 +153,8 @@ def _fresh_process(sender: Connection, job: Job, limits: Limits) -> BaseProcess:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn").Process(target=_probe, args=arguments)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fsanet.bench.probe"])  # imports torch once for all
+    # Imported once for all probes; and all of them run the code that was there at the start.
+    context.set_forkserver_preload([type(job).__module__])
     return context.Process(target=_probe, args=arguments, daemon=True)
 
 

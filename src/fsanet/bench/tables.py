@@ -106,7 +106,7 @@ def about(report: Report) -> str:
     """One line on settings and machine."""
     s = report.settings
     line = (
-        f"C={s.channels}, batch {s.batch}, {s.dtype}, threads {s.threads}, k=8, "
+        f"C={s.channels}, batch {s.batch}, {s.dtype}, k=8, "
         f"at most {s.rounds} rounds in {s.seconds:g} s a size, limit {s.limit_seconds:g} s; "
     )
     return line + ", ".join(f"{name} {value}" for name, value in report.environment.items())
