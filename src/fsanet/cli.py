@@ -22,6 +22,7 @@ _COMMANDS = {
     "train": "train a network from a YAML file and options",
     "eval": "mIoU of a trained network on a split, class by class",
     "predict": "segment images: masks, overlays, class areas",
+    "convert": "replace the attention of a trained network, or open a published checkpoint",
     "bench": "attention layers or whole networks side by side: FLOPs, memory, time",
 }
 

@@ -167,8 +167,10 @@ def test_flops_are_those_of_hand_sums():
     assert flops.after == 2 * (2 * transform + inside)
     assert flops.modules == {"": (flops.before, flops.after)}
     pair = convert_attention(Pair(), k=2).flops((8, 8), channels=6)
-    rest = {which: flops - sum(m[which] for m in pair.modules.values())
-            for which, flops in enumerate((pair.before, pair.after))}
+    rest = {
+        which: flops - sum(m[which] for m in pair.modules.values())
+        for which, flops in enumerate((pair.before, pair.after))
+    }
     assert rest[0] == rest[1] == 2 * 64 * 6 * 6  # the 1x1 convolution between
     with pytest.raises(InputError, match="does not take a 3x8x8 image"):
         found.flops(8)

@@ -53,7 +53,9 @@ def block(**options):
     with torch.no_grad():
         for name, value in made.state_dict().items():
             if value.is_floating_point():
-                value.copy_(torch.rand_like(value) + 0.3 if "var" in name else torch.randn_like(value))
+                value.copy_(
+                    torch.rand_like(value) + 0.3 if "var" in name else torch.randn_like(value)
+                )
     return made
 
 

@@ -14,7 +14,9 @@ from fsanet.errors import InputError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("size", "patch", "count"), [(12, 1, 12), (12, 1, 5), (13, 4, 3), (16, 4, 2)])
+@pytest.mark.parametrize(
+    ("size", "patch", "count"), [(12, 1, 12), (12, 1, 5), (13, 4, 3), (16, 4, 2)]
+)
 def test_patch_basis_is_the_cosines_at_the_patches(size, patch, count):
     basis = patch_basis(size, 1, 5, patch, count, torch.float64, CPU)
     assert basis.shape == (4 * patch, count)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def forward_costs(
                 if round_:
                     seconds[name].append(time.perf_counter() - start)
         for name, network in networks.items():
-            peaks[name], _ = peak_of(lambda network=network: network(images), device)
+            peaks[name], _ = peak_of(partial(network, images), device)
     return {name: Cost(statistics.median(seconds[name]), peaks[name]) for name in networks}
 
 

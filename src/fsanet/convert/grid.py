@@ -36,6 +36,7 @@ class GridSelfAttention(FrequencySelfAttention):
     Raises:
         InputError: for an option that makes no sense.
 
+    >>> import torch
     >>> layer = GridSelfAttention(16, grid=6, k=4)
     >>> layer(torch.randn(1, 16, 20, 31)).shape
     torch.Size([1, 16, 20, 31])
