@@ -16,14 +16,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fsanet.demo_recipe import TASK, demo_data, demo_network
+from fsanet.demo_recipe import demo_data, demo_network, train_demo
 from fsanet.demo_report import told_apart
 from fsanet.files import write_json
 from fsanet.models import FsaNet
 from fsanet.predict import Predictor
 from fsanet.provenance import environment
-from fsanet.tasks import SemanticSegmentation
-from fsanet.tasks.training import evaluate, train
+from fsanet.tasks.training import evaluate
 
 HEADS: dict[str, dict[str, Any]] = {
     "no attention": {"attention": None},
@@ -98,17 +97,12 @@ def run(out: Path, head: dict[str, Any], seed: int, steps: int) -> dict[str, flo
         if known["steps"] == steps:
             return known
     data = demo_data(seed, steps)
-    network = demo_network(seed, **head)
-    task = SemanticSegmentation(
-        network, classes=data.classes, warmup_steps=min(20, steps // 10), **TASK
-    )
-    trained = train(
-        task,
+    trained = train_demo(
+        demo_network(seed, **head),
         data,
-        out=out / "run",
-        steps=steps,
+        out / "run",
         seed=seed,
-        overwrite=True,
+        steps=steps,
         progress=False,
         accelerator="cpu",
     )

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from fsanet.curves import draw_curves, read_history
-from fsanet.demo_recipe import TASK, StopOverdue, affordable_steps, demo_data, demo_network
+from fsanet.demo_recipe import (
+    StopOverdue,
+    affordable_steps,
+    demo_data,
+    demo_network,
+    train_demo,
+)
 from fsanet.demo_report import Outcome, demo_report, predict_examples, settings_of, told_apart
 from fsanet.errors import InputError
 from fsanet.files import write_json, write_whole
@@ -18,8 +24,7 @@ from fsanet.models import FsaNet
 from fsanet.predict import Predictor
 from fsanet.provenance import environment
 from fsanet.report import write_report
-from fsanet.tasks import SemanticSegmentation
-from fsanet.tasks.training import evaluate, train
+from fsanet.tasks.training import evaluate
 
 
 def run_demo(
@@ -82,16 +87,12 @@ def run_demo(
         callbacks.append(StopOverdue(began + 1.1 * minutes * 60))
         say(f"Going by a short measurement, that makes {steps} training steps.")
     data = demo_data(seed, steps)
-    task = SemanticSegmentation(
-        network, classes=data.classes, warmup_steps=min(20, steps // 10), **TASK
-    )
-    trained = train(
-        task,
+    trained = train_demo(
+        network,
         data,
-        out=out / "run",
-        steps=steps,
+        out / "run",
         seed=seed,
-        overwrite=True,
+        steps=steps,
         progress=progress,
         log_every=2,
         accelerator=device.type,

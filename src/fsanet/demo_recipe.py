@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -16,6 +17,8 @@ from torch import Tensor
 from fsanet.data import SceneData
 from fsanet.data.scenes import CLASSES, PALETTE
 from fsanet.models import FsaNet
+from fsanet.tasks import SemanticSegmentation
+from fsanet.tasks.training import TrainResult, train
 
 ENCODER: dict[str, Any] = {
     "encoder": "resnet10t",
@@ -73,6 +76,18 @@ def demo_data(seed: int, steps: int) -> SceneData:
         cache=True,
         seed=seed,
     )
+
+
+def train_demo(
+    network: FsaNet, data: SceneData, out: Path, *, seed: int, steps: int, **options: Any
+) -> TrainResult:
+    """Train as the demo does; what an earlier run left in ``out`` is replaced.
+
+    ``options`` are other arguments of :func:`fsanet.tasks.training.train`.
+    """
+    warmup = min(20, steps // 10)
+    task = SemanticSegmentation(network, classes=data.classes, warmup_steps=warmup, **TASK)
+    return train(task, data, out=out, steps=steps, seed=seed, overwrite=True, **options)
 
 
 class StopOverdue(Callback):
