@@ -70,7 +70,7 @@ def test_a_layer_that_cannot_run_is_named_with_the_reason(what, limits, problem)
 @pytest.mark.parametrize(
     ("what", "limits", "problem"),
     [
-        ("slow to train", Limits(3, None, 1), "over 12 s"),
+        ("slow to train", Limits(5, None, 1), "over 20 s"),
         ("closed to gradients", LIMITS, "failed (RuntimeError: no gradient)"),
     ],
 )

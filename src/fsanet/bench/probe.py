@@ -220,6 +220,8 @@ def _work(sender: Connection, job: Job, limits: Limits) -> None:
             {"parameters": parameters_of(module), "flops_by_hand": subject.flops_by_hand},
         )
     )
+    counted_flops(lambda: None)  # the tools' own start is not the layer's time
+    _peak(lambda: None, device)
     if device.type == "cpu" and limits.memory is not None:
         limit_memory(limits.memory)
     module.eval()
