@@ -38,16 +38,21 @@ _SUMMARY = "summary"
 def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     """The network itself, from a folder of ``save_pretrained``, a training run, or the hub.
 
+    A folder that holds a conversion gives the converted network.
+
     Raises:
         InputError: the folder holds no model.
     """
     if isinstance(model, nn.Module):
         return model
     from fsanet import models
+    from fsanet.convert.saved import CONVERSION_FILE, load_converted
 
     inner = Path(model, "model")  # where a training run keeps its best
     if (inner / "config.json").is_file() and not Path(model, "config.json").is_file():
         model = inner
+    if Path(model, CONVERSION_FILE).is_file():
+        return load_converted(model)
     return models.load_model(model)
 
 

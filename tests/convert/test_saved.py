@@ -10,6 +10,7 @@ from fsanet.convert import load_converted, save_converted
 from fsanet.convert.grid import GridSelfAttention
 from fsanet.convert.saved import CONVERSION_FILE, apply_conversion
 from fsanet.errors import InputError
+from fsanet.predict_folder import load_model
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def test_fsanet(trained, route, tmp_path):
     with torch.no_grad():
         expected = conversion.model(images)
         assert torch.equal(again(images), expected)
+        assert torch.equal(load_model(tmp_path).eval()(images), expected)  # eval and predict do so
         assert (expected - trained(images)).abs().max() > 1e-6
         plain = FsaNet.from_pretrained(tmp_path).eval()
         assert torch.equal(plain(images), expected) == (route == "tokens")
