@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsanet.commands.parsing import Parser, has, quiet
+from fsanet.commands.parsing import Parser, band_of, has, quiet
 from fsanet.errors import InputError
 
 if TYPE_CHECKING:
@@ -195,29 +195,14 @@ def _data(wanted: argparse.Namespace, rest: list[str]) -> tuple[Any, dict[str, A
 
 def _bands(texts: list[str]) -> BandLike | dict[str, BandLike]:
     if len(texts) == 1 and "=" not in texts[0]:
-        return _band(texts[0])
+        return band_of(texts[0])
     bands = {}
     for text in texts:
         pattern, equals, band = text.rpartition("=")
         if not equals:
             raise InputError(f"--k {text}: with more than one, each has to be PATTERN=K")
-        bands[pattern] = _band(band)
+        bands[pattern] = band_of(band)
     return bands
-
-
-def _band(text: str) -> BandLike:
-    if text == "all":
-        return None
-    try:
-        sides = [[int(number) for number in part.split(":")] for part in text.split(",")]
-    except ValueError:
-        sides = []
-    shape = [len(side) for side in sides]
-    if shape in ([1], [1, 1]):
-        return sides[0][0] if shape == [1] else (sides[0][0], sides[1][0])
-    if shape == [2, 2]:
-        return sides
-    raise InputError(f"--k {text}: give a side (8), two sides (8,6), ranges (0:8,0:6), or all")
 
 
 def _images(wanted: argparse.Namespace, network: Any, data: Any) -> list[Tensor]:

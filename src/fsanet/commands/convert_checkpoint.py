@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fsanet.commands.parsing import Parser
+from fsanet.commands.parsing import Parser, band_of
+from fsanet.dct import Band
 from fsanet.errors import InputError
 
 _EPILOG = """\
@@ -29,7 +30,7 @@ def run(given: list[str]) -> int:
         raise InputError(f"--out {out}: is a file; give a folder")
     if (out / "model.safetensors").exists() and not options.overwrite:
         raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
-    band = None if options.k is None else _band(options.k)
+    band = None if options.k is None else Band.of(band_of(options.k))
     classes = None if options.classes is None else _classes(options.classes)
 
     from fsanet.convert.checkpoints import convert_checkpoint
@@ -110,21 +111,6 @@ def _parser() -> Parser:
     )
     add("--overwrite", action="store_true", help="replace the network in DIR")
     return parser
-
-
-def _band(text: str) -> Any:
-    try:
-        parts = [[int(number) for number in part.split(":")] for part in text.split(",")]
-    except ValueError:
-        parts = []
-    shape = [len(part) for part in parts]
-    if shape == [1]:
-        return parts[0][0]
-    if shape == [1, 1]:
-        return (parts[0][0], parts[1][0])
-    if shape == [2, 2]:
-        return ((parts[0][0], parts[0][1]), (parts[1][0], parts[1][1]))
-    raise InputError(f"--k {text}: give a side (8), two sides (8,6), or ranges (0:8,0:6)")
 
 
 def _classes(text: str) -> str | list[str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from typing import TYPE_CHECKING
 
 from fsanet.errors import InputError
 
-__all__ = ["Parser", "available_device", "has", "quiet", "side", "switches", "value_of"]
+if TYPE_CHECKING:
+    from fsanet.dct import BandLike
+
+__all__ = ["Parser", "available_device", "band_of", "has", "quiet", "side", "switches", "value_of"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +20,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise InputError(message)
+
+
+def band_of(text: str) -> BandLike:
+    """A band as written after ``--k``: ``8``, ``8,6``, ``0:8,0:6`` or ``all``.
+
+    >>> band_of("8"), band_of("8,6"), band_of("0:8,2:6"), band_of("all")
+    (8, (8, 6), ((0, 8), (2, 6)), None)
+    """
+    if text == "all":
+        return None
+    try:
+        sides = [tuple(int(number) for number in part.split(":")) for part in text.split(",")]
+    except ValueError:
+        sides = []
+    shape = [len(numbers) for numbers in sides]
+    if shape == [1]:
+        return sides[0][0]
+    if shape == [1, 1]:
+        return sides[0][0], sides[1][0]
+    if shape == [2, 2]:
+        return tuple(sides)
+    raise InputError(f"--k {text}: give a side (8), two sides (8,6), ranges (0:8,0:6), or all")
 
 
 def side(name: str, values: list[int] | None) -> int | tuple[int, int] | None:
