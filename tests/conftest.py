@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-# importlib import mode leaves the test folders off the path; the reference implementations and
-# the model contract are shared between test files.
-for folder in ("attention", "models"):
+# importlib import mode leaves the test folders off the path; reference implementations, small data
+# sets and the model contract are shared between test files.
+for folder in ("attention", "data", "models"):
     sys.path.append(str(Path(__file__).parent / folder))
 
 # Test processes share the cores; with more threads each they would only wait for each other.

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from miniature import write_coco as write_published
 from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
@@ -143,7 +144,7 @@ A0 = ("annotations", 0)
         (change((*A0, "image_id"), 4), r"annotation 11: image_id 4 is not among the images"),
         (change((*A0, "bbox"), [2, 4, 0, 6]), r"annotation 11 \(image a.png\): bbox .* no area"),
         (change((*A0, "bbox"), [25, 4, 10, 6]), r"a.png.*reaches out of the 30x20 image"),
-        (change((*A0, "bbox"), [2, 4, float("nan"), 6]), r"bbox .*nan.* has no area"),
+        (change((*A0, "bbox"), [2, 4, float("nan"), 6]), r"bbox .*nan.* is no box"),
         (change((*A0, "bbox"), [2, 4, 10]), r"annotation 11"),
         (change((*A0, "segmentation"), [[2, 4, 12, 4]]), r"three points or more"),
         (change((*A0, "segmentation"), [[2, 4, 2, 4, 2, 4]]), r"covers no pixel"),
@@ -282,3 +283,50 @@ def test_collate_keeps_sizes():
     images, targets = collate_instances(items)
     assert [tuple(i.shape) for i in images] == [(3, 64, 64), (3, 48, 90)]
     assert [t["masks"].shape[1:] for t in targets] == [(64, 64), (48, 90)]
+
+
+# --- COCO 2017 itself --------------------------------------------------------------------
+
+
+def many(count):
+    """A file of so many sound annotations, and two boxes of height 0 as in COCO's train2017."""
+    whole = content()
+    sound = whole["annotations"][0]
+    whole["annotations"] = [{**sound, "id": number} for number in range(count)]
+    flat = {"image_id": 7, "bbox": [2, 4, 1.03, 0.0], "segmentation": [[2, 4, 2, 4, 3, 4, 3, 4]]}
+    whole["annotations"] += [{**sound, **flat, "id": count + i} for i in range(2)]
+    return whole
+
+
+def test_few_annotations_without_area_are_left_out_with_a_warning(folder):
+    with pytest.warns(UserWarning, match=r"2 of 2000 annotations left out.*1998 \(image b.png\)"):
+        file = read_coco(written(folder, many(1998)))
+    assert [len(image.annotations) for image in file.images] == [1998, 0, 0]
+    with pytest.raises(InputError, match=r"annotation 1997 .*has no area"):
+        read_coco(written(folder, many(1997)))  # more than one in a thousand
+
+
+def test_missing_download_is_told(tmp_path):
+    with pytest.raises(InputError) as raised:
+        CocoData(tmp_path)
+    assert "no annotations/instances_train2017.json: download annotations_trainval" in str(
+        raised.value
+    )
+    assert "cocodataset.org" in str(raised.value)
+    assert f"fsanet data check {tmp_path} --layout coco" in str(raised.value)
+
+
+def test_published_layout_is_the_default(tmp_path):
+    data = CocoData(write_published(tmp_path), size=(64, 64), workers=0)
+    assert data.num_classes == 80
+    assert data.category_ids[11] == 13  # the ids have gaps, the labels none
+    assert [len(t["labels"]) for _, t in (data.dataset("train")[i] for i in range(4))] == [
+        *(2, 2, 2),
+        0,
+    ]
+    image, target = data.dataset("val")[0]
+    for box, mask in zip(target["boxes"], target["masks"], strict=True):
+        x0, y0, x1, y1 = box.int().tolist()
+        assert mask[y0:y1, x0:x1].all()
+        assert mask.sum() == (x1 - x0) * (y1 - y0)
+    assert image.shape == (3, 64, 80)

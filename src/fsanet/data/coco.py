@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsanet.data.downloads import missing
 from fsanet.errors import InputError
 
-__all__ = ["Annotation", "CocoFile", "decode_masks", "encode_masks", "mask_tools", "read_coco"]
+__all__ = [
+    "COUNTS",
+    "NUM_CATEGORIES",
+    "Annotation",
+    "CocoFile",
+    "Fault",
+    "decode_masks",
+    "encode_masks",
+    "few_enough",
+    "mask_tools",
+    "read_coco",
+    "scan_coco",
+]
+
+#: Published numbers of images of COCO 2017, and of its categories.
+COUNTS = {"train": 118287, "val": 5000}
+NUM_CATEGORIES = 80
 
 _TOLERANCE = 2.0  # pixels by which a box may stand over the edge: annotation tools round
+# COCO's own train2017 has two boxes of height 0 among 860001. So many may be left out; a file with
+# more of them has a fault of its own.
+_EMPTY_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,18 @@ class CocoImage:
     height: int
     width: int
     annotations: tuple[Annotation, ...]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One annotation that cannot be used, as one line; ``empty``: it covers no area."""
+
+    message: str
+    empty: bool
+
+
+class _Empty(ValueError):
+    """An annotation without area."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +130,37 @@ def decode_masks(rles: list[Any], height: int, width: int) -> Tensor:
 def read_coco(path: str | Path) -> CocoFile:
     """Read an annotation file and check all that is in it.
 
+    Annotations that cover no area are left out with a warning if they are fewer than one in a
+    thousand, as in COCO's own train2017.
+
     Raises:
         InputError: naming the file and the image or annotation: unreadable, not of the format,
             a category or image that is not listed, a box outside of its image or without area,
             a polygon of less than three points or without a pixel, RLE of another size.
     """
+    file, faults = scan_coco(path)
+    empty = [fault for fault in faults if fault.empty]
+    total = len(empty) + sum(len(image.annotations) for image in file.images)
+    tolerated = few_enough(len(empty), total)
+    wrong = [fault for fault in faults if not (fault.empty and tolerated)]
+    if wrong:
+        raise InputError(wrong[0].message)
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of {total} annotations left out, the first: {empty[0].message}",
+            stacklevel=2,
+        )
+    return file
+
+
+def scan_coco(path: str | Path) -> tuple[CocoFile, list[Fault]]:
+    """What a file holds without the annotations that are faulty, and these.
+
+    Raises:
+        InputError: unreadable, not of the format, or images or categories that are not sound.
+    """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such annotation file; check the path") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise InputError(f"{path}: no list '{part}'; a COCO instances file has one")
+    content = _content(path)
     try:
         names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         images = {int(i["id"]): i for i in content["images"]}
@@ -123,42 +172,76 @@ def read_coco(path: str | Path) -> CocoFile:
         raise InputError(f"{path}: two images of one id")
     if min(names) < 1:
         raise InputError(f"{path}: category id {min(names)}; ids start at 1, 0 is the background")
+    sizes = {number: _size_of(entry, path) for number, entry in images.items()}
     found: dict[int, list[Annotation]] = {number: [] for number in images}
+    faults: list[Fault] = []
     for index, entry in enumerate(content["annotations"]):
         where = f"{path}: annotation {_id_of(entry, index)}"
         image = entry.get("image_id") if isinstance(entry, dict) else None
         if image not in images:
-            raise InputError(f"{where}: image_id {image} is not among the images")
+            faults.append(Fault(f"{where}: image_id {image} is not among the images", False))
+            continue
         if entry.get("category_id") not in names:
-            raise InputError(
+            text = (
                 f"{where}: category_id {entry.get('category_id')} is not among the categories "
                 f"({', '.join(map(str, sorted(names)[:10]))})"
             )
-        size = _size_of(images[image], path)
+            faults.append(Fault(text, False))
+            continue
         try:
-            found[image].append(_annotation(entry, *size))
+            found[image].append(_annotation(entry, *sizes[image]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             text = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where} (image {images[image]['file_name']}): {text}") from error
-    return CocoFile(
+            text = f"{where} (image {images[image]['file_name']}): {text}"
+            faults.append(Fault(text, isinstance(error, _Empty)))
+    file = CocoFile(
         dict(sorted(names.items())),
         tuple(
-            CocoImage(number, str(entry["file_name"]), *_size_of(entry, path), tuple(found[number]))
+            CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(found[number]))
             for number, entry in sorted(images.items())
         ),
     )
+    return file, faults
+
+
+def few_enough(empty: int, total: int) -> bool:
+    """Whether so many annotations without area among all may be left out."""
+    return empty <= _EMPTY_SHARE * total
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The file's JSON, if it has the lists of an instances file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if path.parent.name == "annotations" and path.name in _published():
+            archive = "annotations_trainval2017.zip"
+            raise missing(path.parent.parent, "coco", path, (archive,)) from error
+        raise InputError(f"{path}: no such annotation file; check the path") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise InputError(f"{path}: no list '{part}'; a COCO instances file has one")
+    return content
+
+
+def _published() -> list[str]:
+    return [f"instances_{split}2017.json" for split in COUNTS]
 
 
 def _annotation(entry: Mapping[str, Any], height: int, width: int) -> Annotation:
     x, y, w, h = (float(value) for value in entry["bbox"])
-    if not all(math.isfinite(value) for value in (x, y, w, h)) or w <= 0 or h <= 0:
-        raise ValueError(f"bbox {entry['bbox']} has no area; correct or remove it")
+    if not all(math.isfinite(value) for value in (x, y, w, h)) or w < 0 or h < 0:
+        raise ValueError(f"bbox {entry['bbox']} is no box of (x, y, width, height); correct it")
+    if w == 0 or h == 0:
+        raise _Empty(f"bbox {entry['bbox']} has no area; correct or remove it")
     if min(x, y) < -_TOLERANCE or x + w > width + _TOLERANCE or y + h > height + _TOLERANCE:
         raise ValueError(f"bbox {entry['bbox']} reaches out of the {width}x{height} image")
     rle = _rle(entry["segmentation"], height, width)
     pixels = float(mask_tools().area(rle))
     if pixels == 0:
-        raise ValueError("the segmentation covers no pixel; correct or remove it")
+        raise _Empty("the segmentation covers no pixel; correct or remove it")
     return Annotation(
         category=int(entry["category_id"]),
         box=(max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))),
