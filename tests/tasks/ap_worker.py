@@ -9,7 +9,7 @@ import torch.distributed as dist
 from fsanet.tasks.average_precision import AveragePrecision
 
 CLASSES = ("cat", "dog", "ghost")
-HEIGHT, WIDTH = 160, 200
+HEIGHT, WIDTH = 200, 240
 
 
 def example():
@@ -23,7 +23,7 @@ def example():
     detections, targets = [], []
     for number in range(7):
         count = 0 if number == 2 else 4
-        sides = torch.tensor([14.0, 30, 60, 110])[:count]
+        sides = torch.tensor([14.0, 30, 60, 130])[:count]
         corner = random(count, 2) * torch.tensor([WIDTH * 0.4, HEIGHT * 0.3])
         boxes = torch.cat([corner, corner + sides[:, None]], 1).round()
         boxes = boxes.clamp(max=torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]))

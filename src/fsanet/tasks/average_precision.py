@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -71,9 +72,9 @@ class ApScores:
 class AveragePrecision:
     """Collects detections and what is labelled, image by image; scores them all at the end.
 
-    The numbers are torchmetrics' with the backend faster-coco-eval. Gathering is done here: that
-    of torchmetrics 1.9 pairs the images of processes one to one, and so fails or drops images
-    where one process has an image more than another.
+    The numbers are torchmetrics' with the backend faster-coco-eval, set so that they are those of
+    COCO's own code. Gathering is done here: that of torchmetrics 1.9 pairs the images of processes
+    one to one, and so fails or drops images where one process has an image more than another.
 
     Args:
         classes: names; labels count from 1.
@@ -87,7 +88,7 @@ class AveragePrecision:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._metrics = _metrics()
+        self._metric = _metric()
         self._ids: list[int] = []
 
     def update(self, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Any]) -> None:
@@ -104,13 +105,12 @@ class AveragePrecision:
         wanted = [{name: t[name].cpu() for name in names} for t in targets]
         for target in wanted:
             target["masks"] = target["masks"].bool()
-        for metric in self._metrics.values():
-            metric.update(found, wanted)
+        self._metric.update(found, wanted)
         self._ids += [int(target["image_id"]) for target in targets]
 
     def compute(self) -> ApScores | None:
         """Scores over all processes, the same on each; None where there was no image."""
-        mine = {kind: dict(metric.metric_state) for kind, metric in self._metrics.items()}
+        mine = dict(self._metric.metric_state)
         states, ids = [mine], [self._ids]
         world = world_size()
         if world > 1:
@@ -126,29 +126,24 @@ class AveragePrecision:
         )
         if not order:
             return None
-        results = {}
-        merged = _metrics()
-        for kind, metric in merged.items():
-            for name, values in states[0][kind].items():
-                # The masks are not kept by the metric of boxes, nor boxes by that of masks.
-                kept = any(state[kind][name] for state in states)
-                parts = [states[p][kind][name][i] for _, p, i in order] if kept else values
-                setattr(metric, name, parts)
-            metric._update_count = len(order)
-            results[kind] = metric.compute()
-        labelled = merged["bbox"].groundtruth_labels
+        merged = _metric()
+        for name in mine:
+            setattr(merged, name, [states[process][name][index] for _, process, index in order])
+        merged._update_count = len(order)
+        result = merged.compute()
+        labelled = merged.groundtruth_labels
         return ApScores(
-            box=_numbers(results["bbox"]),
-            mask=_numbers(results["segm"]),
-            box_per_class=self._per_class(results["bbox"]),
-            mask_per_class=self._per_class(results["segm"]),
+            box=_numbers(result, "bbox"),
+            mask=_numbers(result, "segm"),
+            box_per_class=self._per_class(result, "bbox"),
+            mask_per_class=self._per_class(result, "segm"),
             images=len(order),
             instances=sum(len(labels) for labels in cast(list[Tensor], labelled)),
         )
 
-    def _per_class(self, result: Mapping[str, Tensor]) -> dict[str, float]:
+    def _per_class(self, result: Mapping[str, Tensor], kind: str) -> dict[str, float]:
         labels = result["classes"].reshape(-1).tolist()
-        values = result["map_per_class"].reshape(-1).tolist()
+        values = result[f"{kind}_map_per_class"].reshape(-1).tolist()
         by_label = dict(zip(labels, values, strict=False))
         return {
             name: _number(by_label.get(label, -1.0))
@@ -156,24 +151,25 @@ class AveragePrecision:
         }
 
 
-def _metrics() -> dict[str, MeanAveragePrecision]:
-    # One for boxes and one for masks: asked for both at once, torchmetrics takes the mask's area
-    # as the size of a box, and COCO the box's own.
-    metrics = {}
-    for kind in ("bbox", "segm"):
-        metrics[kind] = MeanAveragePrecision(
-            iou_type=cast(Any, kind),
-            class_metrics=True,
-            backend="faster_coco_eval",
-            sync_on_compute=False,
-        )
-        # Beyond 100 detections of an image they do not count, as in COCO.
-        metrics[kind].warn_on_many_detections = False
-    return metrics
+def _metric() -> MeanAveragePrecision:
+    metric = MeanAveragePrecision(
+        # Both at once: asked for masks alone, torchmetrics leaves out images without a label,
+        # and what is found there by mistake.
+        iou_type=("bbox", "segm"),
+        # COCO's own, in float64. torchmetrics' are float32, so that a recall of exactly 0.2
+        # misses the threshold of 0.2.
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+        class_metrics=True,
+        backend="faster_coco_eval",
+        sync_on_compute=False,
+    )
+    metric.warn_on_many_detections = False  # beyond 100 they do not count, as in COCO
+    return metric
 
 
-def _numbers(result: Mapping[str, Tensor]) -> dict[str, float]:
-    return {ours: _number(float(result[theirs])) for ours, theirs in FIELDS.items()}
+def _numbers(result: Mapping[str, Tensor], kind: str) -> dict[str, float]:
+    return {ours: _number(float(result[f"{kind}_{theirs}"])) for ours, theirs in FIELDS.items()}
 
 
 def _number(value: float) -> float:
