@@ -58,7 +58,10 @@ def test_contract(options, tmp_path):
 
 
 def test_exports():
-    contract.exports(small())
+    model = small()
+    for stage in model.segformer.stages:
+        del stage.blocks[1:]  # the second is like the first, and tracing it takes as long
+    contract.exports(model)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
