@@ -111,7 +111,7 @@ def _apply(out: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 def _statistics(out: Tensor, dc: int, positions: int) -> Statistics:
     def of_coefficients() -> tuple[Tensor, Tensor, int]:
         mean = out[:, dc] / positions**0.5  # (B, C)
-        rest = torch.cat([out[:, :dc], out[:, dc + 1 :]], 1)
+        rest = out[:, 1:] if dc == 0 else out[:, :dc]  # DC comes first or last
         energy = rest.square().sum(1)  # Parseval: all but DC is the spread around the mean
         return mean, energy, positions
 
