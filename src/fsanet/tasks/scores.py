@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fsanet.tasks.boundary import BoundaryScores
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Scores:
         iou: one a class, nan for classes left out.
         accuracy: one a class, nan for classes left out.
         pixels: labelled pixels, one a class.
+        confusion: the matrix itself in pixels, a row a label, a column a prediction.
+        boundary: quality near edges, where it was asked for.
     """
 
     miou: float
@@ -32,14 +37,15 @@ class Scores:
     iou: tuple[float, ...]
     accuracy: tuple[float, ...]
     pixels: tuple[int, ...]
+    confusion: tuple[tuple[int, ...], ...] = ()
+    boundary: BoundaryScores | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: a class left out has null for its numbers."""
+        """Plain values for JSON: a class left out has null for its numbers.
 
-        def plain(value: float) -> float | None:
-            return value if value == value else None
-
-        return {
+        The confusion matrix is not among them; "boundary" is, where it was asked for.
+        """
+        found = {
             "miou": plain(self.miou),
             "pixel_accuracy": plain(self.pixel_accuracy),
             "mean_accuracy": plain(self.mean_accuracy),
@@ -50,6 +56,12 @@ class Scores:
                 )
             },
         }
+        return found if self.boundary is None else found | {"boundary": self.boundary.as_dict()}
+
+
+def plain(value: float) -> float | None:
+    """The value, or None for nan, which JSON does not have."""
+    return value if value == value else None
 
 
 def scores_of(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
@@ -76,4 +88,5 @@ def scores_of(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
         iou=tuple(iou.tolist()),
         accuracy=tuple(accuracy.tolist()),
         pixels=tuple(int(pixels) for pixels in labelled.tolist()),
+        confusion=tuple(tuple(row) for row in matrix.long().tolist()),
     )

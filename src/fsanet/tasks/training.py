@@ -1,4 +1,4 @@
-"""Train a network into a run folder, go on from one, evaluate what is in it.
+"""Train a network into a run folder, and go on from one.
 
 A run folder holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt` (all
 that is needed to resume), `checkpoints/best.ckpt` (weights with the best validation mIoU) and
@@ -8,7 +8,6 @@ that is needed to resume), `checkpoints/best.ckpt` (weights with the best valida
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.files import write_text
-from fsanet.predict_folder import load_model
 from fsanet.tasks.callbacks import (
     KeepBest,
     SeedEachBatch,
@@ -32,9 +29,9 @@ from fsanet.tasks.callbacks import (
     Throughput,
     export_model,
 )
+from fsanet.tasks.evaluation import evaluate
 from fsanet.tasks.logs import MetricsFile
 from fsanet.tasks.run_folder import first_process, prepare, steps_done
-from fsanet.tasks.scores import Scores
 from fsanet.tasks.segmentation import SemanticSegmentation
 from fsanet.tasks.trainer import (
     check_classes,
@@ -44,6 +41,8 @@ from fsanet.tasks.trainer import (
     make_trainer,
     synchronises,
 )
+
+__all__ = ["TrainResult", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
@@ -224,72 +223,3 @@ def train(
         steps=trainer.global_step,
         seconds=time.perf_counter() - began,
     )
-
-
-def evaluate(
-    model: nn.Module | str | os.PathLike[str],
-    data: SegmentationData,
-    *,
-    split: Literal["val", "test"] = "test",
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true",
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    progress: bool = True,
-) -> Scores:
-    """Scores of a model on a split, from one confusion matrix over all of it.
-
-    Args:
-        model: a network, a run folder, or a folder written by `save_pretrained`.
-        data: gives the images; its `ignore_index` labels do not count.
-        split: "val" or "test".
-        window: predict by a sliding window of this size, or (height, width); None: whole image.
-        stride: steps of that window; two thirds of it by default.
-        scales: predict at these scales, and average.
-        flip: average with the prediction of the mirrored image.
-        precision: of the arithmetic.
-        accelerator: "cpu", "gpu", or "auto".
-        devices: processes per node, or "auto".
-        num_nodes: machines.
-        strategy: how processes work together.
-        progress: show a progress bar on a terminal.
-
-    Raises:
-        InputError: the folder holds no model, or the model has other classes than the data.
-    """
-    network = load_model(model)
-    check_classes(network, data)
-    task = SemanticSegmentation(network, classes=data.classes, ignore_index=data.ignore_index)
-    if window is not None or tuple(scales) != (1.0,) or flip:
-        from fsanet.predict import Predictor
-
-        predictor = Predictor(network, window=window, stride=stride, scales=scales, flip=flip)
-        task.segment = lambda images: predictor.masks(images)[0]
-    elif stride is not None:
-        raise InputError("stride without window: give both, or none for whole images")
-    trainer = make_trainer(
-        Path.cwd(),
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=[RichProgressBar()] if progress and sys.stdout.isatty() else [],
-    )
-    data.prepare_data()
-    data.setup("validate" if split == "val" else "test")
-    check_shares(data, split, trainer.world_size)
-    run = trainer.validate if split == "val" else trainer.test
-    was_training = network.training
-    interruptible(trainer, lambda: run(task, datamodule=data, verbose=False))
-    network.train(was_training)
-    if task.scores is None:
-        raise InputError(f"the {split} split holds no image")
-    return task.scores
