@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fsanet.data.class_names import ADE20K as ADE20K_LABELS
+
+NAMES = ADE20K_LABELS.classes
 CITYSCAPES = {
     "train": ("aachen_000000_000019", "bochum_000000_000313", "aachen_000001_000019"),
     "val": ("frankfurt_000000_000294", "lindau_000000_000019"),
@@ -69,6 +72,8 @@ def write_ade20k(root: Path, *, size: tuple[int, int] = (32, 48), seed: int = 0)
             save_image(base / "images" / split / f"{name}.jpg", ids, rng)
             save_labels(base / "annotations" / split / f"{name}.png", ids)
     (base / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
+    rows = [f"{i}\t0.1\t10\t2\t{name}, its synonym\n" for i, name in enumerate(NAMES, 1)]
+    (base / "objectInfo150.txt").write_text("".join(["Idx\tRatio\tTrain\tVal\tName\n", *rows]))
     return root
 
 

@@ -33,7 +33,7 @@ LABEL_ID_TABLE = IdTable(
 #: Published numbers of images.
 COUNTS = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}
 
-_SPLITS = {
+_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
     "fine": {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")},
     "coarse": {"train": ("train",), "val": ("val",), "train_extra": ("train_extra",)},
 }
