@@ -23,6 +23,7 @@ _COMMANDS = {
     "eval": "mIoU of a trained network on a split, class by class",
     "predict": "segment images: masks, overlays, class areas",
     "convert": "replace the attention of a trained network, or open a published checkpoint",
+    "data": "check a data set on disk: numbers, pairs, sizes, ids, unreadable files",
     "bench": "attention layers or whole networks side by side: FLOPs, memory, time",
 }
 
