@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fsanet.errors import InputError
-from fsanet.files import write_json
 from fsanet.provenance import environment
 
 VARIANTS = {
@@ -244,28 +243,13 @@ def resident_peak(*, reset: bool = False) -> int:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """A network trained with regular attention, run with its k x k lowest frequencies alone."""
-    from fsanet import FsaNet, options
-    from fsanet.tasks.training import evaluate
+    from fsanet import cli
 
-    parser = options.eval_parser(options.data_of_run(arguments.model))
-    parsed = options.parse(parser, [str(arguments.model)])
-    data = options.make_data(parser, parsed)
-    folder = arguments.model / "model"
-    rows = [("regular", FsaNet.from_pretrained(folder))]
-    for k in arguments.k:
-        band = None if k == "full" else int(k)
-        rows.append((k, FsaNet.from_pretrained(folder, attention="frequency", k=band)))
-    results = {}
-    print("| k | mIoU | pixel accuracy |\n| --- | --- | --- |")
-    for name, model in rows:
-        scores = evaluate(model, data, split=arguments.split, progress=False)
-        results[name] = scores.as_dict()
-        print(
-            f"| {name} | {100 * scores.miou:.2f} | {100 * scores.pixel_accuracy:.2f} |", flush=True
-        )
-    print_environment()
+    call = ["sweep", str(arguments.model), "--split", arguments.split, "--k", *arguments.k]
     if arguments.json:
-        write_json(arguments.json, {"model": str(arguments.model), "by_k": results})
+        call += ["--json", str(arguments.json)]
+    if cli.main([*call, *arguments.rest]):
+        raise InputError("the sweep failed")
 
 
 def print_environment() -> None:

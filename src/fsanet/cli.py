@@ -21,6 +21,7 @@ _COMMANDS = {
     "demo": "train on built-in scenes for two minutes, evaluate, predict, write a report",
     "train": "train a network from a YAML file and options",
     "eval": "mIoU of a trained network on a split, class by class",
+    "sweep": "which frequencies a trained network needs: k and band sweeps, table and figure",
     "predict": "segment images: masks, overlays, class areas",
     "convert": "replace the attention of a trained network, or open a published checkpoint",
     "data": "check a data set on disk: numbers, pairs, sizes, ids, unreadable files",
