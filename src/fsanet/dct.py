@@ -37,8 +37,6 @@ __all__ = [
 
 MOST_UNROLLED = 18  # addends a compiled synthesis adds one by one: 16 frequencies and constants
 
-BandLike = int | Sequence[int] | Sequence[Sequence[int | None]] | None
-
 
 class Band(NamedTuple):
     """A rectangle of the frequency plane, half-open on both axes: ``[h0:h1) x [w0:w1)``.
@@ -112,6 +110,9 @@ class Band(NamedTuple):
         rows = f"{self.h0}:{'' if self.h1 is None else self.h1}"
         columns = f"{self.w0}:{'' if self.w1 is None else self.w1}"
         return f"[{rows}) x [{columns})"
+
+
+BandLike = int | Sequence[int] | Sequence[Sequence[int | None]] | Band | None
 
 
 def _axis_range(side: object, k: object, axis: str) -> tuple[int, int | None]:

@@ -272,4 +272,6 @@ def run_network_bench(settings: NetworkSettings, *, watch: Watch = no_watch) -> 
             )
         )
     layer = attention["frequency"]
-    return NetworkReport(settings, str(layer), about, tuple(rows))
+    return NetworkReport(
+        settings, f"{type(layer).__name__}({layer.extra_repr()})", about, tuple(rows)
+    )
