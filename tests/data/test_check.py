@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -357,3 +358,16 @@ def test_nothing_there(tmp_path, layout):
 def test_options_that_make_no_sense(tmp_path, options):
     with pytest.raises(InputError, match=next(iter(options))):
         check_data(write_camvid(tmp_path), "folder", **options)
+
+
+@pytest.mark.parametrize(
+    ("layout", "module", "line"),
+    [("voc", "scipy.io", r"fsanet\[voc\]"), ("coco", "faster_coco_eval.core", r"fsanet\[coco\]")],
+)
+def test_missing_package_is_one_error_and_no_fault_of_the_files(
+    tmp_path, monkeypatch, layout, module, line
+):
+    root = WRITE[layout](tmp_path / layout)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=line):
+        check(root, layout)

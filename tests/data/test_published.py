@@ -22,7 +22,7 @@ def test_class_path_and_options(tmp_path, name, write, classes, options):
     parser = train_parser()
     given = {"root": root, "batch_size": 2, "crop": "[16, 20]", "workers": 0, **options}
     arguments = [f"--data.init_args.{key}={value}" for key, value in given.items()]
-    data = make_data(parser, parse(parser, [f"--data=fsanet.data.{name}", *arguments]))
+    data = make_data(parser, parse(parser, ["--steps=1", f"--data=fsanet.data.{name}", *arguments]))
     assert type(data) is getattr(package, name)
     assert data.num_classes == classes
     images, masks = next(iter(data.train_dataloader()))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +37,7 @@ def run(given: list[str]) -> int:
 
     layout = options.layout or guess_layout(root)
     try:
-        with _bar(shown=sys.stderr.isatty()) as progress:
+        with _bar() as progress:
             report = check_data(
                 root,
                 layout,
@@ -117,31 +115,10 @@ def _print(report: Report, show: int) -> None:
 
 
 @contextlib.contextmanager
-def _bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+def _bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the terminal with rate and time left; gives ``progress(done, total)``."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from fsanet.bench.progress import make_progress
 
-    columns = (
-        TextColumn("check"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.3g} pairs/s"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("check", total=None, rate=0.0)
-        started = time.perf_counter()
-
-        def progress(done: int, total: int) -> None:
-            rate = done / max(time.perf_counter() - started, 1e-9)
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield progress
+    with make_progress() as bar:
+        task = bar.add_task("check", total=None, current="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from fsanet.data.ade20k import check_object_info
+from fsanet.data.coco import mask_tools
 from fsanet.data.downloads import MissingData
 from fsanet.data.images import read_image
 from fsanet.data.layouts import Split, guess_layout, splits_of
@@ -29,6 +30,7 @@ from fsanet.data.pairs import (
     ranges,
     read_labels,
 )
+from fsanet.data.sbd import require_scipy
 from fsanet.errors import InputError
 
 __all__ = ["Report", "SplitSummary", "check_data"]
@@ -123,7 +125,8 @@ def check_data(
 
     Raises:
         MissingData: no split of the layout is there.
-        InputError: the layout cannot be told, or an option makes no sense.
+        InputError: the layout cannot be told, an option makes no sense, or a package that reads
+            the files is not installed.
     """
     started = time.perf_counter()
     root = Path(root)
@@ -134,11 +137,15 @@ def check_data(
     if num_classes is not None and num_classes > 255:
         raise InputError(f"num_classes={num_classes}: 8-bit masks hold 1 to 255 of them")
     report = Report(str(root), layout, quick, subset)
+    if layout == "coco":
+        mask_tools()  # says what to install before anything is read
     splits = splits_of(layout, root, sbd=Path(sbd) if sbd else None, num_classes=num_classes)
     listings = _list_all(splits, report)
     if layout == "ade20k":
         report.problems += check_object_info(root)
     if not quick:
+        if any(p.labels and p.labels.suffix == ".mat" for found in listings for p in found.pairs):
+            require_scipy()
         if workers is None:
             workers = min(8, os.cpu_count() or 1)
         _read_all(splits, listings, report, workers, progress)

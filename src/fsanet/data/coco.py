@@ -157,10 +157,12 @@ def scan_coco(path: str | Path) -> tuple[CocoFile, list[Fault]]:
     """What a file holds without the annotations that are faulty, and these.
 
     Raises:
-        InputError: unreadable, not of the format, or images or categories that are not sound.
+        InputError: unreadable, not of the format, images or categories that are not sound, or
+            faster-coco-eval is not installed.
     """
     path = Path(path)
     content = _content(path)
+    mask_tools()  # where it is missing, that is one error and not one an annotation
     try:
         names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         images = {int(i["id"]): i for i in content["images"]}
