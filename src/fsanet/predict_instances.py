@@ -37,8 +37,8 @@ class InstancePredictor:
         InputError: the folder holds no model.
 
     >>> from fsanet.models.mask_rcnn import MaskRcnnFsa
-    >>> model = MaskRcnnFsa("resnet10t", num_classes=2, fpn_channels=16, box_channels=16,
-    ...                     mask_channels=16, min_size=64, max_size=64)
+    >>> model = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), fpn_channels=16,
+    ...                     box_channels=16, mask_channels=16, min_size=64, max_size=64)
     >>> found = InstancePredictor(model)(torch.zeros(3, 48, 64, dtype=torch.uint8))
     >>> tuple(found.image.shape)
     (3, 48, 64)

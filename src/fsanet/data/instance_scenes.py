@@ -6,6 +6,7 @@ later ones cover the earlier, so that masks are of what is seen.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,12 @@ def write_coco(scenes: InstanceScenes, folder: str | Path) -> Path:
         the annotation file, in COCO's format with masks as RLE.
     """
     folder = Path(folder)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, name in enumerate(scenes.names):
         image, target = scenes[index]
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        write_whole(
-            folder / "images" / name, lambda stream, p=picture: p.save(stream, format="PNG")
-        )
+        write_whole(folder / "images" / name, partial(picture.save, format="PNG"))
         height, width = scenes.size
         images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
         rles = encode_masks(target["masks"])

@@ -98,7 +98,7 @@ def instance_train_transform(
         if min(size) < 1:
             raise InputError(f"size={tuple(size)}: needs at least one pixel along each axis")
         fill: Any = {tv_tensors.Image: MEAN_COLOUR, "others": 0}
-        steps.append(FitAndScale(tuple(size), scale))
+        steps.append(FitAndScale((size[0], size[1]), scale))
         steps.append(v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill))
     if flip:
         steps.append(v2.RandomHorizontalFlip())

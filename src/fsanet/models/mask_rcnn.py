@@ -16,8 +16,7 @@ from typing import Any, Literal, cast
 
 import safetensors.torch
 from huggingface_hub import PyTorchModelHubMixin
-from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torch import nn
 from torchvision.models.detection import mask_rcnn as tv
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import (
@@ -33,6 +32,7 @@ from fsanet.attention.similarity import Similarity
 from fsanet.dct import BandLike
 from fsanet.errors import InputError
 from fsanet.files import write_whole
+from fsanet.models.detector_weights import load_detector, load_resnet, read_state
 from fsanet.models.encoder import build_encoder
 from fsanet.models.fsanet import check_state
 from fsanet.models.heads import Attention
@@ -41,7 +41,6 @@ from fsanet.models.pyramid import (
     Position,
     check_positions,
     freeze_stages,
-    read_state,
     resnet_pyramid,
     timm_pyramid,
 )
@@ -50,7 +49,6 @@ from fsanet.palette import class_palette
 __all__ = ["MaskRcnnFsa"]
 
 _RESNETS = ("resnet50", "resnet101")
-_PUBLISHED = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 _OURS = {"backbone", "num_classes", "min_size", "max_size", "image_mean", "image_std"}
 _BUILT = {"rpn_anchor_generator", "rpn_head", "box_head", "box_predictor", "mask_head"}
 
@@ -105,8 +103,8 @@ class MaskRcnnFsa(
     Raises:
         InputError: for options or weights that do not fit, with what to do.
 
-    >>> model = MaskRcnnFsa("resnet10t", num_classes=2, fpn_channels=16, box_channels=16,
-    ...                     mask_channels=16, min_size=64, max_size=64).eval()
+    >>> model = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), fpn_channels=16,
+    ...                     box_channels=16, mask_channels=16, min_size=64, max_size=64).eval()
     >>> sorted(model([torch.zeros(3, 48, 64)])[0])
     ['boxes', 'labels', 'masks', 'scores']
     """
@@ -178,7 +176,7 @@ class MaskRcnnFsa(
                 backbone, version=version, norm_eps=norm_eps, **pyramid_options
             )
             if backbone_weights is not None:
-                _load_resnet(pyramid.body, backbone, backbone_weights)
+                load_resnet(pyramid.body, backbone, backbone_weights)
             freeze_stages(pyramid.body, trainable_stages)
         else:
             encoder = build_encoder(
@@ -260,33 +258,6 @@ class MaskRcnnFsa(
         )
 
 
-def load_detector(model: MaskRcnnFsa, source: str, *, replace_predictors: bool = False) -> None:
-    """Weights of a torchvision Mask R-CNN into a model; its attention stays as it is.
-
-    Args:
-        source: path of a state_dict, or torchvision's name of published weights.
-        replace_predictors: leave out the layers whose size is that of the classes.
-
-    Raises:
-        InputError: unless every other key fits, exactly once.
-    """
-    state = _published(source, _PUBLISHED) if _is_name(source) else read_state(Path(source))
-    own = model.state_dict()
-    state = {n: v for n, v in state.items() if n in own or not n.endswith("num_batches_tracked")}
-    added = {name: value for name, value in own.items() if ".attention." in name}
-    if replace_predictors:
-        last = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-        added |= {name: value for name, value in own.items() if name.startswith(last)}
-        state = {name: value for name, value in state.items() if not name.startswith(last)}
-    merged = added | state
-    try:
-        check_state(model, merged, source)
-    except InputError as error:
-        hint = "" if replace_predictors else "; for other classes give replace_predictors: true"
-        raise InputError(f"{error}{hint}") from error
-    model.load_state_dict(merged)
-
-
 def _detector(
     pyramid: nn.Module,
     *,
@@ -336,30 +307,3 @@ def _detector_options() -> set[str]:
     for kind in (tv.MaskRCNN, FasterRCNN):
         names |= {n for n in inspect.signature(kind).parameters if n.startswith(("rpn_", "box_"))}
     return names - _OURS - _BUILT - {"box_roi_pool"}
-
-
-def _load_resnet(body: nn.Module, name: str, source: str) -> None:
-    """ImageNet weights into the stages of a ResNet; the classifier in them is set aside."""
-    state = _published(source, (name,)) if _is_name(source) else read_state(Path(source))
-    own = body.state_dict()
-    state = {n: v for n, v in state.items() if not n.startswith("fc.")}
-    state = {n: v for n, v in state.items() if n in own or not n.endswith("num_batches_tracked")}
-    state = {n: v for n, v in own.items() if ".attention." in n} | state
-    check_state(body, state, source)
-    body.load_state_dict(state)
-
-
-def _is_name(source: str) -> bool:
-    """Whether it is written as torchvision's weights are, "Kind_Weights.NAME"; not a path."""
-    kind, _, member = source.partition(".")
-    return kind.endswith("_Weights") and member.isidentifier()
-
-
-def _published(source: str, models: Sequence[str]) -> dict[str, Tensor]:
-    known = {f"{type(w).__name__}.{w.name}": w for m in models for w in get_model_weights(m)}
-    if source not in known:
-        raise InputError(f"weights {source!r}: give one of {', '.join(known)}, or a local file")
-    try:
-        return dict(known[source].get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"weights {source}: download failed ({error})") from error

@@ -9,10 +9,8 @@ Legend: B batch, C channels, h x w feature grid.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -211,29 +209,3 @@ def freeze_stages(body: nn.Module, trainable: int) -> None:
     for name, parameter in body.named_parameters():
         learns = name.split(".")[0] in stages or ".attention." in name
         parameter.requires_grad_(learns)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a ``.safetensors`` file, or from one of torch, without running code.
-
-    Raises:
-        InputError: no such file, damaged, or anything but tensors by name.
-    """
-    import pickle
-
-    import safetensors.torch
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: holds more than tensors, so it is not read") from error
-    except (OSError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: damaged, or not a file of weights") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path}: not tensors by name; give a state_dict")
-    return state

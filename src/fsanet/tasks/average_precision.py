@@ -101,8 +101,8 @@ class AveragePrecision:
         """
         names = ("boxes", "scores", "labels", "masks")
         found = [{name: d[name].detach().cpu() for name in names} for d in detections]
-        names = ("boxes", "labels", "masks", "iscrowd", "area")
-        wanted = [{name: t[name].cpu() for name in names} for t in targets]
+        labelled = ("boxes", "labels", "masks", "iscrowd", "area")
+        wanted = [{name: t[name].cpu() for name in labelled} for t in targets]
         for target in wanted:
             target["masks"] = target["masks"].bool()
         self._metric.update(found, wanted)

@@ -198,8 +198,13 @@ def train_instances(
     if first_process():  # last, so that no run is overwritten by one that cannot start
         prepare(out, resume=resume, overwrite=overwrite)
         if not (resume and (out / "config.yaml").is_file()):
-            arguments = {"steps": steps, "val_every": val_every, "precision": precision}
-            arguments |= {"gradient_clip": gradient_clip, "seed": seed}
+            arguments = {
+                "steps": steps,
+                "val_every": val_every,
+                "precision": precision,
+                "gradient_clip": gradient_clip,
+                "seed": seed,
+            }
             write_text(out / "config.yaml", config or yaml.safe_dump(arguments, sort_keys=False))
     began = time.perf_counter()
     interruptible(
