@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fsanet.errors import InputError
 
-__all__ = ["DOWNLOADS", "Download", "MissingData", "guide", "missing"]
+__all__ = ["DOWNLOADS", "SBD_SITE", "VOC_SITE", "Download", "MissingData", "guide", "missing"]
 
 
 class MissingData(InputError):
@@ -37,6 +37,9 @@ class Download:
     tree: str
     notes: str = ""
 
+
+VOC_SITE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+SBD_SITE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 
 DOWNLOADS: dict[str, Download] = {
     "cityscapes": Download(
@@ -69,8 +72,7 @@ DOWNLOADS: dict[str, Download] = {
     ),
     "voc": Download(
         "PASCAL VOC 2012 with SBD",
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and, for SBD, "
-        "http://home.bharathh.info/pubs/codes/SBD/download.html",
+        f"{VOC_SITE} and, for SBD, {SBD_SITE}",
         (
             ("VOCtrainval_11-May-2012.tar", "VOC 2012; 2 GB"),
             ("benchmark.tgz", "SBD, 11355 more label files; 1.4 GB"),
@@ -122,13 +124,19 @@ DOWNLOADS: dict[str, Download] = {
 }
 
 
-def missing(root: Path, layout: str, absent: Path, archives: Sequence[str]) -> MissingData:
-    """The one line for a file or folder that is not there: what to get, where to put it."""
-    download = DOWNLOADS[layout]
+def missing(
+    root: Path, layout: str, absent: Path, archives: Sequence[str], site: str | None = None
+) -> MissingData:
+    """The one line for a file or folder that is not there: what to get, where to put it.
+
+    Args:
+        site: where these archives are, if the data set has more than one page.
+    """
+    site = site or DOWNLOADS[layout].site.split(" (")[0]
     there = "" if root.is_dir() else " (nor that folder)"
     return MissingData(
         f"{root}: no {absent.relative_to(root)}{there}: download {' and '.join(archives)} from "
-        f"{download.site.split(' (')[0]}, unpack in {root}, then: "
+        f"{site}, unpack in {root}, then: "
         f"fsanet data check {root} --layout {layout}"
     )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fsanet.data.class_names import VOC
-from fsanet.data.downloads import missing
+from fsanet.data.downloads import SBD_SITE, VOC_SITE, missing
 from fsanet.data.pairs import IGNORE, IdTable, Listing, Pair, PairedImages, Problem
 from fsanet.data.sbd import require_scipy
 from fsanet.errors import InputError
@@ -96,7 +96,7 @@ def list_split(root: Path, split: str, sbd: Path | None = None) -> Listing:
     own = voc / "SegmentationClass"
     for part in (voc / "JPEGImages", own, _list(voc, "train"), _list(voc, "val")):
         if not part.exists():
-            raise missing(root, "voc", part, (_VOC_ARCHIVE,))
+            raise missing(root, "voc", part, (_VOC_ARCHIVE,), VOC_SITE)
     if split != "train_aug":
         names = _names(_list(voc, split))
         return _listing(voc, names, {name: own / f"{name}.png" for name in names})
@@ -129,7 +129,7 @@ def _augmented(
             return names, folder / "cls", ".mat", []
     if sbd is not None:
         raise InputError(f"{sbd}: no folder cls; give SBD's folder benchmark_RELEASE/dataset")
-    raise missing(root, "voc", folders[0] / "cls", (_SBD_ARCHIVE,))
+    raise missing(root, "voc", folders[0] / "cls", (_SBD_ARCHIVE,), SBD_SITE)
 
 
 def _listing(voc: Path, names: list[str], labels: dict[str, Path]) -> Listing:
