@@ -103,6 +103,7 @@ class MaskRcnnFsa(
     Raises:
         InputError: for options or weights that do not fit, with what to do.
 
+    >>> import torch
     >>> model = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), fpn_channels=16,
     ...                     box_channels=16, mask_channels=16, min_size=64, max_size=64).eval()
     >>> sorted(model([torch.zeros(3, 48, 64)])[0])
