@@ -10,10 +10,11 @@ from torch import nn
 
 from fsanet import sweep_run
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
+from fsanet.dct import Band
 from fsanet.errors import InputError
 from fsanet.models import FsaNet
 from fsanet.sweep_run import SweepRecord, fingerprint, sweep_without_training, train_point
-from fsanet.sweeps import attention_points, with_point
+from fsanet.sweeps import Point, attention_points, with_point
 from fsanet.tasks.scores import scores_of
 
 SIZE = (10, 13)
@@ -193,8 +194,13 @@ def test_folder_of_another_sweep(evaluated, tmp_path):
     points = attention_points(["2"], ["low"])
     record = SweepRecord.open(tmp_path, {"weights": "abc"}, points)
     sweep_without_training(model_of_one_layer(), None, points, record)
-    with pytest.raises(InputError, match="a sweep with weights 'abc', this one has 'xyz'"):
+    with pytest.raises(InputError, match="a sweep with weights 'abc', not 'xyz'"):
         SweepRecord.open(tmp_path, {"weights": "xyz"}, points)
+    other = attention_points([], ["low"], (3, 4))
+    assert SweepRecord.open(tmp_path, {"weights": "abc"}, other).plain.keys() == record.plain.keys()
+    low = Point("low 0:8", "band", Band.of(3))
+    with pytest.raises(InputError, match="low 0:8 was another band there"):
+        SweepRecord.open(tmp_path, {"weights": "abc"}, [low])
     (tmp_path / "sweep.json").write_text("[]")
     with pytest.raises(InputError, match="not the file of a sweep"):
         SweepRecord.open(tmp_path, {"weights": "abc"}, points)

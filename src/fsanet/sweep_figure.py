@@ -36,10 +36,10 @@ def draw_sweep(
     Returns:
         a PNG file, 200 dots an inch.
     """
-    again = {name: list(values) for name, values in (again or {}).items() if values}
+    seeds = {name: list(values) for name, values in (again or {}).items() if values}
     groups = [("k", "mIoU against k, the low frequencies kept a side"), ("band", "mIoU by band")]
     shown = [
-        (kind, text, [p for p in points if p.kind == kind and (p.name in plain or p.name in again)])
+        (kind, text, [p for p in points if p.kind == kind and (p.name in plain or p.name in seeds)])
         for kind, text in groups
     ]
     shown = [group for group in shown if group[2]] or [("k", "no point measured", [])]
@@ -49,11 +49,11 @@ def draw_sweep(
     for axes, (kind, text, group) in zip(panels, shown, strict=True):
         positions = list(range(len(group)))
         draw = _lines if kind == "k" else _bars
-        draw(axes, positions, group, plain, again)
+        draw(axes, positions, group, plain, seeds)
         axes.set_xticks(positions, [p.name.removeprefix("k=") for p in group])
         axes.set_xlim(-0.6, max(len(group) - 0.4, 0.6))
         _style(axes, text)
-        _references(axes, points, plain, again)
+        _references(axes, points, plain, seeds)
         axes.set_xlabel("k" if kind == "k" else "band of both axes, or rows,columns", color=_INK)
     panels[0].set_ylabel("mIoU %", color=_INK)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -84,9 +84,15 @@ def _lines(
     middle, error = _spread(positions, group, again)
     if middle:
         axes.errorbar(
-            *zip(*middle, strict=True), error, fmt="s-", color=_AGAIN, capsize=3,
-            label="trained anew with this band", zorder=3,
-        )  # fmt: skip
+            [x for x, _ in middle],
+            [value for _, value in middle],
+            yerr=error,
+            fmt="s-",
+            color=_AGAIN,
+            capsize=3,
+            label="trained anew with this band",
+            zorder=3,
+        )
 
 
 def _bars(
@@ -101,17 +107,24 @@ def _bars(
     found = [(x - shift, 100 * plain[p.name]) for x, p in zip(positions, group, strict=True)
              if p.name in plain]  # fmt: skip
     if found:
-        axes.bar(*zip(*found, strict=True), width, color=_PLAIN, label="no retraining", zorder=2)
+        xs, heights = [x for x, _ in found], [value for _, value in found]
+        axes.bar(xs, heights, width, color=_PLAIN, label="no retraining", zorder=2)
         for x, value in found:
             _number_in_bar(axes, x, value)
     middle, error = _spread(positions, group, again)
     if middle:
-        xs, values = zip(*((x + shift, value) for x, value in middle), strict=True)
+        xs, heights = [x + shift for x, _ in middle], [value for _, value in middle]
         axes.bar(
-            xs, values, width, color=_AGAIN, label="trained anew with this band", yerr=error,
-            capsize=3, zorder=2,
-        )  # fmt: skip
-        for x, value in zip(xs, values, strict=True):
+            xs,
+            heights,
+            width,
+            color=_AGAIN,
+            label="trained anew with this band",
+            yerr=error,
+            capsize=3,
+            zorder=2,
+        )
+        for x, value in zip(xs, heights, strict=True):
             _number_in_bar(axes, x, value)
 
 

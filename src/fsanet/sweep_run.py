@@ -70,11 +70,11 @@ class SweepRecord:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{file}: not the file of a sweep; give another --out") from error
             for key, value in record.about.items():
-                if there.get(key) != value:
-                    raise InputError(
-                        f"{file}: holds a sweep with {key} {there.get(key)!r}, this one has "
-                        f"{value!r}; give another --out"
-                    )
+                if there.get(key) == value:
+                    continue
+                both = f"{key} {there.get(key)!r}, not {value!r}"
+                what = f"other options of {key}" if isinstance(value, dict) else both
+                raise InputError(f"{file}: holds a sweep with {what}; give another --out")
             for name, row in by_name.items():
                 record.points[name] = {key: row[key] for key in ("name", "kind", "band")}
                 if row["no_retraining"] is not None:

@@ -58,7 +58,6 @@ def run(given: list[str]) -> int:
         "data": parsed.data.as_dict() if hasattr(parsed.data, "as_dict") else parsed.data,
         "split": parsed.split,
         "testing": {name: testing[name] for name in (*TESTING, "boundary")},
-        "retraining": [parsed.retrain, parsed.steps] if parsed.retrain else None,
     }
     if first_process():
         writable(out)
@@ -122,7 +121,8 @@ def _retrain(
             print(f"[{number}/{len(todo)}] {point.name}, seed {seed}", flush=True)
         arguments, make = _training(parsed, point, seed, out)
         scores = train_point(make, out, training=arguments, testing=testing)
-        record.again.setdefault(point.name, {})[str(seed)] = scores
+        how = {"config": parsed.retrain, "steps": parsed.steps}
+        record.again.setdefault(point.name, {})[str(seed)] = scores | how
         record.write()
 
 

@@ -188,20 +188,46 @@ class _Lines(Callback):
         self._start = self._told = time.perf_counter()
         self._images = 0
 
-    def _begin(self, *args: Any) -> None:
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         self._start = self._told = time.perf_counter()
         self._images = 0
 
-    def _end(
-        self, trainer: lightning.Trainer, task: Any, outputs: Any, batch: Any, index: int, *_: Any
+    def on_test_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        self._images += len(batch[0]) * trainer.world_size
+        self.on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._count(trainer, len(batch[0]), batch_idx + 1, trainer.num_val_batches)
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._count(trainer, len(batch[0]), batch_idx + 1, trainer.num_test_batches)
+
+    def _count(self, trainer: lightning.Trainer, images: int, done: int, batches: Any) -> None:
+        self._images += images * trainer.world_size
         now = time.perf_counter()
         if now - self._told < self.EVERY or not trainer.is_global_zero:
             return
         self._told = now
-        kind = trainer.num_val_batches if trainer.validating else trainer.num_test_batches
-        done, total = index + 1, int(sum(kind) if isinstance(kind, list) else kind)
+        total = int(sum(batches) if isinstance(batches, list) else batches)
         left = (now - self._start) / done * (total - done)
         print(
             f"{done}/{total} batches · {self._images / (now - self._start):.2f} images/s · "
@@ -209,6 +235,3 @@ class _Lines(Callback):
             file=sys.stderr,
             flush=True,
         )
-
-    on_validation_start = on_test_start = _begin
-    on_validation_batch_end = on_test_batch_end = _end
