@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -22,37 +20,19 @@ from fsanet.attention.similarity import Similarity
 from fsanet.dct import BandLike
 from fsanet.errors import InputError
 from fsanet.models.heads import Attention
-from fsanet.models.network import SegmentationNetwork, band_to_json, check_source
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from fsanet.models.network import SegmentationNetwork, band_to_json
+from fsanet.models.segformer_weights import (
+    SIZES,
+    Variant,
+    build,
+    class_names,
+    load,
+    read_config,
+    variant_of,
+)
 
 __all__ = ["SegformerFsa", "Variant"]
 
-Variant = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Channels and blocks of the four stages, and channels of the decoder."""
-
-    channels: tuple[int, int, int, int]
-    blocks: tuple[int, int, int, int]
-    decoder: int
-
-
-# arXiv 2105.15203, table 6. Heads 1, 2, 5, 8 and reductions 8, 4, 2, 1 are the same for all. The
-# table's expansion of 8 in the first stages is 4 in the published weights and parameter counts.
-_SIZES: dict[str, _Size] = {
-    "b0": _Size((32, 64, 160, 256), (2, 2, 2, 2), 256),
-    "b1": _Size((64, 128, 320, 512), (2, 2, 2, 2), 256),
-    "b2": _Size((64, 128, 320, 512), (3, 4, 6, 3), 768),
-    "b3": _Size((64, 128, 320, 512), (3, 4, 18, 3), 768),
-    "b4": _Size((64, 128, 320, 512), (3, 8, 27, 3), 768),
-    "b5": _Size((64, 128, 320, 512), (3, 6, 40, 3), 768),
-}
 _SMALLEST = 29  # image side that still has 8 rows, the reduction of the first stage, at stride 4
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the published weights (ImageNet)
 
@@ -119,13 +99,13 @@ class SegformerFsa(SegmentationNetwork):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if variant not in _SIZES:
-            raise InputError(f"variant={variant!r}: use one of {', '.join(_SIZES)}")
+        if variant not in SIZES:
+            raise InputError(f"variant={variant!r}: use one of {', '.join(SIZES)}")
         if not (0 <= dropout < 1 and 0 <= drop_path < 1):
             raise InputError(f"dropout={dropout}, drop_path={drop_path}: give 0 <= p < 1")
         if in_channels < 1:
             raise InputError(f"in_channels={in_channels}: give at least 1")
-        size = _SIZES[variant]
+        size = SIZES[variant]
         changed = {
             "num_channels": in_channels,
             "num_labels": max(num_classes, 1),
@@ -133,18 +113,18 @@ class SegformerFsa(SegmentationNetwork):
             "drop_path_rate": drop_path,
         }
         if pretrained is None:
-            plain = _build(size, changed)
+            plain = build(size, changed)
         else:
-            saved = _read_config(pretrained)
-            found = _variant_of(saved)
+            saved = read_config(pretrained)
+            found = variant_of(saved)
             if found != variant:
                 raise InputError(
                     f"{pretrained}: holds a SegFormer {found or 'of no published size'}, not "
                     f"{variant}" + (f"; give variant={found!r}" if found else "")
                 )
             if classes is None and saved.num_labels == num_classes:
-                classes = _names(saved)
-            plain = _load(pretrained, saved, changed)
+                classes = class_names(saved)
+            plain = load(pretrained, saved, changed)
         known = (_MEAN, _STD) if in_channels == 3 else ((0.5,) * in_channels,) * 2
         self.describe(
             num_classes=num_classes,
@@ -223,8 +203,8 @@ class SegformerFsa(SegmentationNetwork):
         Raises:
             InputError: no SegFormer of a published size there.
         """
-        config = _read_config(source)
-        variant = _variant_of(config)
+        config = read_config(source)
+        variant = variant_of(config)
         if variant is None:
             raise InputError(
                 f"{source}: stages of {tuple(config.hidden_sizes)} channels and "
@@ -237,106 +217,3 @@ class SegformerFsa(SegmentationNetwork):
             "attention": None,
         }
         return cls(pretrained=source, **{**found, **options})
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            "SegFormer needs transformers, which is not installed; install fsanet[segformer]"
-        ) from error
-    return transformers
-
-
-def _build(size: _Size, changed: dict[str, Any]) -> SegformerForSemanticSegmentation:
-    """With random weights."""
-    transformers = _transformers()
-    config = transformers.SegformerConfig(
-        hidden_sizes=list(size.channels),
-        depths=list(size.blocks),
-        decoder_hidden_size=size.decoder,
-        **changed,
-    )
-    return transformers.SegformerForSemanticSegmentation(config)
-
-
-def _read_config(source: str) -> SegformerConfig:
-    transformers = _transformers()
-    check_source(source)
-    try:
-        config = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
-    if config.model_type != "segformer":
-        raise InputError(f"{source}: holds a network of type {config.model_type}, not segformer")
-    return config
-
-
-def _variant_of(config: SegformerConfig) -> Variant | None:
-    for name, size in _SIZES.items():
-        if (
-            tuple(config.hidden_sizes) == size.channels
-            and tuple(config.depths) == size.blocks
-            and config.decoder_hidden_size == size.decoder
-        ):
-            return name  # type: ignore[return-value]
-    return None
-
-
-def _names(config: SegformerConfig) -> tuple[str, ...]:
-    names = cast(dict[int, str], config.id2label)
-    return tuple(names[index] for index in sorted(names))
-
-
-def _load(
-    source: str, config: SegformerConfig, changed: dict[str, Any]
-) -> SegformerForSemanticSegmentation:
-    """With the weights of ``source``; a part may start anew only where the caller asked for it."""
-    transformers = _transformers()
-    for name, value in changed.items():
-        if name != "num_labels" or value != config.num_labels:  # setting it clears the names
-            setattr(config, name, value)
-    try:
-        with _silent(transformers):  # about new weights, which are checked here
-            plain, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
-                source,
-                config=config,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
-    mismatched = {entry[0] for entry in report["mismatched_keys"]}
-    missing = set(report["missing_keys"]) - mismatched
-    encoder_only = all(name.startswith("decode_head.") for name in missing) and missing >= {
-        name for name in _parameters(plain) if name.startswith("decode_head.")
-    }
-    wrong = {n for n in mismatched if not n.startswith("decode_head.classifier.")}
-    if missing and not encoder_only:
-        wrong |= missing
-    if not encoder_only:
-        wrong |= set(report["unexpected_keys"])
-    else:
-        wrong |= {n for n in report["unexpected_keys"] if not n.startswith("classifier.")}
-    if wrong:
-        raise InputError(
-            f"{source}: weights of another architecture ({len(wrong)} missing, unexpected or of "
-            f"another shape, such as {min(wrong)})"
-        )
-    return plain
-
-
-def _parameters(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_parameters()}
-
-
-@contextmanager
-def _silent(transformers: Any) -> Iterator[None]:
-    logging = transformers.utils.logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
