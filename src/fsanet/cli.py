@@ -23,6 +23,7 @@ _COMMANDS = {
     "eval": "mIoU of a trained network on a split, class by class",
     "sweep": "which frequencies a trained network needs: k and band sweeps, table and figure",
     "predict": "segment images: masks, overlays, class areas",
+    "export": "write a trained network as one ONNX or torch.export file",
     "convert": "replace the attention of a trained network, or open a published checkpoint",
     "data": "check a data set on disk: numbers, pairs, sizes, ids, unreadable files",
     "bench": "attention layers or whole networks side by side: FLOPs, memory, time",

@@ -1,0 +1,119 @@
+"""A trained network as one file for other runtimes: ONNX, or a program of torch.export.
+
+Legend: B batch, C input channels, H x W image.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fsanet.errors import InputError
+from fsanet.files import write_whole
+
+__all__ = ["Deployed", "Format", "export_network"]
+
+Format = Literal["onnx", "torch"]
+
+
+class Deployed(nn.Module):
+    """Plain images in, logits out: the normalisation is part of the graph.
+
+    Args:
+        network: with ``normalise`` and ``forward``, such as ``FsaNet``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB floats of 0..1, ``(B, C, H, W)``, to logits ``(B, classes, H, W)``."""
+        network: Any = self.network
+        return network(network.normalise(images))
+
+
+def export_network(
+    network: nn.Module,
+    file: str | os.PathLike[str],
+    *,
+    format: Format | None = None,
+    size: tuple[int, int] = (512, 512),
+    dynamic: bool = True,
+) -> float:
+    """Write a network as one file, after a run of what was exported.
+
+    Args:
+        network: an ``FsaNet`` or another with ``normalise``, ``in_channels`` optional.
+        file: ``.onnx`` (needs the extra `onnx`) or ``.pt2``.
+        format: "onnx" or "torch"; by default what the file's ending says.
+        size: image (H, W) to trace with; the only one if not ``dynamic``.
+        dynamic: any batch, height and width in multiples of 32, from 64 to 16384.
+
+    Returns:
+        The largest difference between the exported network's logits and the network's, relative
+        to the largest logit, at a size that was not traced (at the traced one if not dynamic).
+
+    Raises:
+        InputError: a file ending that says no format, a size no multiple of 32, a missing extra,
+            or a place that cannot be written to.
+    """
+    file = Path(file)
+    kind = format or {".onnx": "onnx", ".pt2": "torch"}.get(file.suffix.lower())
+    if kind not in ("onnx", "torch"):
+        raise InputError(f"{file}: end the name in .onnx or .pt2, or say the format")
+    if len(size) != 2 or min(size) < 64 or any(side % 32 for side in size):
+        raise InputError(f"size {tuple(size)}: give height and width as multiples of 32, from 64")
+    if kind == "onnx":
+        _need_onnx()
+    deployed = Deployed(network.float().cpu())
+    channels = getattr(network, "in_channels", 3)
+    traced = torch.rand(2 if dynamic else 1, channels, *size)
+    shapes = None
+    if dynamic:
+        batch = torch.export.Dim("batch", min=1, max=1024)
+        height, width = (torch.export.Dim(name, min=2, max=512) for name in ("h32", "w32"))
+        shapes = ({0: batch, 2: 32 * height, 3: 32 * width},)
+    other = torch.rand(1, channels, size[0] + 32, size[1] + 64) if dynamic else traced
+    with torch.no_grad():
+        program = torch.export.export(deployed, (traced,), dynamic_shapes=shapes)
+        want = deployed(other)
+        if kind == "torch":
+            got = program.module()(other)
+            try:
+                write_whole(file, lambda stream: torch.export.save(program, stream))
+            except RuntimeError as error:  # e.g. encoders whose padding rounds a dynamic size up
+                raise InputError(
+                    f"{file}: torch.export.save cannot store this network "
+                    f"({str(error).splitlines()[0]}); write an .onnx file, or a fixed size"
+                ) from error
+        else:
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+            content = exported.model_proto.SerializeToString()  # type: ignore[union-attr]
+            got = _run_onnx(content, other)
+            write_whole(file, lambda stream: stream.write(content))
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def _run_onnx(content: bytes, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    return torch.from_numpy(logits)
+
+
+def _need_onnx() -> None:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f'ONNX export needs {error.name}; install it with pip install "fsanet[onnx]", or '
+            "write a .pt2 file"
+        ) from error
+    del onnxruntime
