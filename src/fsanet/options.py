@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+import fsanet.data.published  # noqa: F401  so that short names such as CityscapesData are known
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, SegformerFsa
