@@ -34,9 +34,8 @@ from fsanet.errors import InputError
 from fsanet.files import write_whole
 from fsanet.models.detector_weights import load_detector, load_resnet, read_state
 from fsanet.models.encoder import build_encoder
-from fsanet.models.fsanet import check_state
 from fsanet.models.heads import Attention
-from fsanet.models.network import band_to_json, check_source
+from fsanet.models.network import band_to_json, check_source, check_state
 from fsanet.models.pyramid import (
     Position,
     check_positions,

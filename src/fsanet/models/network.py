@@ -5,7 +5,7 @@ Legend: B batch, H x W image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,10 +18,9 @@ from torch.nn.functional import interpolate
 from fsanet.dct import Band, BandLike
 from fsanet.errors import InputError
 from fsanet.files import write_whole
-from fsanet.models.fsanet import check_state
 from fsanet.palette import class_palette
 
-__all__ = ["SegmentationNetwork", "band_to_json", "check_source"]
+__all__ = ["SegmentationNetwork", "band_to_json", "check_source", "check_state"]
 
 _HUB_ONLY = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
 
@@ -190,3 +189,25 @@ def band_to_json(k: BandLike) -> Any:
         return k
     band = Band.of(k)
     return [[band.h0, band.h1], [band.w0, band.w1]]
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise an InputError that says how ``state`` differs from what ``model`` needs, if it does."""
+    wanted = model.state_dict()
+    problems = []
+    for title, names in (
+        ("missing", wanted.keys() - state.keys()),
+        ("not of this network", state.keys() - wanted.keys()),
+        (
+            "of another shape",
+            {n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape},
+        ),
+    ):
+        if names:
+            first = sorted(names)[0]
+            problems.append(f"{len(names)} {title}, such as {first}")
+    if problems:
+        raise InputError(
+            f"{source}: weights of another architecture ({'; '.join(problems)}); "
+            "load them with the options they were saved with"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fsanet.errors import InputError
 from fsanet.files import write_text
-from fsanet.models.fsanet import check_state
+from fsanet.models.network import check_state
 from fsanet.tasks.checkpoints import read_checkpoint
 from fsanet.tasks.segmentation import SemanticSegmentation
 
