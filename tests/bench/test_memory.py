@@ -1,12 +1,14 @@
 """Memory against allocations whose size is known."""
 
-import multiprocessing
+import json
+import subprocess
+import sys
 
 import torch
 from torch import nn
 
 from fsanet.bench.cases import find_cases
-from fsanet.bench.memory import available_bytes, kept_for_backward, limit_memory, peak_of
+from fsanet.bench.memory import available_bytes, kept_for_backward, peak_of
 
 CPU = torch.device("cpu")
 
@@ -48,26 +50,25 @@ def test_kept_for_backward_without_parameters_and_input():
     assert kept_for_backward(square, lambda x: (x * 2) * (x * 2), x)[0] == 2 * x.nbytes
 
 
-def _allocate(sender, limit):
-    allowed = limit_memory(limit)
-    try:
-        torch.ones(100 * 2**20, dtype=torch.uint8)
-        sender.send((allowed, "inside"))
-        torch.ones(1000 * 2**20, dtype=torch.uint8)
-        sender.send((allowed, "beyond"))
-    except RuntimeError as error:
-        sender.send((allowed, str(error)))
+ALLOCATE = """
+import json, torch
+from fsanet.bench.memory import limit_memory
+lines = [limit_memory(500 * 2**20)]
+try:
+    torch.ones(100 * 2**20, dtype=torch.uint8)
+    lines.append("inside")
+    torch.ones(1000 * 2**20, dtype=torch.uint8)
+    lines.append("beyond")
+except RuntimeError as error:
+    lines.append(str(error))
+print(json.dumps(lines))
+"""
 
 
 def test_the_limit_is_on_what_comes_on_top():
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(
-        target=_allocate, args=(sender, 500 * 2**20)
-    )
-    process.start()
-    allowed, first = receiver.recv()
-    second = receiver.recv()[1]
-    process.join()
+    command = [sys.executable, "-c", ALLOCATE]  # a process of its own: the limit stays in it
+    output = subprocess.run(command, capture_output=True, check=True, text=True, timeout=200)
+    allowed, first, second = json.loads(output.stdout)
     assert first == "inside"
     assert ("can't allocate memory" in second) if allowed else second == "beyond"
 
