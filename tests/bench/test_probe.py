@@ -1,52 +1,14 @@
 """A probe's numbers, and what it says of layers that need too much."""
 
-import os
 import sys
-import time
-from dataclasses import dataclass
 
 import pytest
-import torch
-from torch import nn
+from behaving import BehavingJob
 
 from fsanet.bench.harness import LayerJob
-from fsanet.bench.probe import Limits, Subject, describe, run_probe
-from fsanet.errors import InputError
+from fsanet.bench.probe import Limits, describe, run_probe
 
 LIMITS = Limits(seconds=300, memory=2 * 2**30, threads=1)
-
-
-class Behaving(nn.Module):
-    """Does as its name says; at module level, so that a fresh process finds it."""
-
-    def __init__(self, what):
-        super().__init__()
-        self.what = what
-        self.weight = nn.Parameter(torch.ones(5))
-
-    def forward(self, x):
-        if self.what == "huge":
-            torch.empty(2**42)
-        elif self.what == "slow" or (self.what == "slow to train" and self.training):
-            time.sleep(600)
-        elif self.what == "dies":
-            os._exit(3)
-        elif self.what == "wrong":
-            raise InputError("k=0: give more")
-        elif self.what == "closed to gradients" and self.training:
-            raise RuntimeError("no gradient\nsecond line")
-        return x * self.weight.sum()
-
-
-@dataclass(frozen=True)
-class BehavingJob:
-    what: str
-    device: str = "cpu"
-    backward: bool = True
-
-    def prepare(self):
-        module = Behaving(self.what)
-        return Subject(module, module, torch.ones(1, 2, 3, 4), flops_by_hand=7)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="other start of processes")
