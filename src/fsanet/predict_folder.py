@@ -48,12 +48,18 @@ def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     from fsanet import models
     from fsanet.convert.saved import CONVERSION_FILE, load_converted
 
-    inner = Path(model, "model")  # where a training run keeps its best
-    if (inner / "config.json").is_file() and not Path(model, "config.json").is_file():
-        model = inner
+    model = network_folder(model)
     if Path(model, CONVERSION_FILE).is_file():
         return load_converted(model)
     return models.load_model(model)
+
+
+def network_folder(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The folder of the network itself: that in a run folder, or what was given."""
+    inner = Path(source, "model")  # where a training run keeps its best
+    if (inner / "config.json").is_file() and not Path(source, "config.json").is_file():
+        return inner
+    return source
 
 
 def write_predictions(

@@ -39,7 +39,10 @@ def run(given: list[str]) -> int:
     quiet()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler that measures memory
     wanted, rest = _parser().parse_known_args(given)
-    out, source = Path(wanted.out), _folder(wanted.model)
+
+    from fsanet.predict_folder import network_folder
+
+    out, source = Path(wanted.out), str(network_folder(wanted.model))
     _check(wanted, rest, out, source)
 
     from fsanet.convert import calibrate, convert_attention, route_error
@@ -165,14 +168,6 @@ def _check(wanted: argparse.Namespace, rest: list[str], out: Path, source: str) 
 def _takes_data(wanted: argparse.Namespace) -> bool:
     looks = wanted.calibrate is not None or wanted.route_error
     return wanted.eval or wanted.by == "miou" or (looks and not wanted.images)
-
-
-def _folder(model: str) -> str:
-    """The folder of the network itself: that in a run folder, or what was given."""
-    inner = Path(model, "model")
-    if (inner / "config.json").is_file() and not Path(model, "config.json").is_file():
-        return str(inner)
-    return model
 
 
 def _data(wanted: argparse.Namespace, rest: list[str]) -> tuple[Any, dict[str, Any]]:

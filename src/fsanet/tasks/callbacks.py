@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import nn
-
-from fsanet.tasks.segmentation import SemanticSegmentation
 
 
 class SeedEachBatch(Callback):
@@ -131,18 +130,21 @@ class EpochLines(Callback):
 
 
 class KeepBest(Callback):
-    """Saves the weights with the highest validation mIoU: `checkpoints/best.ckpt`, `model/`.
+    """Saves the weights with the highest validation score: `checkpoints/best.ckpt`, `model/`.
 
     Args:
         out: run folder.
+        score_of: the score of a task after a validation, the same on every process; nan is
+            never the best.
 
     Attributes:
-        score: best mIoU so far, -inf before the first validation.
+        score: best one so far, -inf before the first validation.
         step: optimiser steps done at that time.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, score_of: Callable[[Any], float]) -> None:
         self.out = out
+        self.score_of = score_of
         self.score = -math.inf
         self.step = 0
 
@@ -155,14 +157,12 @@ class KeepBest(Callback):
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        if not isinstance(pl_module, SemanticSegmentation) or pl_module.scores is None:
-            return
-        score = pl_module.scores.miou  # the same on every process; nan is never the best
+        score = self.score_of(pl_module)
         if score > self.score:
             self.score, self.step = score, trainer.global_step
             trainer.save_checkpoint(self.out / "checkpoints" / "best.ckpt", weights_only=True)
             if trainer.is_global_zero:
-                export_model(pl_module.model, self.out / "model")
+                export_model(pl_module.model, self.out / "model")  # type: ignore[arg-type]
 
 
 def export_model(model: nn.Module, folder: Path) -> None:

@@ -9,43 +9,21 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
-import lightning
-import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import nn
 
 from fsanet.data.instances import InstanceData
 from fsanet.errors import InputError
-from fsanet.files import write_text
+from fsanet.predict_folder import network_folder
 from fsanet.tasks.average_precision import ApScores
-from fsanet.tasks.callbacks import (
-    KeepBest,
-    SeedEachBatch,
-    StopAtStep,
-    SynchronisedBatchNorm,
-    Throughput,
-    export_model,
-)
+from fsanet.tasks.fitting import Precision, fit
 from fsanet.tasks.instances import InstanceSegmentation
-from fsanet.tasks.logs import MetricsFile
-from fsanet.tasks.run_folder import first_process, prepare, steps_done
-from fsanet.tasks.trainer import (
-    check_classes,
-    check_shares,
-    console,
-    interruptible,
-    make_trainer,
-    synchronises,
-)
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+from fsanet.tasks.trainer import check_classes, check_shares, interruptible, make_trainer
 
 
 @dataclass(frozen=True)
@@ -62,21 +40,6 @@ class InstanceTrainResult:
     best_step: int
     steps: int
     seconds: float
-
-
-class KeepBestMaskAp(KeepBest):
-    """Saves the weights with the highest mask AP in validation."""
-
-    def on_validation_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        scores = cast(InstanceSegmentation, pl_module).scores
-        score = math.nan if scores is None else scores.mask["AP"]  # the same on every process
-        if score > self.score:
-            self.score, self.step = score, trainer.global_step
-            trainer.save_checkpoint(self.out / "checkpoints" / "best.ckpt", weights_only=True)
-            if trainer.is_global_zero:
-                export_model(cast(InstanceSegmentation, pl_module).model, self.out / "model")
 
 
 def train_instances(
@@ -131,98 +94,41 @@ def train_instances(
             the checkpoint does not fit, an option is out of range, the loss is not finite.
         KeyboardInterrupt: interrupted by the user; `resume` goes on.
     """
-    out = Path(out)
-    counts = {"steps": steps, "val_every": val_every, "log_every": log_every, "devices": devices}
-    for name, value in counts.items():
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"{name}={value}: give a number of at least 1")
-    if seed < 0:
-        raise InputError(f"seed={seed}: give a number of at least 0")
-    if gradient_clip is not None and gradient_clip <= 0:
-        raise InputError(f"gradient_clip={gradient_clip}: give a norm above 0")
-    if task.warmup_steps >= steps:
-        raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
-    check_classes(task.model, cast(Any, data))
-    last = out / "checkpoints" / "last.ckpt"
-    done = steps_done(last, cast(Any, task)) if resume else 0
-    if done < steps and done % data.steps_per_epoch:
-        raise InputError(
-            f"{last}: the run ended within an epoch, at step {done} of epochs of "
-            f"{data.steps_per_epoch} steps, and cannot be made longer"
-        )
-    best = KeepBestMaskAp(out)
-    task.total_steps = steps
-    trainer = make_trainer(
-        out,
+    done = fit(
+        task,
+        data,
+        score=_mask_ap,
+        out=out,
+        steps=steps,
+        val_every=val_every,
+        precision=precision,
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
         strategy=strategy,
-        precision=precision,
+        sync_batchnorm=sync_batchnorm,
+        gradient_clip=gradient_clip,
         deterministic=deterministic,
-        # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
-        max_epochs=-(-steps // data.steps_per_epoch),
-        accumulate_grad_batches=data.accumulate,
-        check_val_every_n_epoch=val_every,
-        gradient_clip_val=gradient_clip,
-        log_every_n_steps=min(log_every, data.steps_per_epoch),
-        logger=[
-            MetricsFile(out / "metrics.csv", resume_step=done),
-            TensorBoardLogger(
-                out,
-                name="tensorboard",
-                version="",
-                default_hp_metric=False,
-                purge_step=done if done else None,
-            ),
-        ],
-        callbacks=[
-            SeedEachBatch(seed),
-            StopAtStep(steps, val_every=val_every),
-            Throughput(log_every),
-            *console(progress, steps),
-            *callbacks,
-            best,
-            ModelCheckpoint(
-                dirpath=last.parent,
-                filename=last.stem,
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-        ],
-        plugins=[SynchronisedBatchNorm()] if synchronises(sync_batchnorm, accelerator) else [],
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        log_every=log_every,
+        progress=progress,
+        config=config,
+        callbacks=callbacks,
     )
-    data.setup("fit")  # finds what is wrong with the data before anything is written
-    check_shares(cast(Any, data), "val", trainer.world_size)
-    if first_process():  # last, so that no run is overwritten by one that cannot start
-        prepare(out, resume=resume, overwrite=overwrite)
-        if not (resume and (out / "config.yaml").is_file()):
-            arguments = {
-                "steps": steps,
-                "val_every": val_every,
-                "precision": precision,
-                "gradient_clip": gradient_clip,
-                "seed": seed,
-            }
-            write_text(out / "config.yaml", config or yaml.safe_dump(arguments, sort_keys=False))
-    began = time.perf_counter()
-    interruptible(
-        trainer,
-        lambda: trainer.fit(
-            task, datamodule=data, ckpt_path=last if resume else None, weights_only=True
-        ),
-    )
-    if best.step == 0 and trainer.is_global_zero:  # nothing was validated
-        export_model(task.model, out / "model")
     return InstanceTrainResult(
-        out=out,
-        model=out / "model",
-        mask_ap=best.score if best.step else math.nan,
-        best_step=best.step,
-        steps=trainer.global_step,
-        seconds=time.perf_counter() - began,
+        out=Path(out),
+        model=Path(out) / "model",
+        mask_ap=done.best_score,
+        best_step=done.best_step,
+        steps=done.steps,
+        seconds=done.seconds,
     )
+
+
+def _mask_ap(task: InstanceSegmentation) -> float:
+    return math.nan if task.scores is None else task.scores.mask["AP"]
 
 
 def load_instance_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
@@ -231,10 +137,7 @@ def load_instance_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
         return model
     from fsanet.models.mask_rcnn import MaskRcnnFsa
 
-    inner = Path(model, "model")  # where a training run keeps its best
-    if (inner / "config.json").is_file() and not Path(model, "config.json").is_file():
-        model = inner
-    return MaskRcnnFsa.from_pretrained(os.fspath(model))
+    return MaskRcnnFsa.from_pretrained(os.fspath(network_folder(model)))
 
 
 def evaluate_instances(
@@ -266,7 +169,7 @@ def evaluate_instances(
         InputError: the folder holds no model, or the model has other classes than the data.
     """
     network = load_instance_model(model)
-    check_classes(network, cast(Any, data))
+    check_classes(network, data)
     task = InstanceSegmentation(network, classes=data.classes)
     trainer = make_trainer(
         Path.cwd(),
@@ -280,7 +183,7 @@ def evaluate_instances(
         callbacks=[RichProgressBar()] if progress and sys.stdout.isatty() else [],
     )
     data.setup("validate" if split == "val" else "test")
-    check_shares(cast(Any, data), split, trainer.world_size)
+    check_shares(data, split, trainer.world_size)
     run = trainer.validate if split == "val" else trainer.test
     was_training = network.training
     interruptible(trainer, lambda: run(task, datamodule=data, verbose=False))

@@ -6,11 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+from torch import nn
+
 from fsanet.errors import InputError
 from fsanet.files import write_text
 from fsanet.models.network import check_state
 from fsanet.tasks.checkpoints import read_checkpoint
-from fsanet.tasks.segmentation import SemanticSegmentation
 
 _PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
 
@@ -32,7 +33,7 @@ def prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
     probe.unlink()
 
 
-def steps_done(last: Path, task: SemanticSegmentation) -> int:
+def steps_done(last: Path, task: nn.Module) -> int:
     """Optimiser steps done in the checkpoint, once it is clear that it fits."""
     if not last.is_file():
         raise InputError(f"{last}: nothing to resume; leave out --resume to start a run")

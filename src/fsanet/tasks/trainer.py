@@ -8,16 +8,19 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import nn
 
-from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.tasks.callbacks import EpochLines
+
+if TYPE_CHECKING:
+    from fsanet.data.instances import InstanceData
+    from fsanet.data.module import SegmentationData
 
 
 def make_trainer(out: Path, **options: Any) -> lightning.Trainer:
@@ -61,7 +64,7 @@ def synchronises(wanted: bool, accelerator: str) -> bool:
     return wanted and accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def check_classes(model: nn.Module, data: SegmentationData) -> None:
+def check_classes(model: nn.Module, data: SegmentationData | InstanceData) -> None:
     """Raises `InputError` unless model and data have the same number of classes."""
     count = getattr(model, "num_classes", None)
     if count is not None and count != data.num_classes:
@@ -80,7 +83,7 @@ def check_classes(model: nn.Module, data: SegmentationData) -> None:
             )
 
 
-def check_shares(data: SegmentationData, split: str, processes: int) -> None:
+def check_shares(data: SegmentationData | InstanceData, split: str, processes: int) -> None:
     """Every process needs an image: one without would leave the others waiting."""
     count = len(data.dataset(split))
     if 0 < count < processes:

@@ -7,40 +7,19 @@ that is needed to resume), `checkpoints/best.ckpt` (weights with the best valida
 
 from __future__ import annotations
 
+import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback
 
 from fsanet.data.module import SegmentationData
-from fsanet.errors import InputError
-from fsanet.files import write_text
-from fsanet.tasks.callbacks import (
-    KeepBest,
-    SeedEachBatch,
-    StopAtStep,
-    SynchronisedBatchNorm,
-    Throughput,
-    export_model,
-)
 from fsanet.tasks.evaluation import evaluate
-from fsanet.tasks.logs import MetricsFile
-from fsanet.tasks.run_folder import first_process, prepare, steps_done
+from fsanet.tasks.fitting import fit
 from fsanet.tasks.segmentation import SemanticSegmentation
-from fsanet.tasks.trainer import (
-    check_classes,
-    check_shares,
-    console,
-    interruptible,
-    make_trainer,
-    synchronises,
-)
 
 __all__ = ["TrainResult", "evaluate", "train"]
 
@@ -125,101 +104,38 @@ def train(
             the checkpoint does not fit, an option is out of range, the loss is not finite.
         KeyboardInterrupt: interrupted by the user; `resume` goes on.
     """
-    out = Path(out)
-    epoch_steps = data.steps_per_epoch
-    checks = {"steps": steps, "val_every": val_every, "log_every": log_every, "devices": devices}
-    for name, value in checks.items():
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"{name}={value}: give a number of at least 1")
-    if seed < 0:
-        raise InputError(f"seed={seed}: give a number of at least 0")
-    if gradient_clip is not None and gradient_clip <= 0:
-        raise InputError(f"gradient_clip={gradient_clip}: give a norm above 0")
-    if task.warmup_steps >= steps:
-        raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
-    check_classes(task.model, data)
-    last = out / "checkpoints" / "last.ckpt"
-    done = steps_done(last, task) if resume else 0
-    if done < steps and done % epoch_steps:
-        raise InputError(
-            f"{last}: the run ended within an epoch, at step {done} of epochs of {epoch_steps} "
-            "steps, and cannot be made longer"
-        )
-    if config is None:
-        config = yaml.safe_dump(
-            {
-                "steps": steps,
-                "val_every": val_every,
-                "precision": precision,
-                "gradient_clip": gradient_clip,
-                "seed": seed,
-            },
-            sort_keys=False,
-        )
-    best = KeepBest(out)
-    task.total_steps = steps
-    trainer = make_trainer(
-        out,
+    done = fit(
+        task,
+        data,
+        score=_miou,
+        out=out,
+        steps=steps,
+        val_every=val_every,
+        precision=precision,
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
         strategy=strategy,
-        precision=precision,
+        sync_batchnorm=sync_batchnorm,
+        gradient_clip=gradient_clip,
         deterministic=deterministic,
-        # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
-        max_epochs=-(-steps // epoch_steps),
-        accumulate_grad_batches=data.accumulate,
-        check_val_every_n_epoch=val_every,
-        gradient_clip_val=gradient_clip,
-        log_every_n_steps=min(log_every, epoch_steps),
-        logger=[
-            MetricsFile(out / "metrics.csv", resume_step=done),
-            TensorBoardLogger(
-                out,
-                name="tensorboard",
-                version="",
-                default_hp_metric=False,
-                purge_step=done if done else None,
-            ),
-        ],
-        callbacks=[
-            SeedEachBatch(seed),
-            StopAtStep(steps, val_every=val_every),
-            Throughput(log_every),
-            *console(progress, steps),
-            *callbacks,
-            best,
-            ModelCheckpoint(
-                dirpath=last.parent,
-                filename=last.stem,
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-        ],
-        plugins=[SynchronisedBatchNorm()] if synchronises(sync_batchnorm, accelerator) else [],
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        log_every=log_every,
+        progress=progress,
+        config=config,
+        callbacks=callbacks,
     )
-    data.prepare_data()
-    data.setup("fit")  # finds what is wrong with the data before anything is written
-    check_shares(data, "val", trainer.world_size)
-    if first_process():  # last, so that no run is overwritten by one that cannot start
-        prepare(out, resume=resume, overwrite=overwrite)
-        if not (resume and (out / "config.yaml").is_file()):
-            write_text(out / "config.yaml", config)
-    began = time.perf_counter()
-    interruptible(
-        trainer,
-        lambda: trainer.fit(
-            task, datamodule=data, ckpt_path=last if resume else None, weights_only=True
-        ),
-    )
-    if best.step == 0 and trainer.is_global_zero:  # nothing was validated
-        export_model(task.model, out / "model")
     return TrainResult(
-        out=out,
-        model=out / "model",
-        miou=best.score if best.step else float("nan"),
-        best_step=best.step,
-        steps=trainer.global_step,
-        seconds=time.perf_counter() - began,
+        out=Path(out),
+        model=Path(out) / "model",
+        miou=done.best_score,
+        best_step=done.best_step,
+        steps=done.steps,
+        seconds=done.seconds,
     )
+
+
+def _miou(task: SemanticSegmentation) -> float:
+    return math.nan if task.scores is None else task.scores.miou
