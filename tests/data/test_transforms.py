@@ -86,6 +86,24 @@ def test_scaled_mask_has_no_offset_against_the_image(factor):
     assert float(difference.abs().max()) <= 0.5
 
 
+@pytest.mark.parametrize(
+    ("size", "factor", "expected"),
+    [
+        ((512, 683), 1.0, (512, 683)),  # ADE20K: the shorter side is 512 already
+        ((375, 500), 1.0, (512, 683)),  # VOC: 375 becomes 512
+        ((300, 3000), 1.0, (205, 2048)),  # the longer side is the limit
+        ((1024, 2048), 0.5, (256, 512)),
+    ],
+)
+def test_factor_one_can_stand_for_a_size(size, factor, expected):
+    transform = train_transform(
+        None, resize=(2048, 512), scale=(factor, factor), flip=False, photometric=False
+    )
+    image, mask = tv_tensors.Image(torch.zeros(3, *size)), tv_tensors.Mask(torch.zeros(size))
+    scaled, ids = transform(image, mask)
+    assert tuple(scaled.shape[-2:]) == tuple(ids.shape) == expected
+
+
 def test_scale_range_is_used_evenly():
     torch.manual_seed(0)
     pair = painted(blocks(100, 100))
@@ -214,6 +232,7 @@ def test_no_step_at_all():
     [
         ({"scale": (0, 1)}, r"scale=\(0, 1\)"),
         ({"scale": (2, 1)}, r"scale=\(2, 1\)"),
+        ({"resize": (0, 512)}, r"resize=\(0, 512\)"),
         ({"crop": (0, 5)}, r"crop=\(0, 5\)"),
         ({"class_ratio": 0}, "class_ratio=0"),
         ({"class_ratio": 1.2}, "class_ratio=1.2"),

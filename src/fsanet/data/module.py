@@ -38,6 +38,8 @@ class SegmentationData(LightningDataModule):
         steps_per_epoch: optimiser steps that make one Lightning epoch.
         accumulate: batches per optimiser step.
         crop: (h, w) of training images; ``None`` takes whole images.
+        resize: longest and shortest side in pixels that training images are brought to before the
+            random factor, their shape kept: recipes write (2048, 512) x 0.5-2; None: their own.
         scale: lowest and highest factor of the random resize.
         flip: mirror training images with probability 0.5.
         photometric: distort colours of training images.
@@ -63,6 +65,7 @@ class SegmentationData(LightningDataModule):
         steps_per_epoch: int = 100,
         accumulate: int = 1,
         crop: tuple[int, int] | None = (512, 512),
+        resize: tuple[int, int] | None = None,
         scale: tuple[float, float] = (0.5, 2.0),
         flip: bool = True,
         photometric: bool = True,
@@ -98,6 +101,7 @@ class SegmentationData(LightningDataModule):
         self.cache = cache
         self.train_transform = train_transform(
             crop,
+            resize=resize,
             scale=scale,
             flip=flip,
             photometric=photometric,

@@ -24,17 +24,30 @@ _NEAREST = InterpolationMode.NEAREST_EXACT
 
 
 class RandomScale(v2.Transform):
-    """Resize by a factor drawn evenly from ``low..high``, the same for both axes."""
+    """Resize by a factor drawn evenly from ``low..high``, the same for both axes.
 
-    def __init__(self, low: float, high: float) -> None:
+    Args:
+        low, high: range of the factor.
+        within: longest and shortest side, in pixels, that factor 1 stands for: the largest size
+            of the image's shape with no side above its own. None: the image's own size.
+    """
+
+    def __init__(self, low: float, high: float, within: tuple[int, int] | None = None) -> None:
         super().__init__()
         if not 0 < low <= high:
             raise InputError(f"scale=({low}, {high}): needs 0 < low <= high")
-        self.low, self.high = low, high
+        if within is not None and (len(within) != 2 or min(within) < 1):
+            raise InputError(
+                f"resize={tuple(within)}: give the longest and the shortest side in pixels"
+            )
+        self.low, self.high, self.within = low, high, within
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         factor = _uniform(self.low, self.high)
         height, width = v2.query_size(flat_inputs)
+        if self.within is not None:
+            longest, shortest = self.within
+            factor *= min(longest / max(height, width), shortest / min(height, width))
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -202,6 +215,7 @@ def _uniform(low: float, high: float) -> float:
 def train_transform(
     crop: tuple[int, int] | None,
     *,
+    resize: tuple[int, int] | None = None,
     scale: tuple[float, float] = (0.5, 2.0),
     flip: bool = True,
     photometric: bool = True,
@@ -213,6 +227,7 @@ def train_transform(
 
     Args:
         crop: (h, w) every item ends with; ``None`` keeps the whole image.
+        resize: longest and shortest side that factor 1 stands for, see `RandomScale`.
         scale: lowest and highest resize factor; (1, 1) keeps the size.
         flip: mirror left to right with probability 0.5.
         photometric: apply `PhotometricDistortion`.
@@ -223,8 +238,8 @@ def train_transform(
         InputError: for a size, range or ratio that makes no sense.
     """
     steps: list[v2.Transform] = []
-    if tuple(scale) != (1, 1):
-        steps.append(RandomScale(*scale))
+    if resize is not None or tuple(scale) != (1, 1):
+        steps.append(RandomScale(*scale, within=resize))
     if crop is not None:
         steps.append(ClassRatioCrop(crop, max_ratio=class_ratio, ignore_index=ignore_index))
     if flip:
