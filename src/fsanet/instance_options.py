@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fsanet.commands.parsing import value_of
@@ -16,6 +14,7 @@ from fsanet.data.instances import CocoData, InstanceData
 from fsanet.errors import InputError
 from fsanet.models.mask_rcnn import MaskRcnnFsa
 from fsanet.options import _parser, _plain, explain
+from fsanet.recipes import config_files, read_recipe, resolved
 from fsanet.tasks.instance_training import evaluate_instances, train_instances
 from fsanet.tasks.instances import InstanceSegmentation
 
@@ -60,7 +59,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         InputError: one line that names the option, and the nearest one where there is none such.
     """
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_args(resolved(arguments))
     except ArgumentError as error:
         keys = {action.dest for action in parser._actions if action.dest != "help"}
         keys |= {"data.class_path", "data.init_args"}
@@ -102,9 +101,8 @@ def make_task(options: Namespace, data: InstanceData) -> InstanceSegmentation:
 def names_instances(given: Sequence[str]) -> bool:
     """Whether a command line, or the file it gives, names data of instances."""
     name = value_of(list(given), "--data") or value_of(list(given), "--data.class_path")
-    config = value_of(list(given), "--config")
-    if name is None and config is not None:
-        name = _data_class(Path(config))
+    for config in config_files(given) if name is None else ():
+        name = _data_class(config) or name
     return is_instance_data(name)
 
 
@@ -116,9 +114,8 @@ def is_instance_data(name: str | None) -> bool:
     return name.rsplit(".", 1)[-1] in names
 
 
-def _data_class(config: Path) -> str | None:
+def _data_class(config: str) -> str | None:
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-        return str(content["data"]["class_path"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return str(read_recipe(config)["data"]["class_path"])
+    except (InputError, KeyError, TypeError):
         return None  # whoever reads the file next says what is wrong with it

@@ -17,6 +17,7 @@ import fsanet.data.published  # noqa: F401  so that short names such as Cityscap
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, SegformerFsa
+from fsanet.recipes import config_files, given_values, read_recipe, resolved
 from fsanet.tasks.segmentation import SemanticSegmentation
 from fsanet.tasks.training import evaluate, train
 
@@ -26,6 +27,8 @@ _MODELS = (FsaNet, SegformerFsa)
 _FROM_DATA = {"num_classes", "classes", "palette"}
 _OF_TASK = {"model", "classes", "ignore_index"}
 _OF_TRAIN = {"task", "data", "out", "config", "callbacks"}
+# What a test of the finished network is told besides how it is tested.
+_OF_TEST = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
 
 
 def names_model(arguments: Sequence[str]) -> bool:
@@ -33,14 +36,13 @@ def names_model(arguments: Sequence[str]) -> bool:
 
     They do with `--model CLASS`, `--model.class_path CLASS`, or `model: {class_path: ...}`.
     """
-    if _values(arguments, "--model") or _values(arguments, "--model.class_path"):
+    if given_values(arguments, "--model") or given_values(arguments, "--model.class_path"):
         return True
-    for file in _values(arguments, "--config"):
+    for file in config_files(arguments):
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            model = read_recipe(file).get("model")
+        except InputError:
             continue  # the parser says what is wrong with it
-        model = content.get("model") if isinstance(content, dict) else None
         if isinstance(model, dict) and "class_path" in model:
             return True
     return False
@@ -65,13 +67,22 @@ def train_parser(*, named_model: bool = False) -> ArgumentParser:
     parser.add_subclass_arguments(SegmentationData, "data", required=True)
     parser.add_class_arguments(SemanticSegmentation, "task", skip=set(_OF_TASK), instantiate=False)
     parser.add_function_arguments(train, skip=set(_OF_TRAIN))
+    # Not used in training: kept with the run, for `fsanet eval`.
+    parser.add_function_arguments(evaluate, "test", skip=set(_OF_TEST))
     # One seed for the weights, the order, the augmentation and the dropout.
     parser.link_arguments("seed", "data.init_args.seed")
     return parser
 
 
-def eval_parser(data: dict[str, Any] | None) -> ArgumentParser:
-    """Options of `fsanet eval`, with the data of the run as default where that is known."""
+def eval_parser(
+    data: dict[str, Any] | None, testing: dict[str, Any] | None = None
+) -> ArgumentParser:
+    """Options of `fsanet eval`.
+
+    Args:
+        data: those of the run, as default where they are known.
+        testing: how the run is to be tested, as defaults of the other options.
+    """
     parser = _parser("eval", "Print the mIoU of a trained network on a split, class by class.")
     parser.add_argument("model", type=str, help="run folder, or folder with config.json")
     parser.add_subclass_arguments(SegmentationData, "data", required=data is None)
@@ -79,6 +90,8 @@ def eval_parser(data: dict[str, Any] | None) -> ArgumentParser:
     parser.add_argument("--json", type=str, default=None, help="write the scores to this file")
     if data is not None:
         parser.set_defaults({"data": data})
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults({name: value for name, value in (testing or {}).items() if name in known})
     return parser
 
 
@@ -89,7 +102,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         InputError: one line that names the option, and the nearest one where there is none such.
     """
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_args(resolved(arguments))
     except ArgumentError as error:
         raise InputError(explain(str(error), known_keys(parser))) from error
 
@@ -126,8 +139,14 @@ def make_task(options: Namespace, data: SegmentationData) -> SemanticSegmentatio
 
 def train_arguments(options: Namespace) -> dict[str, Any]:
     """The options that `fsanet.tasks.train` takes, without those of data, model and task."""
-    others = {"config", "model", "data", "task", "out"}
+    others = {"config", "model", "data", "task", "out", "test"}
     return {key: value for key, value in _plain(options).items() if key not in others}
+
+
+def run_folder(options: Namespace, arguments: Sequence[str]) -> Path:
+    """The folder given as ``--out``, or one that is named after the last file of options."""
+    files = config_files(arguments)
+    return Path(options.out or Path("runs", Path(files[-1]).stem if files else "run"))
 
 
 def record(parser: ArgumentParser, options: Namespace, out: Path) -> str:
@@ -139,15 +158,24 @@ def record(parser: ArgumentParser, options: Namespace, out: Path) -> str:
 
 def data_of_run(folder: Path) -> dict[str, Any] | None:
     """The data options in the config.yaml of a run folder, or of the one a model folder is in."""
+    return _of_run(folder, "data")
+
+
+def testing_of_run(folder: Path) -> dict[str, Any] | None:
+    """How the run of a folder, as in `data_of_run`, is to be tested."""
+    return _of_run(folder, "test")
+
+
+def _of_run(folder: Path, part: str) -> dict[str, Any] | None:
     for file in (folder / "config.yaml", folder.parent / "config.yaml"):
         if file.is_file() and (file.parent == folder or folder.name == "model"):
             try:
                 content = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError) as error:
                 raise InputError(f"{file}: not readable as YAML") from error
-            data = content.get("data") if isinstance(content, dict) else None
-            if isinstance(data, dict):
-                return data
+            found = content.get(part) if isinstance(content, dict) else None
+            if isinstance(found, dict):
+                return found
     return None
 
 
@@ -223,16 +251,6 @@ def _unknown_key(message: str) -> str | None:
             part = "model" if 'Parser key "model' in message else "data"
             return f"{part}.init_args.{found[1]}" if inner else found[1]
     return None
-
-
-def _values(arguments: Sequence[str], option: str) -> list[str]:
-    """Every value given to ``option``, as ``--option value`` or ``--option=value``."""
-    pairs = zip(arguments, [*arguments, ""][1:], strict=True)
-    return [
-        text.split("=", 1)[1] if text.startswith(option + "=") else following
-        for text, following in pairs
-        if text == option or text.startswith(option + "=")
-    ]
 
 
 def _class(path: str) -> type[FsaNet] | type[SegformerFsa]:

@@ -25,12 +25,12 @@ def run(given: list[str]) -> int:
     from fsanet.tasks.training import evaluate
 
     folders = [Path(text) for text in given if not text.startswith("-") and Path(text).is_dir()]
-    known = [found for found in map(options.data_of_run, folders) if found is not None]
-    run_data = known[0] if known else None
+    run_data = next(filter(None, map(options.data_of_run, folders)), None)
+    testing = next(filter(None, map(options.testing_of_run, folders)), None)
     named = (run_data or {}).get("class_path")
     if instance_options.names_instances(given) or instance_options.is_instance_data(named):
         return instances.evaluate(given, run_data)
-    parser = options.eval_parser(run_data)
+    parser = options.eval_parser(run_data, testing)
     parser.add_argument(
         "--out",
         type=str,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsanet.commands.parsing import available_device, switches
+from fsanet.commands.parsing import switches
 
 if TYPE_CHECKING:
     import argparse
@@ -20,14 +19,13 @@ def train(given: list[str]) -> int:
     import lightning
 
     from fsanet import instance_options as options
-    from fsanet.options import record, train_arguments
+    from fsanet.options import record, run_folder, train_arguments
     from fsanet.tasks.instance_training import train_instances
     from fsanet.tasks.run_folder import first_process
 
     parser = options.train_parser()
     parsed = options.parse(parser, switches(given, ("--resume", "--overwrite")))
-    name = Path(str(parsed.config[-1])).stem if parsed.config else "run"
-    out = Path(parsed.out) if parsed.out else Path("runs") / name
+    out = run_folder(parsed, given)
     lightning.seed_everything(parsed.seed, verbose=False)
     data = options.make_data(parser, parsed)
     task = options.make_task(parsed, data)
@@ -68,6 +66,7 @@ def evaluate(given: list[str], run_data: dict | None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """`fsanet predict` with a network of instances."""
+    from fsanet.commands.predict import sharing, told
     from fsanet.errors import InputError
     from fsanet.predict_instances import predict_instances_to_folder
 
@@ -81,20 +80,12 @@ def predict(options: argparse.Namespace) -> int:
         options.images,
         options.out,
         score=0.5 if options.score is None else options.score,
-        device=available_device(options.device),
-        recursive=not options.no_recursive,
         alpha=options.alpha,
         names=not options.no_legend,
-        progress=sys.stderr.isatty(),
+        **sharing(options),
     )
-    print(
-        f"{summary['instances']} instances on {summary['images']} images in "
-        f"{summary['seconds']:.1f} s; results in {options.out}"
-    )
-    failed = summary["failed"]
-    if failed:
-        raise InputError(f"{len(failed)} not read, the first: {failed[0]['error']}")
-    return 0
+    what = f"{summary['instances']} instances on {summary['images']} images"
+    return told(summary, what, options.out)
 
 
 def is_instance_model(source: str) -> bool:

@@ -26,8 +26,7 @@ def run(given: list[str]) -> int:
     # `--resume` alone, as well as `--resume true`
     given = switches(given, ("--resume", "--overwrite"))
     parsed = options.parse(parser, given)
-    name = Path(str(parsed.config[-1])).stem if parsed.config else "run"
-    out = Path(parsed.out) if parsed.out else Path("runs") / name
+    out = options.run_folder(parsed, given)
     lightning.seed_everything(parsed.seed, verbose=False)
     data = options.make_data(parser, parsed)
     task = options.make_task(parsed, data)

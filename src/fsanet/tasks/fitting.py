@@ -27,6 +27,7 @@ from fsanet.tasks.callbacks import (
 from fsanet.tasks.logs import MetricsFile
 from fsanet.tasks.run_folder import first_process, prepare, steps_done
 from fsanet.tasks.trainer import (
+    check_batch,
     check_classes,
     check_shares,
     console,
@@ -70,6 +71,7 @@ def fit(
     num_nodes: int,
     strategy: str,
     sync_batchnorm: bool,
+    global_batch: int | None,
     gradient_clip: float | None,
     deterministic: bool,
     seed: int,
@@ -87,7 +89,13 @@ def fit(
     """
     out = Path(out)
     epoch_steps = data.steps_per_epoch
-    checks = {"steps": steps, "val_every": val_every, "log_every": log_every, "devices": devices}
+    checks = {
+        "steps": steps,
+        "val_every": val_every,
+        "log_every": log_every,
+        "devices": devices,
+        "global_batch": global_batch,
+    }
     for name, value in checks.items():
         if isinstance(value, int) and value < 1:
             raise InputError(f"{name}={value}: give a number of at least 1")
@@ -162,6 +170,7 @@ def fit(
     data.prepare_data()
     data.setup("fit")  # finds what is wrong with the data before anything is written
     check_shares(data, "val", trainer.world_size)
+    check_batch(data, trainer.world_size, global_batch, task.lr)
     if first_process():  # last, so that no run is overwritten by one that cannot start
         prepare(out, resume=resume, overwrite=overwrite)
         if not (resume and (out / "config.yaml").is_file()):

@@ -17,6 +17,7 @@ from torch import nn
 
 from fsanet.errors import InputError
 from fsanet.tasks.callbacks import EpochLines
+from fsanet.tasks.run_folder import first_process
 
 if TYPE_CHECKING:
     from fsanet.data.instances import InstanceData
@@ -90,3 +91,28 @@ def check_shares(data: SegmentationData | InstanceData, split: str, processes: i
         raise InputError(
             f"the {split} split has {count} images for {processes} processes; use fewer devices"
         )
+
+
+def check_batch(
+    data: SegmentationData | InstanceData, processes: int, wanted: int | None, lr: float
+) -> None:
+    """Warns if an optimiser step sees another number of images than its rate was chosen for."""
+    images = data.batch_size * data.accumulate * processes
+    if wanted is None or images == wanted or not first_process():
+        return
+    share, rest = divmod(wanted, data.accumulate * processes)
+    if rest == 0:
+        keep = f"--data.init_args.batch_size {share}"
+    elif wanted % processes == 0:
+        keep = f"--data.init_args.batch_size {wanted // processes} --data.init_args.accumulate 1"
+    else:
+        keep = f"a number of processes that divides {wanted}"
+    each = f"{data.batch_size} a process, {data.accumulate} accumulated, {processes} processes"
+    warnings.warn(
+        f"a step takes {images} images ({each}), but lr={lr:g} was chosen for {wanted}; keep them "
+        f"with {keep}, or choose another rate (in proportion, for SGD: --task.lr "
+        f"{lr * images / wanted:g}), with --global_batch {images} and {wanted / images:g} times "
+        "the steps",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -58,6 +58,7 @@ def train(
     num_nodes: int = 1,
     strategy: str = "auto",
     sync_batchnorm: bool = True,
+    global_batch: int | None = None,
     gradient_clip: float | None = None,
     deterministic: bool = False,
     seed: int = 0,
@@ -89,6 +90,8 @@ def train(
         num_nodes: machines.
         strategy: how processes work together, "ddp" for instance; "auto" chooses.
         sync_batchnorm: batch statistics over all GPUs. Not available, and not done, on CPU.
+        global_batch: images of an optimiser step, over all processes, that `lr` was chosen for; a
+            warning says so when this training has another number. None: not compared.
         gradient_clip: largest norm of the gradient; None leaves it as it is.
         deterministic: deterministic kernels only, slower on a GPU.
         seed: of dropout and everything else random that is not the data's.
@@ -117,6 +120,7 @@ def train(
         num_nodes=num_nodes,
         strategy=strategy,
         sync_batchnorm=sync_batchnorm,
+        global_batch=global_batch,
         gradient_clip=gradient_clip,
         deterministic=deterministic,
         seed=seed,
