@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fsanet.bulk import result_stems
 from fsanet.errors import InputError
-from fsanet.predict import predict_to_folder
-from fsanet.predict_folder import _stems, load_model
+from fsanet.predict_folder import load_model, predict_to_folder
 
 
 class Strongest(nn.Module):
@@ -91,7 +91,7 @@ def test_equal_names_do_not_collide(tmp_path: Path) -> None:
 
 def test_stems() -> None:
     def names(*given: str) -> list[str]:
-        return [stem.as_posix() for stem in _stems([Path(name) for name in given])]
+        return [stem.as_posix() for stem in result_stems([Path(name) for name in given])]
 
     assert names("a.png", "s/a.png", "b.c.jpg") == ["a", "s/a", "b.c"]
     assert names("a.png", "a.jpg") == ["a.png", "a.jpg"]
@@ -188,8 +188,9 @@ def test_a_real_network_from_its_folder(tmp_path: Path) -> None:
 
 
 def test_progress_and_skipped_files_go_to_the_terminal(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes a terminal of a pipe
     write(tmp_path / "a.png", 1)
     (tmp_path / "[b].png").touch()
     predict_to_folder(Strongest(), tmp_path, tmp_path / "out", progress=True)

@@ -1,4 +1,4 @@
-"""Prediction: whole image, sliding window, several scales, mirrored, one image or a folder.
+"""Prediction: whole image, sliding window, several scales, mirrored; of one image or several.
 
 Shapes: B images, C classes, (H, W) an image, (h, w) a window.
 """
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
-from fsanet.predict_folder import load_model, write_predictions
 from fsanet.segmentation import Segmentation
 from fsanet.sliding import window_starts
 from fsanet.views import scores
 
-__all__ = ["Predictor", "Segmentation", "predict_to_folder"]
+__all__ = ["Predictor", "Segmentation"]
 
 
 class Predictor:
@@ -281,72 +280,6 @@ class Predictor:
                 f"{tuple(inputs.shape)}; they must have the size of the images"
             )
         return logits.to("cpu" if self.offload else device, torch.float32)
-
-
-def predict_to_folder(
-    model: nn.Module | str | os.PathLike[str],
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    *,
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    offload: bool = False,
-    confidence: bool = False,
-    recursive: bool = True,
-    alpha: float = 0.5,
-    legend: bool = True,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Segment files and folders, and write what came out.
-
-    For each image: mask PNG (palette; pixel values are class ids), overlay PNG, JSON summary, with
-    confidence a PNG of it, too. Sub-folders are kept, so that equal names do not collide. At the
-    end ``summary.json`` of all images. An image that cannot be read is noted, the rest goes on.
-
-    Args:
-        model: the network, or the folder ``save_pretrained`` or a training run has left.
-        paths: image files and folders of images.
-        out: folder to write to, created if need be; not one of the input folders.
-        window, stride, scales, flip, batch_size, device, dtype, offload, confidence: see
-            `Predictor`.
-        recursive: search sub-folders too.
-        alpha, legend: see `Segmentation.overlay`.
-        progress: draw a progress bar with rate and time left on the terminal.
-
-    Returns:
-        what ``summary.json`` holds: "images" (number done), "failed" (list of "image" and
-        "error"), "classes" with pixels and fraction over all images, "seconds", "settings",
-        "model", "versions".
-
-    Raises:
-        InputError: no image, no model, a setting that makes no sense, an unwritable folder.
-    """
-    predictor = Predictor(
-        load_model(model),
-        window=window,
-        stride=stride,
-        scales=scales,
-        flip=flip,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        offload=offload,
-        confidence=confidence,
-    )
-    return write_predictions(
-        predictor,
-        paths,
-        Path(out),
-        recursive=recursive,
-        alpha=alpha,
-        legend=legend,
-        progress=progress,
-    )
 
 
 @contextlib.contextmanager

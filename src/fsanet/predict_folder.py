@@ -1,38 +1,25 @@
-"""Predictions of many files, written to a folder that mirrors where they came from."""
+"""Segmentations of many files, written to a folder that mirrors where they came from."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+import torch
 from torch import nn
 
-from fsanet.data.images import locate_images
+from fsanet.bulk import predict_all
+from fsanet.bulk_state import Item
 from fsanet.errors import InputError
-from fsanet.files import write_json
-from fsanet.provenance import environment
+from fsanet.fingerprint import about_model
+from fsanet.predict import Predictor
+from fsanet.processes import start_processes
+from fsanet.segmentation import Segmentation
 
-if TYPE_CHECKING:
-    from fsanet.predict import Predictor
-
-_SUMMARY = "summary"
+__all__ = ["load_model", "network_folder", "predict_to_folder", "predictor_settings"]
 
 
 def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
@@ -62,156 +49,160 @@ def network_folder(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return source
 
 
-def write_predictions(
-    predictor: Predictor,
+def predict_to_folder(
+    model: nn.Module | str | os.PathLike[str],
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    out: Path,
+    out: str | os.PathLike[str],
     *,
-    recursive: bool,
-    alpha: float,
-    legend: bool,
-    progress: bool,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    offload: bool = False,
+    confidence: bool = False,
+    recursive: bool = True,
+    alpha: float = 0.5,
+    legend: bool = True,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Segment ``paths`` and write to ``out``; see `fsanet.predict.predict_to_folder`."""
+    """Segment files and folders, and write what came out.
+
+    For each image: mask PNG (palette; pixel values are class ids), overlay PNG, JSON summary, with
+    confidence a PNG of it, too. Sub-folders are kept, so that equal names do not collide. At the
+    end ``summary.json`` of all images. An image that cannot be read is noted, the rest goes on.
+    With several processes each image is predicted by one of them.
+
+    Args:
+        model: the network, or the folder ``save_pretrained`` or a training run has left.
+        paths: image files and folders of images.
+        out: folder to write to, created if need be; not one of the input folders.
+        window, stride, scales, flip, batch_size, dtype, offload, confidence: see
+            `fsanet.predict.Predictor`.
+        device: where a single process runs; by default where the model is.
+        recursive: search sub-folders too.
+        alpha, legend: see `fsanet.segmentation.Segmentation.overlay`.
+        resume: keep what an earlier run has finished, with the same model and settings.
+        accelerator, devices, num_nodes, strategy: processes that share the work; see
+            `fsanet.processes.start_processes`.
+        progress: how far all processes are: a bar on a terminal, else a line each half minute.
+
+    Returns:
+        what ``summary.json`` holds: "images" (number done), "failed" (list of "image" and
+        "error"), "classes" with pixels and fraction over all images, "settings", "model"; and of
+        this run alone "done_before", "processes", "seconds", "images_per_second", "versions".
+
+    Raises:
+        InputError: no image, no model, a setting that makes no sense, an unwritable folder, a
+            process that failed, results of another model or other settings with ``resume``.
+    """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}; give the weight of the colours, 0 to 1")
-    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    target = out.resolve()
-    if any(Path(path).is_dir() and Path(path).resolve() == target for path in paths):
-        raise InputError(f"{out}: is an input folder as well; write to another one")
-    # Results of an earlier run below an input folder are no input.
-    located = [
-        (file, relative)
-        for file, relative in locate_images(paths, recursive=recursive)
-        if target not in file.resolve().parents
-    ]
-    if not located:
-        raise InputError(f"{out}: all images given lie in the output folder; write to another one")
-    stems = dict(zip((file for file, _ in located), _stems([r for _, r in located]), strict=True))
-    # Written first, to notice a folder that cannot be written to before the work, not after it.
-    write_json(out / f"{_SUMMARY}.json", {"images": 0, "state": "running"})
+    processes = start_processes(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        device=device,
+    )
 
-    info = _model_info(predictor)
-    failed: list[dict[str, str]] = []
-    pixels: Counter[str] = Counter()
-    done = 0
-    start = time.perf_counter()
-    with _bar(len(located), shown=progress) as (advance, say):
-
-        def note(file: Path, error: InputError) -> None:
-            failed.append({"image": str(file), "error": str(error)})
-            say(str(error))
-
-        results = predictor.predict_files(
-            [file for file, _ in located],
-            progress=lambda count, total: advance(count),
-            on_error=note,
+    def make_writer() -> _SegmentationWriter:
+        predictor = Predictor(
+            load_model(model),
+            window=window,
+            stride=stride,
+            scales=scales,
+            flip=flip,
+            batch_size=batch_size,
+            device=processes.device,
+            dtype=dtype,
+            offload=offload,
+            confidence=confidence,
         )
-        for result in results:
-            if result.source is None:
-                continue
-            stem = stems[result.source]
-            result.save(
-                out / stem.parent, stem.name, alpha=alpha, legend=legend, extra={"model": info}
-            )
-            pixels.update(result.counts())
-            done += 1
-    seconds = time.perf_counter() - start
-    classes, palette = predictor.model.classes, predictor.model.palette
-    everything = sum(pixels.values())
-    summary = {
-        "images": done,
-        "failed": failed,
-        "pixels": everything,
-        "classes": [
-            {
-                "id": index,
-                "name": name,
-                "colour": list(palette[index]),
-                "pixels": pixels[name],
-                "fraction": pixels[name] / everything if everything else 0.0,
-            }
-            for index, name in enumerate(classes)
-        ],
-        "seconds": round(seconds, 3),
-        "images_per_second": round(done / seconds, 3) if seconds > 0 else 0.0,
-        "settings": _settings(predictor),
-        "model": info,
-        "versions": environment(predictor.device),
-    }
-    write_json(out / f"{_SUMMARY}.json", summary)
-    return summary
+        return _SegmentationWriter(predictor, alpha=alpha, legend=legend)
+
+    return predict_all(
+        make_writer,
+        paths,
+        Path(out),
+        processes=processes,
+        recursive=recursive,
+        resume=resume,
+        progress=progress,
+    )
 
 
-def _stems(relatives: list[Path]) -> list[Path]:
-    """A name for each file's results, no two alike even where case does not count."""
-    without = [relative.with_suffix("") for relative in relatives]
-    often = Counter(_key(stem) for stem in without)
-    taken = {_SUMMARY}
-    result = []
-    for relative, short in zip(relatives, without, strict=True):
-        # a.png and a.jpg become a.png_mask.png and a.jpg_mask.png
-        stem = short if often[_key(short)] == 1 and _key(short) not in taken else relative
-        number = 2
-        while _key(stem) in taken:
-            stem = relative.with_name(f"{relative.name}-{number}")
-            number += 1
-        taken.add(_key(stem))
-        result.append(stem)
-    return result
-
-
-def _key(stem: Path) -> str:
-    return stem.as_posix().casefold()
-
-
-def _model_info(predictor: Predictor) -> dict[str, Any]:
-    model = predictor.model
-    return {
-        "name": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_classes": len(model.classes),
-    }
-
-
-def _settings(predictor: Predictor) -> dict[str, Any]:
+def predictor_settings(predictor: Predictor) -> dict[str, Any]:
+    """What class ids depend on besides the network, as values for JSON."""
+    dtype = predictor.dtype
     return {
         "window": predictor.window,
         "stride": predictor.stride,
         "scales": predictor.scales,
         "flip": predictor.flip,
         "batch_size": predictor.batch_size,
-        "dtype": None if predictor.dtype is None else str(predictor.dtype).removeprefix("torch."),
-        "device": str(predictor.device),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
     }
 
 
-@contextlib.contextmanager
-def _bar(
-    total: int, *, shown: bool
-) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A progress bar on the terminal: a function that sets the count, one that prints a line."""
-    console = Console(stderr=True, quiet=not shown)
-    columns = (
-        TextColumn("predict"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not shown) as bar:
-        task = bar.add_task("predict", total=total)
-        yield (
-            lambda count: bar.update(task, completed=count),
-            lambda line: console.print(f"skipped: {line}", markup=False, highlight=False),
-        )
+class _SegmentationWriter:
+    """Masks, overlays, classes' areas; see `fsanet.bulk_state.Writer`."""
 
+    reserved: tuple[str, ...] = ()
 
-class _Rate(ProgressColumn):
-    """Images a second."""
+    def __init__(self, predictor: Predictor, *, alpha: float, legend: bool) -> None:
+        self.predictor = predictor
+        self.alpha, self.legend = alpha, legend
+        self.batch_size = predictor.batch_size
+        self.settings = predictor_settings(predictor) | {
+            "confidence": predictor.confidence,
+            "alpha": alpha,
+            "legend": legend,
+        }
+        self.model = about_model(predictor.model) | {"num_classes": len(predictor.model.classes)}
 
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.3g} images/s")
+    @property
+    def device(self) -> torch.device:
+        return self.predictor.device
+
+    def predict(
+        self, files: Sequence[Path], on_error: Callable[[Path, InputError], object]
+    ) -> Iterator[Segmentation]:
+        return self.predictor.predict_files(files, on_error=on_error)
+
+    def save(
+        self, result: Segmentation, folder: Path, stem: str, extra: dict[str, Any]
+    ) -> dict[str, int]:
+        result.save(folder, stem, alpha=self.alpha, legend=self.legend, extra=extra)
+        return result.counts()
+
+    def digest(self, record: dict[str, Any]) -> dict[str, int]:
+        """Pixels by class."""
+        return {entry["name"]: entry["pixels"] for entry in record["classes"]}
+
+    def summary(self, out: Path, digests: Sequence[tuple[Item, dict[str, int]]]) -> dict[str, Any]:
+        pixels: Counter[str] = Counter()
+        for _, counts in digests:
+            pixels.update(counts)
+        everything = sum(pixels.values())
+        network = self.predictor.model
+        return {
+            "pixels": everything,
+            "classes": [
+                {
+                    "id": index,
+                    "name": name,
+                    "colour": list(network.palette[index]),
+                    "pixels": pixels[name],
+                    "fraction": pixels[name] / everything if everything else 0.0,
+                }
+                for index, name in enumerate(network.classes)
+            ],
+        }

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fsanet.data.images import ImageSource, locate_images, read_image
+from fsanet.bulk import predict_all
+from fsanet.bulk_state import Item
+from fsanet.data.images import ImageSource, read_image
 from fsanet.errors import InputError
 from fsanet.files import write_json
+from fsanet.fingerprint import about_model
 from fsanet.instance_result import Instances
-from fsanet.predict_folder import _bar, _stems
-from fsanet.provenance import environment
+from fsanet.processes import start_processes
 from fsanet.tasks.instance_training import load_instance_model
 from fsanet.tasks.instances import detect
 
@@ -90,6 +91,11 @@ def predict_instances_to_folder(
     recursive: bool = True,
     alpha: float = 0.5,
     names: bool = True,
+    resume: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
     progress: bool = False,
 ) -> dict[str, Any]:
     """Find instances on files and folders, and write what is found, image by image.
@@ -97,81 +103,120 @@ def predict_instances_to_folder(
     For each image ``STEM_overlay.png``, ``STEM_instances.png`` (pixel values are numbers of
     instances) and ``STEM.json``; for all of them ``results.json``, in COCO's format of results
     (image ids are the places in ``summary.json``'s list of images, from 1), and ``summary.json``.
+    With several processes each image is predicted by one of them.
 
     Args:
         model: as in `InstancePredictor`.
         paths: images and folders of images.
         out: folder to write to.
         score: instances below it are left out, of all files.
-        device: where to run.
+        device: where a single process runs; by default where the model is.
         recursive: search sub-folders.
         alpha, names: as in `Instances.overlay`.
-        progress: show a progress bar.
+        resume: keep what an earlier run has finished, with the same model and settings.
+        accelerator, devices, num_nodes, strategy: processes that share the work; see
+            `fsanet.processes.start_processes`.
+        progress: how far all processes are: a bar on a terminal, else a line each half minute.
 
     Returns:
         what ``summary.json`` holds; images that could not be read are under "failed".
 
     Raises:
-        InputError: no model, no image, or a folder that cannot be written to.
+        InputError: no model, no image, a folder that cannot be written to, a process that failed,
+            results of another model or other settings with ``resume``.
     """
     for name, value in (("score", score), ("alpha", alpha)):
         if not 0 <= value <= 1:
             raise InputError(f"{name} is {value}; give a number of 0 to 1")
-    out = Path(out)
-    predictor = InstancePredictor(model, device=device)
-    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    target = out.resolve()
-    if any(Path(path).is_dir() and Path(path).resolve() == target for path in paths):
-        raise InputError(f"{out}: is an input folder as well; write to another one")
-    located = [
-        (file, relative)
-        for file, relative in locate_images(paths, recursive=recursive)
-        if target not in file.resolve().parents  # results of an earlier run are no input
-    ]
-    if not located:
-        raise InputError(f"{out}: all images given lie in the output folder; write to another one")
-    # Written first, to notice a folder that cannot be written to before the work, not after it.
-    write_json(out / "summary.json", {"images": 0, "state": "running"})
-    # The file of all results has its name first: no image's own file takes it.
-    stems = _stems([Path("results.json"), *(relative for _, relative in located)])[1:]
-    results: list[dict[str, Any]] = []
-    files: list[str] = []
-    failed: list[dict[str, str]] = []
-    counts: Counter[str] = Counter()
-    start = time.perf_counter()
-    with _bar(len(located), shown=progress) as (advance, say):
-        for done, ((file, _), stem) in enumerate(zip(located, stems, strict=True), start=1):
+    processes = start_processes(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        device=device,
+    )
+    return predict_all(
+        lambda: _InstanceWriter(
+            InstancePredictor(model, device=processes.device),
+            score=score,
+            alpha=alpha,
+            names=names,
+        ),
+        paths,
+        Path(out),
+        processes=processes,
+        recursive=recursive,
+        resume=resume,
+        progress=progress,
+    )
+
+
+class _InstanceWriter:
+    """Instances, and COCO's file of results; see `fsanet.bulk_state.Writer`."""
+
+    batch_size = 1
+    reserved = ("results",)  # results.json is of all images
+
+    def __init__(
+        self, predictor: InstancePredictor, *, score: float, alpha: float, names: bool
+    ) -> None:
+        self.predictor = predictor
+        self.score, self.alpha, self.names = score, alpha, names
+        self.settings: dict[str, Any] = {"score": score, "alpha": alpha, "names": names}
+        self.model = about_model(predictor.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.predictor.device
+
+    def predict(
+        self, files: Sequence[Path], on_error: Callable[[Path, InputError], object]
+    ) -> Iterator[Instances]:
+        for file in files:
             try:
-                found = predictor(file).above(score)
+                found = self.predictor(file)
             except InputError as error:
-                failed.append({"image": str(file), "error": str(error)})
-                say(str(error))
+                on_error(file, error)
                 continue
-            files.append(str(file))
-            results += found.results(len(files))
-            counts.update(found.name(index) for index in range(len(found)))
-            found.save(out / stem.parent, stem.name, alpha=alpha, names=names)
-            advance(done)
-    seconds = time.perf_counter() - start
-    write_json(out / "results.json", results)
-    summary = {
-        "images": len(files),
-        "files": [{"id": index, "image": name} for index, name in enumerate(files, start=1)],
-        "failed": failed,
-        "instances": len(results),
-        "classes": [
-            {"category_id": number, "name": name, "instances": counts[name]}
-            for number, name in zip(
-                predictor.model.category_ids, predictor.model.classes, strict=True
-            )
-        ],
-        "score": score,
-        "seconds": round(seconds, 3),
-        "model": {
-            "name": type(predictor.model).__name__,
-            "parameters": sum(p.numel() for p in predictor.model.parameters()),
-        },
-        "versions": environment(predictor.device),
-    }
-    write_json(out / "summary.json", summary)
-    return summary
+            yield found.above(self.score)
+
+    def save(
+        self, result: Instances, folder: Path, stem: str, extra: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        # Ids are known at the end, when it is known which images could be read.
+        entries = [
+            {name: value for name, value in entry.items() if name != "image_id"}
+            for entry in result.results(0)
+        ]
+        extra = extra | {"results": entries}
+        result.save(folder, stem, alpha=self.alpha, names=self.names, extra=extra)
+        return entries
+
+    def digest(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Entries of COCO's file, without the id of the image."""
+        entries: list[dict[str, Any]] = record["results"]
+        return entries
+
+    def summary(
+        self, out: Path, digests: Sequence[tuple[Item, list[dict[str, Any]]]]
+    ) -> dict[str, Any]:
+        network = self.predictor.model
+        results = [
+            {"image_id": number} | entry
+            for number, (_, entries) in enumerate(digests, start=1)
+            for entry in entries
+        ]
+        write_json(out / "results.json", results)
+        counts = Counter(entry["category_id"] for entry in results)
+        return {
+            "files": [
+                {"id": number, "image": str(item.file)}
+                for number, (item, _) in enumerate(digests, start=1)
+            ],
+            "instances": len(results),
+            "classes": [
+                {"category_id": category, "name": name, "instances": counts[category]}
+                for category, name in zip(network.category_ids, network.classes, strict=True)
+            ],
+            "score": self.score,
+        }

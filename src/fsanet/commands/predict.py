@@ -7,11 +7,29 @@ import sys
 from typing import Any
 
 from fsanet.commands import instances
-from fsanet.commands.parsing import Parser, available_device, has, side
+from fsanet.commands.parsing import Parser, available_device, has, quiet, side
 from fsanet.errors import InputError
 
 
 def run(given: list[str]) -> int:
+    from fsanet.processes import is_first
+
+    quiet()
+    try:
+        return _run(given)
+    except InputError:
+        if is_first():
+            raise
+        return 0  # the first process says it; a code here would have it killed while it does
+    except KeyboardInterrupt:
+        if not is_first():
+            return 0
+        again = "" if "--resume" in given else " with --resume"
+        print(f"fsanet: interrupted; the same command{again} goes on", file=sys.stderr)
+        return 130
+
+
+def _run(given: list[str]) -> int:
     parser = Parser(prog="fsanet predict", description="Segment images and folders of images.")
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE_OR_FOLDER")
@@ -28,7 +46,12 @@ def run(given: list[str]) -> int:
     add("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over scales")
     add("--flip", action="store_true", help="average with the mirrored image")
     add("--batch-size", type=int, default=1, metavar="N", help="windows or images at once")
-    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add("--device", help="of one process: cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add("--accelerator", default="auto", help="of several: cpu, gpu, auto (default)")
+    add("--devices", default="1", metavar="N", help="processes a machine, or auto, or 0,2 (GPUs)")
+    add("--num-nodes", "--num_nodes", type=int, default=1, metavar="N", help="machines")
+    add("--strategy", default="auto", help="auto (default) or ddp")
+    add("--resume", action="store_true", help="keep what an earlier run has finished")
     add("--dtype", choices=["bfloat16", "float16"], help="half precision where it is safe")
     add("--offload", action="store_true", help="keep logits in main memory")
     add("--confidence", action="store_true", help="write how sure the network is, too")
@@ -47,8 +70,6 @@ def run(given: list[str]) -> int:
         raise InputError("--score: for networks that find instances; this model is not one")
     window, stride = (side(name, getattr(options, name)) for name in ("window", "stride"))
 
-    device = available_device(options.device)
-
     import torch
 
     how = {
@@ -57,15 +78,12 @@ def run(given: list[str]) -> int:
         "scales": options.scales,
         "flip": options.flip,
         "batch_size": options.batch_size,
-        "device": device,
         "dtype": None if options.dtype is None else getattr(torch, options.dtype),
         "offload": options.offload,
-        "recursive": not options.no_recursive,
-        "progress": sys.stderr.isatty(),
-    }
+    } | sharing(options)
     if export:
         return _export(options, how)
-    from fsanet.predict import predict_to_folder
+    from fsanet.predict_folder import predict_to_folder
 
     summary = predict_to_folder(
         options.model,
@@ -76,7 +94,44 @@ def run(given: list[str]) -> int:
         legend=not options.no_legend,
         **how,
     )
-    print(f"{summary['images']} images in {summary['seconds']:.1f} s; results in {options.out}")
+    return told(summary, f"{summary['images']} images", options.out)
+
+
+def sharing(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of both kinds of prediction: what to read, where to compute, what to show."""
+    from fsanet.processes import started_outside
+
+    devices = int(options.devices) if options.devices.isdecimal() else options.devices
+    alone = devices == 1 and options.num_nodes == 1 and options.strategy == "auto"
+    alone = alone and started_outside() == 1
+    if not alone:
+        import lightning.fabric  # noqa: F401  its import would undo what quiet() does
+
+        quiet()
+    device = options.device
+    if device is not None or (alone and options.accelerator == "auto"):
+        device = available_device(device)
+    return {
+        "device": device,
+        "accelerator": options.accelerator,
+        "devices": devices,
+        "num_nodes": options.num_nodes,
+        "strategy": options.strategy,
+        "recursive": not options.no_recursive,
+        "resume": options.resume,
+        "progress": True,
+    }
+
+
+def told(summary: dict[str, Any], what: str, out: str) -> int:
+    """Say what was done; raises `InputError` for images that could not be read."""
+    from fsanet.processes import is_first
+
+    if not is_first():
+        return 0
+    before = summary["done_before"]
+    kept = f" ({before} of them before)" if before else ""
+    print(f"{what} in {summary['seconds']:.1f} s{kept}; results in {out}")
     failed = summary["failed"]
     if failed:
         raise InputError(f"{len(failed)} not read, the first: {failed[0]['error']}")
