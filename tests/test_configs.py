@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from miniature import write_ade20k, write_camvid, write_cityscapes, write_coco, write_voc
 
-from fsanet import cli
+from fsanet import FsaNet, cli
 from fsanet.recipes import merged, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -36,6 +37,13 @@ WITHOUT_WEIGHTS = {
     "FsaNet": ["--model.pretrained=false", "--model.encoder_weights=null"],
     "SegformerFsa": ["--model.init_args.pretrained=null"],
     "MaskRcnnFsa": ["--model.backbone_weights=null"],
+}
+# Rows with the network of another but for its attention: their steps are taken with a small
+# encoder, and the whole network is built without memory.
+ENCODER_OF_ANOTHER = {
+    *("cityscapes_dot_r1_k5", "cityscapes_dot_r1_k8", "cityscapes_dot_r2_k8"),
+    *("cityscapes_linear_softmax_r1_k5", "cityscapes_linear_softmax_r1_k8"),
+    "cityscapes_linear_softmax_r2_k5",
 }
 
 
@@ -80,6 +88,8 @@ def test_two_steps_and_an_evaluation(file, trees, tmp_path, monkeypatch, capsys)
         *("--data.init_args.workers=0", "--steps=2", "--val_every=1", "--task.warmup_steps=1"),
         *("--global_batch=2", "--accelerator=cpu"),
     ]
+    if file.stem in ENCODER_OF_ANOTHER:
+        options.append("--model.encoder=resnet10t")
     try:
         assert cli.main(["train", "--config", str(file), *options, "--out", str(out)]) == 0
         config = yaml.safe_load((out / "config.yaml").read_text())
@@ -101,6 +111,21 @@ def test_two_steps_and_an_evaluation(file, trees, tmp_path, monkeypatch, capsys)
     found = json.loads(scores.read_text())
     value = found["mask"]["AP"] if data == "CocoData" else found["miou"]
     assert -1 <= value <= 1
+
+
+@pytest.mark.parametrize("name", sorted(ENCODER_OF_ANOTHER))
+def test_whole_network_of_a_row(name):
+    options = read_recipe(CONFIGS / f"{name}.yaml")["model"] | {"pretrained": False}
+    with torch.device("meta"):
+        model = FsaNet(**options, num_classes=19)
+        logits, auxiliary = model.forward_with_auxiliary(torch.zeros(2, 3, 65, 129))
+    assert logits.shape == auxiliary.shape == (2, 19, 65, 129)
+    attention = model.head.attention
+    assert (attention.similarity, attention.recurrence) == (
+        options["similarity"],
+        options["recurrence"],
+    )
+    assert attention.band == (0, options["k"], 0, options["k"])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -13,7 +13,7 @@ from fsanet.data.instance_scenes import InstanceSceneData
 from fsanet.data.instances import CocoData, InstanceData
 from fsanet.errors import InputError
 from fsanet.models.mask_rcnn import MaskRcnnFsa
-from fsanet.options import _parser, _plain, explain
+from fsanet.options import _parser, _plain, explain, own_line
 from fsanet.recipes import config_files, read_recipe, resolved
 from fsanet.tasks.instance_training import evaluate_instances, train_instances
 from fsanet.tasks.instances import InstanceSegmentation
@@ -79,7 +79,7 @@ def make_data(parser: ArgumentParser, options: Namespace) -> InstanceData:
     except InputError:
         raise
     except (ValueError, TypeError) as error:
-        raise InputError(f"data: {' '.join(str(error).split())}") from error
+        raise InputError(f"data: {own_line(error)}") from error
 
 
 def make_task(options: Namespace, data: InstanceData) -> InstanceSegmentation:

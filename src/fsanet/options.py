@@ -114,7 +114,7 @@ def make_data(parser: ArgumentParser, options: Namespace) -> SegmentationData:
     except InputError:
         raise
     except (ValueError, TypeError) as error:
-        raise InputError(f"data: {' '.join(str(error).split())}") from error
+        raise InputError(f"data: {own_line(error)}") from error
 
 
 def make_task(options: Namespace, data: SegmentationData) -> SemanticSegmentation:
@@ -153,7 +153,7 @@ def record(parser: ArgumentParser, options: Namespace, out: Path) -> str:
     """What config.yaml of a run holds: every option, so that it alone makes the run again."""
     kept = options.clone()
     kept.out, kept.resume, kept.overwrite = str(out), False, False
-    return parser.dump(kept, skip_none=False, skip_link_targets=True)
+    return parser.dump(kept, skip_unset=False, skip_link_targets=True)
 
 
 def data_of_run(folder: Path) -> dict[str, Any] | None:
@@ -195,6 +195,14 @@ def known_keys(parser: ArgumentParser) -> list[str]:
                 names |= set(inspect.signature(base).parameters) - {"options"}
         keys |= {f"data.init_args.{name}" for name in names}
     return sorted(keys | {"data.class_path", "data.init_args"})
+
+
+def own_line(error: BaseException) -> str:
+    """The line of the `InputError` that jsonargparse has wrapped, or else all it says."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error if cause is None else cause).split())
 
 
 def explain(message: str, keys: Iterable[str]) -> str:

@@ -334,6 +334,7 @@ def test_loss_that_is_not_finite_stops_with_a_hint(tmp_path):
         ({"devices": 0}, "devices=0"),
         ({"seed": -1}, "seed=-1"),
         ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"global_batch": 0}, "global_batch=0"),
         ({"steps": 1}, "warmup_steps=1: the training has only 1 steps"),
         ({"accelerator": "abacus"}, "trainer options.*abacus"),
         ({"precision": "7-bit"}, "trainer options.*7-bit"),
