@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from fsanet.data.images import list_images, locate_images, read_image
@@ -61,6 +64,71 @@ def test_jpeg_rgb_and_cmyk_are_close(tmp_path: Path) -> None:
         image = read_image(tmp_path / name)
         assert image.shape == (3, 16, 24)
         assert np.abs(image.numpy().astype(int) - chw(flat)).max() <= 6
+
+
+def photo(size: tuple[int, int] = (37, 51)) -> np.ndarray:
+    """Smooth colours with edges: what a JPEG is of."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    waves = np.stack([np.sin(x / 7 + i) * np.cos(y / (5 + i)) for i in range(3)], -1)
+    return np.uint8(127 + 100 * waves + 25 * (x > 20)[..., None])
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"quality": 90, "subsampling": 0}),
+        ("RGB", {"quality": 75, "subsampling": 1}),
+        ("RGB", {"quality": 30, "subsampling": 2}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"keep_rgb": True}),
+        ("RGB", {"restart_marker_rows": 1}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_jpeg_is_what_pillow_decodes(tmp_path: Path, mode: str, options: dict) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(photo()).convert(mode).save(path, **options)
+    with Image.open(path) as image:
+        check(path, chw(np.asarray(image.convert("RGB"))))
+
+
+def test_colour_jpegs_go_through_torchvision_without_its_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(photo()).save(path)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(photo()).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(photo()).convert("L").save(tmp_path / "grey.jpg")
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    original, calls = torchvision.io.decode_jpeg, []
+
+    def decode(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", decode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = read_image(path)
+        assert len(calls) == 1
+        for name in ("turned.jpg", "grey.jpg", "photo.png"):
+            read_image(tmp_path / name)
+    assert len(calls) == 1
+    # a torchvision without the decoder
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    assert torch.equal(read_image(path), expected)
+
+
+def test_jpeg_with_more_pixels_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "bomb.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 199)
+    with pytest.raises(InputError, match=r"bomb\.jpg: more pixels than"):
+        read_image(tmp_path / "bomb.jpg")
 
 
 # How to put an upright image into a file so that tag n turns it upright again.

@@ -9,6 +9,7 @@ from fsanet.data.transforms import (
     PadTo,
     PhotometricDistortion,
     RandomScale,
+    ScaleAndCrop,
     eval_transform,
     train_transform,
 )
@@ -130,6 +131,36 @@ def test_class_ratio_crop_avoids_crops_of_one_class():
     assert 0.05 < single < 0.25
     # 10 draws instead of one: 1 - (1 - p)^10
     assert abs(share_of_mixed(0.75) - (1 - (1 - single) ** 10)) < 0.15
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("within", [None, (90, 45)])
+def test_scaling_and_cropping_at_once_is_scaling_then_cropping(within, dtype):
+    """The same pixels, and the same draws: whatever comes after stays what it was, too."""
+    scale = RandomScale(0.5, 2.0, within=within)
+    crop = ClassRatioCrop((40, 48), max_ratio=0.4)
+    for seed in range(25):
+        torch.manual_seed(seed)
+        image, mask = painted(blocks())
+        pair = tv_tensors.Image(image), tv_tensors.Mask(mask.to(dtype))
+        torch.manual_seed(seed)
+        separate = crop(*scale(*pair))
+        after = torch.rand(3)
+        torch.manual_seed(seed)
+        image, mask = ScaleAndCrop(scale, crop)(*pair)
+        assert torch.equal(torch.rand(3), after)
+        assert mask.dtype is dtype
+        assert torch.equal(mask, separate[1])
+        # Rounded once more where torch cannot resize uint8 as such.
+        assert (image.int() - separate[0].int()).abs().max() <= 1
+
+
+def test_recipes_crop_out_of_the_scaled_image():
+    steps = train_transform((8, 8)).transforms
+    assert isinstance(steps[0], ScaleAndCrop)
+    assert not any(isinstance(step, RandomScale | ClassRatioCrop) for step in steps)
+    assert isinstance(train_transform((8, 8), scale=(1, 1)).transforms[0], ClassRatioCrop)
+    assert isinstance(train_transform(None).transforms[0], RandomScale)
 
 
 def test_class_ratio_counts_labelled_pixels_only():

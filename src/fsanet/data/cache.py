@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
+
+from fsanet.data.labelled import CompactItems, LabelledImages
 
 
-class DecodedDataset(Dataset[tuple[Any, Any]]):
+class DecodedDataset(LabelledImages):
     """Reads every item of ``dataset`` at construction and serves copies from memory.
 
     All pixels lie in two flat uint8 tensors. So forked workers share their pages, and workers
@@ -24,9 +24,11 @@ class DecodedDataset(Dataset[tuple[Any, Any]]):
 
     def __init__(self, dataset: Any) -> None:
         images, masks = [], []
-        for index in range(len(dataset)):
-            image, mask = dataset[index]
-            images.append(image.as_subclass(Tensor))
+        items = CompactItems(dataset)
+        for index in range(len(items)):
+            image, mask = items[index]
+            # (H, W, 3): resizing is faster with the channels of a pixel side by side.
+            images.append(image.as_subclass(Tensor).permute(1, 2, 0))
             masks.append(mask.as_subclass(Tensor).to(torch.uint8))
         self.sizes = [tuple(mask.shape) for mask in masks]
         ends = torch.tensor([mask.numel() for mask in masks]).cumsum(0)  # (items,)
@@ -37,10 +39,10 @@ class DecodedDataset(Dataset[tuple[Any, Any]]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        """Copies of image uint8 (3, H, W) and ids uint8 (H, W)."""
         start, end = self.starts[index], self.starts[index + 1]
         height, width = self.sizes[index]
         # Copies, so that a transform that writes in place cannot spoil the cache.
-        image = self.pixels[3 * start : 3 * end].view(3, height, width).clone()
-        mask = self.ids[start:end].view(height, width).long()
-        return tv_tensors.Image(image), tv_tensors.Mask(mask)
+        image = self.pixels[3 * start : 3 * end].view(height, width, 3).clone()
+        return image.permute(2, 0, 1), self.ids[start:end].view(height, width).clone()

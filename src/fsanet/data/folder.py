@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
-from fsanet.data.images import IMAGE_SUFFIXES, read_image
+from fsanet.data.images import IMAGE_SUFFIXES, read_file
+from fsanet.data.labelled import LabelledImages
 from fsanet.data.masks import MASK_SUFFIXES, check_ids, looks_scaled, read_mask
 from fsanet.errors import InputError
 from fsanet.palette import Colour, class_palette
 
 
-class SegmentationFolder(Dataset[tuple[Any, Any]]):
+class SegmentationFolder(LabelledImages):
     """Images and masks paired by file name (without the extension).
 
     Three layouts are known::
@@ -83,15 +82,10 @@ class SegmentationFolder(Dataset[tuple[Any, Any]]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        pixels, ids = self.load(index)
-        image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(ids.long())
-        return (image, mask) if self.transform is None else self.transform(image, mask)
-
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Read and check one pair: image uint8 (3, H, W), class ids uint8 (H, W)."""
         image_path, mask_path = self.image_paths[index], self.mask_paths[index]
-        image = read_image(image_path)
+        image = read_file(image_path)
         mask = read_mask(mask_path)
         if image.shape[1:] != mask.shape:
             turned = tuple(image.shape[1:]) == tuple(mask.shape)[::-1]

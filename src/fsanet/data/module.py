@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from fsanet.data import camvid, scenes
 from fsanet.data.cache import DecodedDataset
 from fsanet.data.folder import SegmentationFolder, class_names
+from fsanet.data.labelled import CompactItems
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
 from fsanet.data.transforms import MEAN_COLOUR, eval_transform, train_transform
 from fsanet.errors import InputError
@@ -142,7 +143,7 @@ class SegmentationData(LightningDataModule):
             rank=rank,
             world=world,
         )
-        augmented = AugmentedDataset(dataset, self.train_transform, self.seed)
+        augmented = AugmentedDataset(CompactItems(dataset), self.train_transform, self.seed)
         return self._loader(augmented, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -154,7 +155,7 @@ class SegmentationData(LightningDataModule):
     def _eval_loader(self, stage: str) -> DataLoader[Any]:
         rank, world = self._rank_and_world()
         self._check_trainer(world)
-        dataset = _Transformed(self.dataset(stage), self.eval_transform)
+        dataset = _Transformed(CompactItems(self.dataset(stage)), self.eval_transform)
         sampler = EvalSampler(len(dataset), rank=rank, world=world)
         return self._loader(dataset, sampler, self.eval_batch_size)
 
@@ -318,7 +319,7 @@ class SceneData(SegmentationData):
 
 
 def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Stack items to plain tensors: images (B, 3, H, W), masks (B, H, W).
+    """Stack items to plain tensors: images (B, 3, H, W), masks int64 (B, H, W).
 
     Raises:
         InputError: for items of different sizes.
@@ -333,7 +334,7 @@ def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         )
     return (
         torch.stack([image.as_subclass(Tensor) for image in images]),
-        torch.stack([mask.as_subclass(Tensor) for mask in masks]),
+        torch.stack([mask.as_subclass(Tensor) for mask in masks]).long(),
     )
 
 

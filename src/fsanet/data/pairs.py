@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from fsanet.data.class_names import LabelSet
-from fsanet.data.images import read_image
+from fsanet.data.colours import look_up
+from fsanet.data.images import read_file
+from fsanet.data.labelled import LabelledImages
 from fsanet.data.masks import read_mask
 from fsanet.errors import InputError
 
@@ -23,6 +22,7 @@ __all__ = ["IGNORE", "IdTable", "Listing", "Pair", "PairedImages", "Problem", "p
 
 #: What a pixel without a label becomes.
 IGNORE = 255
+_FAULT = 254  # no class: data sets have fewer of them
 
 
 class Problem(NamedTuple):
@@ -69,7 +69,7 @@ class IdTable:
     def __init__(self, title: str, meaning: Mapping[int, int]) -> None:
         self.title = title
         self.legal = ranges(meaning)
-        self.table = np.full(256, -1, np.int16)
+        self.table = torch.full((256,), _FAULT, dtype=torch.uint8)
         for value, label in meaning.items():
             self.table[value] = label
 
@@ -79,18 +79,19 @@ class IdTable:
         Raises:
             InputError: naming the file and the values that mean nothing.
         """
-        labels = self.table.take(values.numpy())
-        if labels.min(initial=0) < 0:
-            found = np.unique(values.numpy()[labels < 0]).tolist()
+        labels = look_up(values, self.table)
+        faults = labels == _FAULT
+        if faults.any():
+            found = values[faults].unique().tolist()
             are = "ids {} are" if len(found) > 1 else "id {} is"
             raise InputError(
                 f"{path}: {are.format(ranges(found))} out of range for {self.title} "
                 f"({self.legal}); replace the file by the published one"
             )
-        return torch.from_numpy(labels.astype(np.uint8))
+        return labels
 
 
-class PairedImages(Dataset[tuple[Any, Any]]):
+class PairedImages(LabelledImages):
     """Base of the published data sets.
 
     An item is ``(image, mask)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
@@ -142,15 +143,10 @@ class PairedImages(Dataset[tuple[Any, Any]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        pixels, ids = self.load(index)
-        image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(ids.long())
-        return (image, mask) if self.transform is None else self.transform(image, mask)
-
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Read and check one pair: image uint8 (3, H, W), class ids uint8 (H, W)."""
         pair = self.pairs[index]
-        image = read_image(pair.image)
+        image = read_file(pair.image)
         if pair.labels is None:
             return image, torch.full(image.shape[1:], IGNORE, dtype=torch.uint8)
         values = read_labels(pair.labels)

@@ -7,6 +7,7 @@ nearest id, so ids are never mixed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from fsanet.data.colours import offset_and_scale, turn_hue
+from fsanet.data.regions import Region, resized_ids, resized_pixels
 from fsanet.errors import InputError
 
 #: Mean colour of ImageNet, for padding.
@@ -42,13 +45,16 @@ class RandomScale(v2.Transform):
             )
         self.low, self.high, self.within = low, high, within
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+    def draw(self, height: int, width: int) -> tuple[int, int]:
+        """Size that an image of ``height`` x ``width`` is resized to."""
         factor = _uniform(self.low, self.high)
-        height, width = v2.query_size(flat_inputs)
         if self.within is not None:
             longest, shortest = self.within
             factor *= min(longest / max(height, width), shortest / min(height, width))
-        return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"size": list(self.draw(*v2.query_size(flat_inputs)))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         size = params["size"]
@@ -94,26 +100,61 @@ class ClassRatioCrop(v2.Transform):
         self.attempts = attempts
         self.ignore_index = ignore_index
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.query_size(flat_inputs)
+    def draw(
+        self, height: int, width: int, ids_of: Callable[[Region], Tensor] | None = None
+    ) -> Region:
+        """A crop of an image of ``height`` x ``width``.
+
+        Args:
+            ids_of: class ids of a crop; None takes the first crop.
+        """
         crop_h, crop_w = min(self.size[0], height), min(self.size[1], width)
-        mask = next((x for x in flat_inputs if isinstance(x, tv_tensors.Mask)), None)
-        ids = None if mask is None or self.max_ratio == 1 else mask.as_subclass(Tensor)
         for _ in range(self.attempts):
             top = int(torch.randint(height - crop_h + 1, ()))
             left = int(torch.randint(width - crop_w + 1, ()))
-            if ids is None or self._mixed(ids[..., top : top + crop_h, left : left + crop_w]):
+            region = Region(top, left, crop_h, crop_w)
+            if ids_of is None or self.max_ratio == 1 or self._mixed(ids_of(region)):
                 break
-        return {"top": top, "left": left, "height": crop_h, "width": crop_w}
+        return region
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        mask = _mask_among(flat_inputs)
+        region = self.draw(
+            height,
+            width,
+            None if mask is None else lambda where: resized_ids(mask, (height, width), where),
+        )
+        return region._asdict()
 
     def _mixed(self, ids: Tensor) -> bool:
-        counts = torch.bincount(ids.reshape(-1).long(), minlength=self.ignore_index + 1)
+        counts = torch.bincount(ids.reshape(-1), minlength=self.ignore_index + 1)
         counts[self.ignore_index] = 0
         # A crop that is ignored as a whole teaches nothing: drawn again, too.
         return 0 < int(counts.max()) <= self.max_ratio * int(counts.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.crop(inpt, **params)
+
+
+class ScaleAndCrop(v2.Transform):
+    """`RandomScale` and `ClassRatioCrop` in one: what they give, without resizing the rest."""
+
+    def __init__(self, scale: RandomScale, crop: ClassRatioCrop) -> None:
+        super().__init__()
+        self.scale, self.crop = scale, crop
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        size = self.scale.draw(*v2.query_size(flat_inputs))
+        mask = _mask_among(flat_inputs)
+        ids_of = None if mask is None else lambda where: resized_ids(mask, size, where)
+        return {"size": size, "region": self.crop.draw(*size, ids_of)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        resized = resized_ids if isinstance(inpt, tv_tensors.Mask) else resized_pixels
+        part = resized(inpt.as_subclass(Tensor), params["size"], params["region"])
+        # Planes from here on: colours are faster so.
+        return tv_tensors.wrap(part.contiguous(), like=inpt)
 
 
 class PadTo(v2.Transform):
@@ -190,22 +231,19 @@ class PhotometricDistortion(v2.Transform):
             return inpt
         image = inpt.as_subclass(Tensor)  # (3, H, W) uint8
         first = params["contrast_first"]
-        image = _offset_and_scale(image, params["brightness"], params["contrast"] if first else 1.0)
+        image = offset_and_scale(image, params["brightness"], params["contrast"] if first else 1.0)
         if params["saturation"] != 1:
             image = F.adjust_saturation(image, params["saturation"])
         if params["hue"] != 0:
-            image = F.adjust_hue(image, params["hue"])
+            image = turn_hue(image, params["hue"])
         if not first:
-            image = _offset_and_scale(image, 0.0, params["contrast"])
+            image = offset_and_scale(image, 0.0, params["contrast"])
         return tv_tensors.wrap(image, like=inpt)
 
 
-def _offset_and_scale(image: Tensor, offset: float, scale: float) -> Tensor:
-    """Brightness, then contrast, each cut at the ends of 0..255."""
-    if scale == 1 and offset == 0:
-        return image
-    shifted = image.float().add_(offset).clamp_(0, 255)
-    return shifted.mul_(scale).round_().clamp_(0, 255).to(torch.uint8)
+def _mask_among(flat_inputs: list[Any]) -> Tensor | None:
+    mask = next((x for x in flat_inputs if isinstance(x, tv_tensors.Mask)), None)
+    return None if mask is None else mask.as_subclass(Tensor)
 
 
 def _uniform(low: float, high: float) -> float:
@@ -238,10 +276,14 @@ def train_transform(
         InputError: for a size, range or ratio that makes no sense.
     """
     steps: list[v2.Transform] = []
-    if resize is not None or tuple(scale) != (1, 1):
-        steps.append(RandomScale(*scale, within=resize))
+    resized = resize is not None or tuple(scale) != (1, 1)
     if crop is not None:
-        steps.append(ClassRatioCrop(crop, max_ratio=class_ratio, ignore_index=ignore_index))
+        cropping = ClassRatioCrop(crop, max_ratio=class_ratio, ignore_index=ignore_index)
+        steps.append(
+            ScaleAndCrop(RandomScale(*scale, within=resize), cropping) if resized else cropping
+        )
+    elif resized:
+        steps.append(RandomScale(*scale, within=resize))
     if flip:
         steps.append(v2.RandomHorizontalFlip())
     if photometric:
