@@ -392,3 +392,17 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("fsanet.commands.demo.run", exhausted)
     assert "out of memory; try a smaller" in fails(capsys, "demo")
+
+
+def test_warnings_are_one_line_that_needs_no_code(config, tmp_path):
+    command = [sys.executable, "-m", "fsanet", "train", "--config", str(config)]
+    found = subprocess.run(
+        [*command, "--global_batch", "7", "--steps", "1", "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    (line,) = [line for line in found.stderr.splitlines() if "warning" in line.lower()]
+    assert line.startswith("fsanet: warning: a step takes")
+    assert "fit(" not in found.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsanet.errors import InputError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from fsanet.dct import BandLike
 
 __all__ = ["Parser", "available_device", "band_of", "has", "quiet", "side", "switches", "value_of"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,6 +90,23 @@ def quiet() -> None:
         r".*when logging on epoch level in distributed setting.*",  # they are equal already
     ):
         warnings.filterwarnings("ignore", message=pattern)
+    warnings.formatwarning = _one_line
+
+
+_FORMAT = warnings.formatwarning  # Python's own, for what is not ours
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of this library without the place in its code, which is nothing to a user."""
+    if Path(filename).is_relative_to(_PACKAGE):
+        return f"fsanet: warning: {' '.join(str(message).split())}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def available_device(name: str | None) -> str:
