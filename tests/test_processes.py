@@ -50,7 +50,8 @@ def test_options_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match="accelerator gpu: not on this machine"):
             start_processes(accelerator="gpu")
     # Each of two would predict everything.
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}.items():
+    launcher = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in launcher.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"does not match the world size \(2\)"):
         start_processes(accelerator="cpu")
