@@ -3,8 +3,14 @@
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
 
-from fsanet.data.instance_transforms import instance_train_transform
+from fsanet.data.instance_transforms import (
+    BoxesAroundMasks,
+    boxes_around,
+    instance_train_transform,
+)
 from fsanet.data.transforms import MEAN_COLOUR
 from fsanet.errors import InputError
 
@@ -86,6 +92,42 @@ def test_colours_change_the_image_alone():
 def test_slivers_are_dropped():
     _, target = transformed(0, size=None, flip=False, min_side=21)
     assert target["labels"].tolist() == [2]  # the other one is 20 pixels high
+
+
+def test_boxes_are_those_of_torchvision_but_for_the_far_edge():
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(40, 13, 17, generator=generator) > 0.993).to(torch.uint8)
+    seen = masks.bool().flatten(1).any(1)
+    assert 0 < int(seen.sum()) < 40
+    boxes = boxes_around(masks)
+    expected = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
+    assert boxes.dtype is torch.float32
+    assert torch.equal(boxes[seen], expected)
+    assert not (boxes[~seen, 2:] - boxes[~seen, :2]).any()
+    assert torch.equal(boxes_around(masks.transpose(1, 2))[:, [1, 0, 3, 2]][seen], expected)
+    assert boxes_around(masks[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("min_side", [0.0, 1.0, 2.0, 3.5, 30.0])
+def test_what_is_dropped_is_what_torchvision_drops(min_side):
+    """BoxesAroundMasks against torchvision's boxes and its SanitizeBoundingBoxes."""
+    generator = torch.Generator().manual_seed(1)
+    masks = (torch.rand(60, 13, 17, generator=generator) > 0.985).to(torch.uint8)
+    image, target = item((13, 17))
+    canvas = target["boxes"]
+    labels = torch.arange(60)
+    boxes = tv_tensors.wrap(torch.zeros(60, 4), like=canvas)
+    given = {"boxes": boxes, "masks": tv_tensors.Mask(masks), "labels": labels}
+    _, found = BoxesAroundMasks(min_side)(image, given)
+    around = torch.zeros(60, 4)
+    seen = masks.bool().flatten(1).any(1)
+    around[seen] = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
+    given["boxes"] = tv_tensors.wrap(around, like=canvas)
+    _, expected = v2.SanitizeBoundingBoxes(min_size=max(min_side, 1))(image, given)
+    assert 0 < len(expected["labels"]) < 60 or min_side == 30
+    for name in ("boxes", "masks", "labels"):
+        assert torch.equal(found[name], expected[name])
+        assert type(found[name]) is type(expected[name])
 
 
 @pytest.mark.parametrize("options", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"size": (0, 5)}])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from fsanet.data.coco import CocoFile, decode_masks, mask_tools, read_coco
-from fsanet.data.images import read_image
+from fsanet.data.images import read_file
 from fsanet.data.instance_transforms import instance_train_transform
-from fsanet.data.module import _Loader
-from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
+from fsanet.data.loading import OrderedData
 from fsanet.errors import InputError
 
 __all__ = ["CocoData", "InstanceData", "InstanceDataset"]
@@ -74,7 +72,7 @@ class InstanceDataset(Dataset[tuple[Any, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Any, Target]:
         entry = self.file.images[index]
-        image = read_image(self.root / entry.file)
+        image = read_file(self.root / entry.file)
         size = (entry.height, entry.width)
         if tuple(image.shape[-2:]) != size:
             raise InputError(
@@ -94,7 +92,7 @@ class InstanceDataset(Dataset[tuple[Any, Target]]):
         return tv_tensors.Image(image), target
 
 
-class InstanceData(LightningDataModule):
+class InstanceData(OrderedData):
     """Base of the data modules: order, augmentation and loaders. Subclasses give the data sets.
 
     A batch is ``(images, targets)``, two lists of one entry an image: uint8 (3, H, W), and the
@@ -132,91 +130,26 @@ class InstanceData(LightningDataModule):
         workers: int = 2,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        counts = {
-            "batch_size": (batch_size, 1),
-            "steps_per_epoch": (steps_per_epoch, 1),
-            "accumulate": (accumulate, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "workers": (workers, 0),
-        }
-        for name, (value, least) in counts.items():
-            if value < least:
-                raise InputError(f"{name}={value}: must be at least {least}")
-        check_seed(seed)
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.accumulate = accumulate
-        self.eval_batch_size = eval_batch_size
-        self.workers = workers
-        self.seed = seed
+        super().__init__(
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            accumulate=accumulate,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            seed=seed,
+        )
         self.train_transform = instance_train_transform(
             size, scale=scale, flip=flip, photometric=photometric
         )
-        self._datasets: dict[str, Any] = {}
+        self.eval_transform = v2.Identity()
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
-    @abstractmethod
-    def make_dataset(self, stage: str) -> Any:
-        """Data set of ``"train"``, ``"val"`` or ``"test"``."""
-
-    def dataset(self, stage: str) -> Any:
-        """The data set of a stage, made at the first call."""
-        if stage not in self._datasets:
-            self._datasets[stage] = self.make_dataset(stage)
-        return self._datasets[stage]
-
-    def setup(self, stage: str) -> None:
-        """Make the data sets of Lightning's ``"fit"``, ``"validate"``, ``"test"``."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for name in wanted.get(stage, ()):
-            self.dataset(name)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        rank, world = self._rank_and_world()
-        dataset = self.dataset("train")
-        sampler = TrainSampler(
-            len(dataset),
-            batch_size=self.batch_size,
-            steps_per_epoch=self.steps_per_epoch,
-            accumulate=self.accumulate,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-        )
-        augmented = AugmentedDataset(dataset, self.train_transform, self.seed)
-        return self._loader(augmented, sampler, self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, stage: str) -> DataLoader[Any]:
-        rank, world = self._rank_and_world()
-        dataset = self.dataset(stage)
-        sampler = EvalSampler(len(dataset), rank=rank, world=world)
-        return self._loader(dataset, sampler, self.eval_batch_size)
-
-    def _loader(self, dataset: Any, sampler: Any, batch_size: int) -> DataLoader[Any]:
-        return _Loader(
-            dataset,
-            sampler=sampler,
-            batch_size=batch_size,
-            collate_fn=collate_instances,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            # A generator of its own: otherwise each epoch draws from the global random state.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+    @staticmethod
+    def collate(items: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+        return collate_instances(items)
 
 
 class CocoData(InstanceData):
@@ -277,7 +210,7 @@ def collate_instances(
     items: Sequence[tuple[Tensor, Target]],
 ) -> tuple[list[Tensor], list[Target]]:
     """Lists of images and targets, as plain tensors; sizes and counts may differ."""
-    images = [image.as_subclass(Tensor) for image, _ in items]
+    images = [image.as_subclass(Tensor).contiguous() for image, _ in items]
     targets = [
         {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in target.items()}
         for _, target in items

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fsanet.data import camvid, scenes
 from fsanet.data.cache import DecodedDataset
 from fsanet.data.folder import SegmentationFolder, class_names
 from fsanet.data.labelled import CompactItems
-from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
+from fsanet.data.loading import OrderedData
 from fsanet.data.transforms import MEAN_COLOUR, eval_transform, train_transform
 from fsanet.errors import InputError
 from fsanet.palette import Colour, class_palette
 
 
-class SegmentationData(LightningDataModule):
+class SegmentationData(OrderedData):
     """Base of the data modules: order, augmentation and loaders. Subclasses give the data sets.
 
     A batch is ``(images uint8 (B, 3, H, W), masks int64 (B, H, W))``. Training batches depend on
@@ -77,28 +74,18 @@ class SegmentationData(LightningDataModule):
         seed: int = 0,
         cache: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            accumulate=accumulate,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            seed=seed,
+        )
         self.classes = class_names(classes, None)
         self.num_classes = len(self.classes)
         self.palette = class_palette(palette, self.num_classes)
         self.ignore_index = ignore_index
-        counts = {
-            "batch_size": (batch_size, 1),
-            "steps_per_epoch": (steps_per_epoch, 1),
-            "accumulate": (accumulate, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "workers": (workers, 0),
-        }
-        for name, (value, least) in counts.items():
-            if value < least:
-                raise InputError(f"{name}={value}: must be at least {least}")
-        check_seed(seed)
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.accumulate = accumulate
-        self.eval_batch_size = eval_batch_size
-        self.workers = workers
-        self.seed = seed
         self.cache = cache
         self.train_transform = train_transform(
             crop,
@@ -111,86 +98,19 @@ class SegmentationData(LightningDataModule):
             fill=fill,
         )
         self.eval_transform = eval_transform()
-        self._datasets: dict[str, Any] = {}
 
-    @abstractmethod
-    def make_dataset(self, stage: str) -> Any:
-        """Data set without a transform for ``"train"``, ``"val"`` or ``"test"``."""
+    @staticmethod
+    def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        return collate(items)
+
+    def items(self, dataset: Any) -> CompactItems:
+        return CompactItems(dataset)
 
     def dataset(self, stage: str) -> Any:
         """The data set of a stage, made at the first call; decoded as a whole with ``cache``."""
-        if stage not in self._datasets:
-            dataset = self.make_dataset(stage)
-            self._datasets[stage] = DecodedDataset(dataset) if self.cache else dataset
-        return self._datasets[stage]
-
-    def setup(self, stage: str) -> None:
-        """Make the data sets of Lightning's ``"fit"``, ``"validate"``, ``"test"``."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for name in wanted.get(stage, ()):
-            self.dataset(name)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        rank, world = self._rank_and_world()
-        self._check_trainer(world)
-        dataset = self.dataset("train")
-        sampler = TrainSampler(
-            len(dataset),
-            batch_size=self.batch_size,
-            steps_per_epoch=self.steps_per_epoch,
-            accumulate=self.accumulate,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-        )
-        augmented = AugmentedDataset(CompactItems(dataset), self.train_transform, self.seed)
-        return self._loader(augmented, sampler, self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, stage: str) -> DataLoader[Any]:
-        rank, world = self._rank_and_world()
-        self._check_trainer(world)
-        dataset = _Transformed(CompactItems(self.dataset(stage)), self.eval_transform)
-        sampler = EvalSampler(len(dataset), rank=rank, world=world)
-        return self._loader(dataset, sampler, self.eval_batch_size)
-
-    def _loader(self, dataset: Any, sampler: Any, batch_size: int) -> DataLoader[Any]:
-        return _Loader(
-            dataset,
-            sampler=sampler,
-            batch_size=batch_size,
-            collate_fn=collate,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # A generator of its own: otherwise each epoch draws from the global random state.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-
-    def _check_trainer(self, world: int) -> None:
-        trainer = self.trainer
-        if trainer is None:
-            return
-        connector = getattr(trainer, "_accelerator_connector", None)
-        if world > 1 and getattr(connector, "use_distributed_sampler", False):
-            raise InputError(
-                "the data module splits samples over processes itself: "
-                "set Trainer(use_distributed_sampler=False)"
-            )
-        if trainer.training and trainer.accumulate_grad_batches != self.accumulate:
-            raise InputError(
-                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) differs from "
-                f"accumulate={self.accumulate} of the data module; set them alike"
-            )
+        if self.cache and stage not in self._datasets:
+            self._datasets[stage] = DecodedDataset(self.make_dataset(stage))
+        return super().dataset(stage)
 
 
 class FolderData(SegmentationData):
@@ -336,29 +256,3 @@ def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         torch.stack([image.as_subclass(Tensor) for image in images]),
         torch.stack([mask.as_subclass(Tensor) for mask in masks]).long(),
     )
-
-
-class _Transformed:
-    """Items of a data set through a transform; a class, so that spawned workers can get it."""
-
-    def __init__(self, dataset: Any, transform: Any) -> None:
-        self.dataset = dataset
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(*self.dataset[index])
-
-
-class _Loader(DataLoader[Any]):
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, so that workers start at the first batch: Lightning asks for the iterator
-        # before it sets the epoch when it resumes, and workers would run ahead in a wrong epoch.
-        try:
-            yield from super().__iter__()
-        except InputError as error:
-            # torch puts a worker's whole traceback into the message; the line itself is last.
-            line = str(error).rstrip().rsplit("\n", 1)[-1]
-            raise InputError(line.split("InputError: ", 1)[-1]) from None

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as nn_functional
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -75,11 +77,13 @@ def resized_ids(mask: Tensor, size: tuple[int, int], region: Region) -> Tensor:
         return mask[..., top : top + height, left : left + width]
     rows = _nearest(mask.shape[-2], size[0])[top : top + height]
     columns = _nearest(mask.shape[-1], size[1])[left : left + width]
-    return mask.index_select(-2, rows).index_select(-1, columns)
+    # NumPy takes bytes twice as fast as torch.
+    needed = mask.numpy()[..., columns[0] : columns[-1] + 1]
+    return torch.from_numpy(needed.take(rows, -2).take(columns - columns[0], -1))
 
 
-def _nearest(length: int, size: int) -> Tensor:
+def _nearest(length: int, size: int) -> NDArray[np.int64]:
     """Source index int64 (size,) of each pixel of an axis, chosen by torch itself."""
     # float32, as torchvision takes for masks: in float64 some centres round to the other side.
     index: Any = torch.arange(length, dtype=torch.float32)[None, None]  # (1, 1, length)
-    return nn_functional.interpolate(index, size=size, mode="nearest-exact")[0, 0].long()
+    return nn_functional.interpolate(index, size=size, mode="nearest-exact")[0, 0].long().numpy()
