@@ -100,6 +100,35 @@ def test_an_unreadable_image_leaves_no_zip(images, tmp_path):
     assert not list(tmp_path.glob(".*partial"))
 
 
+def test_resumed_export_is_that_of_an_undisturbed_one(images, tmp_path):
+    folder, _ = images
+    whole = export_cityscapes(Reader(), folder, tmp_path / "whole.zip", progress=False).file
+    bad = folder / "berlin" / "berlin_000001_000019_leftImg8bit.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"\x89PNG no more")
+    file = tmp_path / "all.zip"
+    with pytest.raises(InputError, match=r"berlin_000001.*1 not read.*--resume"):
+        export_cityscapes(Reader(), folder, file, progress=False)
+    parts = tmp_path / "all.zip.parts"
+    made = {path: path.stat().st_mtime_ns for path in parts.rglob("*_labelIds.png")}
+    assert len(made) == 2
+    bad.write_bytes(good)
+    with pytest.raises(InputError, match="with flip false, not true"):
+        export_cityscapes(Reader(), folder, file, resume=True, flip=True, progress=False)
+    calls = []
+    reader = Reader()
+    reader.register_forward_hook(lambda *_: calls.append(1))
+    export_cityscapes(reader, folder, file, resume=True, progress=False)
+    assert len(calls) == 1
+    assert file.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
+    # Files of others in that folder stay.
+    parts.mkdir()
+    (parts / "mine.txt").touch()
+    export_cityscapes(reader, folder, file, progress=False)
+    assert [path.name for path in parts.rglob("*")] == ["mine.txt"]
+
+
 def test_names_are_checked_before_the_work(images, tmp_path):
     folder, _ = images
     first = folder / "berlin" / "berlin_000000_000019_leftImg8bit.png"
