@@ -1,11 +1,17 @@
+import time
+import warnings
+
+import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
 from tiny import TinyNet
 from torch import nn
 
-from fsanet.tasks.callbacks import SynchronisedBatchNorm, export_model
+from fsanet.data.loading import Loader
+from fsanet.tasks.callbacks import EpochLines, SynchronisedBatchNorm, Throughput, export_model
 
 
 def test_synchronised_norms_keep_values_and_fused_activations():
@@ -45,3 +51,128 @@ def test_failed_export_leaves_the_older_model(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         export_model(Broken(), tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+# ---- waiting for data
+
+
+class Pauses(torch.utils.data.Dataset):
+    """Numbers that take a while to read."""
+
+    workers, cache = 0, False  # as the attributes of a data module
+
+    def __init__(self, seconds: float, length: int = 8) -> None:
+        self.seconds, self.length = seconds, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return torch.ones(1)
+
+
+class Slow(lightning.LightningModule):
+    """A network whose step takes a while."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch, index):
+        time.sleep(self.seconds)
+        return self.layer(batch[0]).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-3)
+
+
+class Shares(Callback):
+    def __init__(self) -> None:
+        self.found = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.found.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def shares(read: float, step: float, tmp_path, *, window: int = 50, loader=Loader, others=()):
+    """Metrics at the end of each epoch, and the warnings about waiting."""
+    shares = Shares()
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Throughput(window), shares, EpochLines(16), *others],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    data = lightning.LightningDataModule()
+    data.workers, data.cache = 0, False
+    data.train_dataloader = lambda: loader(Pauses(read))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Slow(step), datamodule=data)
+    return shares.found, [str(w.message) for w in caught if "waits for data" in str(w.message)]
+
+
+def test_slow_data_is_waited_for_and_told_once(tmp_path, capsys):
+    found, told = shares(0.06, 0.02, tmp_path)
+    for metrics in found:
+        # 60 of 80 ms, less what Lightning takes
+        assert 0.4 < metrics["train/data_wait"] < 0.78
+        assert metrics["train/images_per_second"] < 12.6
+    assert len(told) == 1
+    assert "raise data.init_args.workers (now 0; " in told[0]
+    assert "data.init_args.cache: true" in told[0]
+    assert "fsanet data speed" in told[0]
+    share = round(100 * found[-1]["train/data_wait"])
+    assert f"waiting for data {share} %" in capsys.readouterr().out
+
+
+def test_slow_network_waits_for_nothing(tmp_path, capsys):
+    found, told = shares(0.0, 0.05, tmp_path)
+    assert all(0 < metrics["train/data_wait"] < 0.1 for metrics in found)
+    assert told == []
+    out = capsys.readouterr().out
+    assert "images/s" in out
+    assert "waiting" not in out
+
+
+def test_logging_and_other_callbacks_are_not_waiting(tmp_path):
+    class Busy(Callback):
+        def on_train_batch_end(self, *args):
+            time.sleep(0.02)
+
+    found, told = shares(0.0, 0.01, tmp_path, others=[Busy()])
+    assert all(metrics["train/data_wait"] < 0.1 for metrics in found)
+    assert told == []
+
+
+def test_loaders_that_do_not_say_what_was_waited_for(tmp_path):
+    found, told = shares(0.01, 0.0, tmp_path, loader=torch.utils.data.DataLoader)
+    assert all("train/data_wait" not in metrics for metrics in found)
+    assert all("train/images_per_second" in metrics for metrics in found)
+    assert told == []
+
+
+def test_first_batch_of_a_run_is_start_up(tmp_path, monkeypatch):
+    """Only that one is slow, in both epochs."""
+    monkeypatch.setattr(
+        Pauses, "__getitem__", lambda self, i: time.sleep(0.3 * (i == 0)) or torch.ones(1)
+    )
+    found, _ = shares(0.0, 0.03, tmp_path)
+    first, second = (metrics["train/data_wait"] for metrics in found)
+    assert first < 0.1
+    assert second > 0.3
+
+
+def test_window_forgets_earlier_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Pauses, "__getitem__", lambda self, i: time.sleep(0.05 * (i < 4)) or torch.ones(1)
+    )
+    found, _ = shares(0.0, 0.03, tmp_path, window=3)
+    assert all(metrics["train/data_wait"] < 0.1 for metrics in found)

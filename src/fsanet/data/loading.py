@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -157,13 +158,23 @@ class OrderedData(LightningDataModule):
 
 
 class Loader(DataLoader[Any]):
-    """A loader whose workers start at the first batch, and whose errors are one line."""
+    """A loader whose workers start at the first batch, and whose errors are one line.
+
+    Attributes:
+        waited: seconds that whoever iterated over it has waited for batches.
+    """
+
+    waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so that workers start at the first batch: Lightning asks for the iterator
         # before it sets the epoch when it resumes, and workers would run ahead in a wrong epoch.
         try:
-            yield from super().__iter__()
+            began = time.perf_counter()
+            for batch in super().__iter__():
+                self.waited += time.perf_counter() - began
+                yield batch
+                began = time.perf_counter()
         except InputError as error:
             # torch puts a worker's whole traceback into the message; the line itself is last.
             line = str(error).rstrip().rsplit("\n", 1)[-1]

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import nn
+
+from fsanet.data.loading import Loader
 
 
 class SeedEachBatch(Callback):
@@ -63,21 +66,56 @@ class StopAtStep(Callback):
             trainer.should_stop = True
 
 
+#: Share of the time spent waiting for data above which a user is told.
+WAIT_SHARE = 0.1
+
+
 class Throughput(Callback):
-    """Logs "train/images_per_second", over all processes, without the time of validation.
+    """Logs images a second and the share of waiting for data, without the time of validation.
+
+    "train/images_per_second" is over all processes. "train/data_wait", 0..1, is the share of the
+    time that the first process waits for the next batch of a `fsanet.data.loading.Loader`; other
+    loaders do not say. The first batch of a run, for which workers start, does not count. On a
+    GPU, work that is still queued goes on meanwhile, so there it is an upper bound. A run that
+    waits for more than `WAIT_SHARE` of an epoch says so once, and what to do.
 
     Args:
         window: batches to average over, the latest of the epoch.
     """
 
     def __init__(self, window: int) -> None:
-        self._marks: deque[tuple[float, int]] = deque(maxlen=window + 1)  # time, images so far
+        # time, images, seconds waited, all since some start; one entry a batch
+        self._marks: deque[tuple[float, int, float]] = deque(maxlen=window + 1)
+        self._epoch = (0.0, 0.0)  # time and seconds waited at its start
+        self._batches = 0
+        self._started = self._told = False
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self._started = self._told = False
 
     def on_train_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
+        self._begin(trainer)
+
+    def _begin(self, trainer: lightning.Trainer) -> None:
+        self._epoch = time.perf_counter(), _waited(trainer)
+        self._batches = 0
         self._marks.clear()
-        self._marks.append((time.perf_counter(), 0))
+        self._marks.append((self._epoch[0], 0, self._epoch[1]))
+
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not self._started:
+            self._started = True
+            self._begin(trainer)
 
     def on_train_batch_end(
         self,
@@ -87,10 +125,47 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        self._batches += 1
         images = self._marks[-1][1] + len(batch[0]) * trainer.world_size
-        self._marks.append((time.perf_counter(), images))
-        (start, before), (end, after) = self._marks[0], self._marks[-1]
-        pl_module.log("train/images_per_second", (after - before) / max(end - start, 1e-9))
+        self._marks.append((time.perf_counter(), images, _waited(trainer)))
+        (start, before, early), (end, after, late) = self._marks[0], self._marks[-1]
+        seconds = max(end - start, 1e-9)
+        pl_module.log("train/images_per_second", (after - before) / seconds)
+        if isinstance(trainer.train_dataloader, Loader):
+            pl_module.log("train/data_wait", (late - early) / seconds)
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        end, _, waited = self._marks[-1]
+        share = (waited - self._epoch[1]) / max(end - self._epoch[0], 1e-9)
+        # A batch or two say nothing about a run.
+        if self._told or self._batches < 3 or share <= WAIT_SHARE or not trainer.is_global_zero:
+            return
+        self._told = True
+        data = getattr(trainer, "datamodule", None)
+        warnings.warn(
+            f"training waits for data {100 * share:.0f} % of the time; {_faster_loading(data)}; "
+            "`fsanet data speed` measures the pipeline",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _waited(trainer: lightning.Trainer) -> float:
+    loader = trainer.train_dataloader
+    return loader.waited if isinstance(loader, Loader) else 0.0
+
+
+def _faster_loading(data: Any) -> str:
+    """What can be done, from the options of the data module."""
+    workers = getattr(data, "workers", None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    now = "" if workers is None else f" (now {workers}; {cores} cores here)"
+    advice = f"raise data.init_args.workers{now}"
+    if getattr(data, "cache", None) is False:
+        advice += ", or set data.init_args.cache: true if the decoded images fit into memory"
+    return advice
 
 
 class EpochLines(Callback):
@@ -125,6 +200,9 @@ class EpochLines(Callback):
         ):
             if key in trainer.callback_metrics:
                 parts.append(f"{label} {trainer.callback_metrics[key].item():{shape}}")
+        wait = trainer.callback_metrics.get("train/data_wait")
+        if wait is not None and wait.item() > WAIT_SHARE:
+            parts.append(f"waiting for data {100 * wait.item():.0f} %")
         parts.append(f"{left / 60:.1f} min left")
         print(" · ".join(parts), flush=True)
 
