@@ -28,7 +28,7 @@ def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     A folder that holds a conversion gives the converted network.
 
     Raises:
-        InputError: the folder holds no model.
+        InputError: the folder holds no model, or one of instances.
     """
     if isinstance(model, nn.Module):
         return model
@@ -38,7 +38,18 @@ def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
     model = network_folder(model)
     if Path(model, CONVERSION_FILE).is_file():
         return load_converted(model)
-    return models.load_model(model)
+    network = models.load_model(model)
+    check_semantic(network, model)
+    return network
+
+
+def check_semantic(network: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Raises `InputError` for a network that finds instances."""
+    if not hasattr(network, "normalise"):
+        raise InputError(
+            f"{source}: a {type(network).__name__}, which finds instances; this is for semantic "
+            "segmentation (fsanet train, eval and predict take both)"
+        )
 
 
 def network_folder(source: str | os.PathLike[str]) -> str | os.PathLike[str]:

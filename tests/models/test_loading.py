@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fsanet.errors import InputError
-from fsanet.models import FsaNet, SegformerFsa, load_model
+from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa, load_model
 from fsanet.predict_folder import load_model as load_model_or_run
 
 
@@ -39,6 +39,18 @@ def test_segformer(tmp_path):
     plain = load_model(tmp_path / "plain")
     assert type(plain) is SegformerFsa
     assert plain.attention is None
+
+
+def test_detector(tmp_path):
+    small = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8, "min_size": 64}
+    saved = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), max_size=64, **small)
+    saved.save_pretrained(tmp_path)
+    found = load_model(tmp_path)
+    assert type(found) is MaskRcnnFsa
+    for name, value in saved.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    with pytest.raises(InputError, match="MaskRcnnFsa, which finds instances"):
+        load_model_or_run(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def run(given: list[str]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler that measures memory
     wanted, rest = _parser().parse_known_args(given)
 
-    from fsanet.predict_folder import network_folder
+    from fsanet.predict_folder import check_semantic, network_folder
 
     out, source = Path(wanted.out), str(network_folder(wanted.model))
     _check(wanted, rest, out, source)
@@ -53,6 +53,7 @@ def run(given: list[str]) -> int:
 
     data, how = _data(wanted, rest)
     network: Any = load_model(source).eval()
+    check_semantic(network, source)
     options = {
         "similarity": wanted.similarity,
         "match": tuple(wanted.match),

@@ -12,13 +12,16 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from fsanet.errors import InputError
 from fsanet.models.fsanet import FsaNet
+from fsanet.models.mask_rcnn import MaskRcnnFsa
 from fsanet.models.network import check_source
 from fsanet.models.segformer import SegformerFsa
 
 __all__ = ["load_model"]
 
 
-def load_model(source: str | os.PathLike[str], **overrides: Any) -> FsaNet | SegformerFsa:
+def load_model(
+    source: str | os.PathLike[str], **overrides: Any
+) -> FsaNet | MaskRcnnFsa | SegformerFsa:
     """The network in a folder or on the hub; the class is the one its config.json names.
 
     Args:
@@ -35,6 +38,8 @@ def load_model(source: str | os.PathLike[str], **overrides: Any) -> FsaNet | Seg
     network = config.get("network", "FsaNet")  # files before 0.2 do not say
     if network == "SegformerFsa":
         return SegformerFsa.from_pretrained(source, **overrides)
+    if network == "MaskRcnnFsa":
+        return MaskRcnnFsa.from_pretrained(source, **overrides)
     if config.get("model_type") == "segformer":
         return SegformerFsa.from_transformers(source, **overrides)
     if network == "FsaNet":
