@@ -60,6 +60,7 @@ class InstanceDataset(Dataset[tuple[Any, Target]]):
         )
         self.label_of = {number: i + 1 for i, number in enumerate(self.category_ids)}
         self.names = [image.file for image in self.file.images]
+        self.image_paths = [self.root / name for name in self.names]
         for name in self.names:
             if not (self.root / name).is_file():
                 raise InputError(

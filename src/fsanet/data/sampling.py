@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,8 +140,12 @@ class AugmentedDataset(Dataset[tuple[Any, Any]]):
 
     def __getitem__(self, key: SampleKey) -> tuple[Any, Any]:
         image, mask = self.dataset[key.item]
-        with seeded(self.seed, _AUGMENTATION, key.epoch, key.position):
+        with self.random_state(key):
             return self.transform(image, mask)
+
+    def random_state(self, key: SampleKey) -> AbstractContextManager[None]:
+        """The random states that the transform of a sample draws from."""
+        return seeded(self.seed, _AUGMENTATION, key.epoch, key.position)
 
 
 @contextmanager
