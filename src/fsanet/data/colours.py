@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["look_up", "offset_and_scale", "turn_hue"]
 
-_ROWS = 16  # at a time in floating point: few enough to stay in the processor's cache
+_PIXELS = 65536  # at a time in floating point: more would not stay in the processor's cache
 
 
 def look_up(values: Tensor, table: Tensor) -> Tensor:
@@ -52,20 +52,22 @@ def turn_hue(image: Tensor, turn: float) -> Tensor:
     """
     out = torch.empty_like(image)
     offsets = torch.tensor([5.0, 3.0, 1.0])[:, None, None]
-    for source, target in zip(image.split(_ROWS, -2), out.split(_ROWS, -2), strict=True):
+    rows = max(1, _PIXELS // image.shape[-1])
+    for source, target in zip(image.split(rows, -2), out.split(rows, -2), strict=True):
         pixels = source.float()  # (3, rows, W)
         red, green, blue = pixels
-        value = pixels.amax(0)
-        chroma = value - pixels.amin(0)
+        value = torch.maximum(torch.maximum(red, green), blue)
+        chroma = value - torch.minimum(torch.minimum(red, green), blue)
         share = chroma.clamp(min=1).reciprocal_()
         hue = torch.where(
             value == red,
             (green - blue) * share,
             torch.where(value == green, (blue - red) * share + 2, (red - green) * share + 4),
         )
-        hue.add_(6 * turn)
-        hue.sub_((hue / 6).floor_().mul_(6))  # 0..6
-        # k is in 1..11, where the distance to the nearest of 2 and 8 is ||k - 5| - 3|.
+        hue.add_(6 * turn)  # -1..5 before
+        if abs(turn) > 1 / 6:
+            hue.remainder_(6)
+        # k is in -1..11, where the distance to the nearest of 2 and 8 is ||k - 5| - 3|.
         k = (hue + offsets).sub_(5).abs_().sub_(3).abs_()  # (3, rows, W)
         k.neg_().add_(2).clamp_(0, 1).mul_(chroma)
         target.copy_(torch.sub(value, k, out=k))
