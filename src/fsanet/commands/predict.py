@@ -140,8 +140,11 @@ def told(summary: dict[str, Any], what: str, out: str) -> int:
 
 def _export(options: argparse.Namespace, how: dict[str, Any]) -> int:
     from fsanet.cityscapes_export import TEST_IMAGES, export_cityscapes
+    from fsanet.processes import is_first
 
     done = export_cityscapes(options.model, options.images, options.cityscapes_export, **how)
+    if not is_first():
+        return 0
     print(f"{done.images} predictions in {done.file} (the test set has {TEST_IMAGES} images)")
     if done.other_sizes:
         print(
