@@ -61,11 +61,27 @@ def arrange(trouble: dict[str, Any]) -> None:
     segmentation.write_json = write  # type: ignore[assignment]
 
 
+def watch() -> list[str]:
+    """Names of the JSON files of images that this process writes."""
+    written: list[str] = []
+    write_json = segmentation.write_json
+
+    def write(path: Any, value: Any) -> Path:
+        written.append(Path(path).name)
+        return write_json(path, value)
+
+    segmentation.write_json = write  # type: ignore[assignment]
+    return written
+
+
 def main(order: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if "trouble" in order:
         arrange(order["trouble"])
+    written = watch()
     summary = predict_to_folder(TinyNet(), order["images"], order["out"], **order["options"])
+    if "log" in order:
+        Path(order["log"], f"{rank()}.json").write_text(json.dumps(written))
     if rank() == 0:
         print(json.dumps({"summary": summary, "lightning": "lightning" in sys.modules}))
 

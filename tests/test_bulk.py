@@ -17,8 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fsanet import bulk_state
 from fsanet.errors import InputError
 from fsanet.predict_folder import predict_to_folder
+from fsanet.processes import Processes
 
 WORKER = Path(__file__).parent / "bulk_worker.py"
 _SPEC = importlib.util.spec_from_file_location("bulk_worker", WORKER)
@@ -77,6 +79,7 @@ def start(
     out: Path,
     *,
     trouble: dict[str, Any] | None = None,
+    log: Path | None = None,
     environment: dict[str, str] | None = None,
     **options: Any,
 ) -> subprocess.Popen[str]:
@@ -86,6 +89,8 @@ def start(
     order: dict[str, Any] = {"images": paths, "out": str(out), "options": given}
     if trouble is not None:
         order["trouble"] = trouble
+    if log is not None:
+        order["log"] = str(log)
     clean = {k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}
     return subprocess.Popen(
         [sys.executable, str(WORKER), json.dumps(order)],
@@ -132,14 +137,22 @@ def test_killed_and_resumed_equals_uninterrupted(images: Path, whole: Path, tmp_
 
 
 def test_two_processes_equal_one(images: Path, whole: Path, tmp_path: Path) -> None:
-    process = start(images, tmp_path, devices=2, progress=True, environment={"FORCE_COLOR": "1"})
-    code, out, err = ended(process)
+    out = tmp_path / "out"
+    terminal = {"FORCE_COLOR": "1"}
+    code, told, err = ended(
+        start(images, out, devices=2, progress=True, log=tmp_path, environment=terminal)
+    )
     assert code == 0, err
-    assert contents(tmp_path) == contents(whole)
-    told = json.loads(out)
-    assert told["summary"]["processes"] == 2
-    assert told["lightning"]
+    assert contents(out) == contents(whole)
+    answer = json.loads(told)
+    assert answer["summary"]["processes"] == 2
+    assert answer["lightning"]
     assert "10/10" in err  # of all, not of the first process alone
+    # Each once: three of the five batches to the first process, two to the other.
+    assert json.loads((tmp_path / "0.json").read_text()) == [
+        f"{name}.json" for name in ("0", "2", "6", "8", "5", "7")
+    ]
+    assert json.loads((tmp_path / "1.json").read_text()) == ["4.json", "1.json", "3.json"]
 
 
 @pytest.mark.slow
@@ -325,3 +338,24 @@ def test_a_file_that_goes_away_meanwhile_is_noted(
     assert summary["images"] == 8
     assert [Path(entry["image"]).name for entry in summary["failed"]] == ["3.png", "7.png"]
     assert "was it removed?" in summary["failed"][1]["error"]
+
+
+def test_processes_have_to_see_the_same(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differing(self: Processes, value: Any) -> list[Any]:
+        return [value, value if value is None else "0" * 16]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Processes, "collect", differing)
+        with pytest.raises(InputError, match="have loaded different models"):
+            predict(images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(bulk_state, "_SEEN_WITHIN", 0.0)
+    for present in (None, '{"run": "other"}', "{"):
+        if present is not None:
+            (tmp_path / "summary.json").write_text(present)
+        with pytest.raises(InputError, match="not the same folder for all processes"):
+            bulk_state.check_shared(tmp_path, "mine")
+    (tmp_path / "summary.json").write_text('{"run": "mine"}')
+    bulk_state.check_shared(tmp_path, "mine")

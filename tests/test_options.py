@@ -101,3 +101,26 @@ def test_mistakes_in_the_options_of_a_named_network(named, argument, line):
     with pytest.raises(InputError, match=line) as caught:
         parsed("--config", named, argument)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "run", "kind"),
+    [
+        ([], None, options.SEMANTIC),
+        (["--data", "CocoData"], None, options.INSTANCES),
+        (["--data.class_path=fsanet.data.instances.CocoData"], None, options.INSTANCES),
+        (["--data", "SceneData"], "fsanet.data.instances.CocoData", options.SEMANTIC),
+        ([], "fsanet.data.instance_scenes.InstanceSceneData", options.INSTANCES),
+        (["--config", "recipe.yaml"], None, options.INSTANCES),
+        (["--config", "recipe.yaml", "--config", "other.yaml"], None, options.INSTANCES),
+        (["--config", "recipe.yaml", "--config", "camvid.yaml"], None, options.SEMANTIC),
+    ],
+)
+def test_kind_of_segmentation(given, run, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco.yaml").write_text("data: {class_path: CocoData}\n")
+    (tmp_path / "recipe.yaml").write_text("base: coco.yaml\nsteps: 2\n")
+    (tmp_path / "other.yaml").write_text("data: {init_args: {batch_size: 2}}\n")
+    (tmp_path / "camvid.yaml").write_text("data: {class_path: CamVidData}\n")
+    data = None if run is None else {"class_path": run}
+    assert options.kind_of(given, data) is kind

@@ -79,14 +79,12 @@ def _parser() -> Parser:
 
 def _data(given: list[str]) -> OrderedData:
     """The data module that options of `fsanet train` describe."""
-    from fsanet import instance_options, options
+    from fsanet import options
 
     given = ["--steps=1", *given]  # needed by the parser; a file may say otherwise
-    if instance_options.names_instances(given):
-        parser = instance_options.train_parser()
-        return instance_options.make_data(parser, instance_options.parse(parser, given))
-    parser = options.train_parser(named_model=options.names_model(given))
-    return options.make_data(parser, options.parse(parser, given))
+    kind = options.kind_of(given)
+    parser = options.train_parser(named_model=options.names_model(given), kind=kind)
+    return options.make_data(parser, options.parse(parser, given, kind=kind))
 
 
 def _print(

@@ -18,7 +18,7 @@ _LISTS = ("--scales", "--window", "--stride", "--resize", "--trimap")
 def run(given: list[str]) -> int:
     quiet()
     given = listed(switches(given, ("--flip", "--boundary")), _LISTS)
-    from fsanet import instance_options, options
+    from fsanet import options
     from fsanet.commands import instances
     from fsanet.files import write_json
     from fsanet.tasks.run_folder import first_process
@@ -27,9 +27,8 @@ def run(given: list[str]) -> int:
     folders = [Path(text) for text in given if not text.startswith("-") and Path(text).is_dir()]
     run_data = next(filter(None, map(options.data_of_run, folders)), None)
     testing = next(filter(None, map(options.testing_of_run, folders)), None)
-    named = (run_data or {}).get("class_path")
-    if instance_options.names_instances(given) or instance_options.is_instance_data(named):
-        return instances.evaluate(given, run_data)
+    if options.kind_of(given, run_data) is options.INSTANCES:
+        return instances.evaluate(given, run_data, testing)
     parser = options.eval_parser(run_data, testing)
     parser.add_argument(
         "--out",

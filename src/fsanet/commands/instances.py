@@ -6,50 +6,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsanet.commands.parsing import switches
-
 if TYPE_CHECKING:
     import argparse
 
     from fsanet.tasks.average_precision import ApScores
 
 
-def train(given: list[str]) -> int:
-    """`fsanet train` with the arguments given, `--config` among them."""
-    import lightning
-
-    from fsanet import instance_options as options
-    from fsanet.options import record, run_folder, train_arguments
-    from fsanet.tasks.instance_training import train_instances
-    from fsanet.tasks.run_folder import first_process
-
-    parser = options.train_parser()
-    parsed = options.parse(parser, switches(given, ("--resume", "--overwrite")))
-    out = run_folder(parsed, given)
-    lightning.seed_everything(parsed.seed, verbose=False)
-    data = options.make_data(parser, parsed)
-    task = options.make_task(parsed, data)
-    result = train_instances(
-        task, data, out=out, config=record(parser, parsed, out), **train_arguments(parsed)
-    )
-    if first_process():
-        print(
-            f"best mask AP {100 * result.mask_ap:.2f} % after {result.best_step} of "
-            f"{result.steps} steps, {result.seconds / 60:.1f} min; model in {result.model}"
-        )
-    return 0
-
-
-def evaluate(given: list[str], run_data: dict | None) -> int:
-    """`fsanet eval`; ``run_data`` are the data options of the run, where they are known."""
-    from fsanet import instance_options as options
+def evaluate(given: list[str], run_data: dict | None, testing: dict | None) -> int:
+    """`fsanet eval`; ``run_data`` and ``testing`` are what the run says, where it is known."""
+    from fsanet import options
     from fsanet.files import write_json
     from fsanet.provenance import environment
     from fsanet.tasks.instance_training import evaluate_instances
     from fsanet.tasks.run_folder import first_process
 
-    parser = options.eval_parser(run_data)
-    parsed = options.parse(parser, given)
+    parser = options.eval_parser(run_data, testing, kind=options.INSTANCES)
+    parsed = options.parse(parser, given, kind=options.INSTANCES)
     data = options.make_data(parser, parsed)
     arguments = {
         key: value for key, value in vars(parsed).items() if key not in ("model", "data", "json")

@@ -11,26 +11,24 @@ def run(given: list[str]) -> int:
     quiet()
     import lightning
 
-    from fsanet import instance_options, options
-    from fsanet.commands import instances
+    from fsanet import options
     from fsanet.tasks.run_folder import first_process
-    from fsanet.tasks.training import train
+    from fsanet.tasks.training import TrainResult
 
     if "--resume" in given and not has(given, "--config"):
         config = Path(value_of(given, "--out") or "") / "config.yaml"
         if config.is_file():  # a run knows its own options
             given = ["--config", str(config), *given]
-    if instance_options.names_instances(given):
-        return instances.train(given)
-    parser = options.train_parser(named_model=options.names_model(given))
+    kind = options.kind_of(given)
+    parser = options.train_parser(named_model=options.names_model(given), kind=kind)
     # `--resume` alone, as well as `--resume true`
     given = switches(given, ("--resume", "--overwrite"))
-    parsed = options.parse(parser, given)
+    parsed = options.parse(parser, given, kind=kind)
     out = options.run_folder(parsed, given)
     lightning.seed_everything(parsed.seed, verbose=False)
     data = options.make_data(parser, parsed)
-    task = options.make_task(parsed, data)
-    result = train(
+    task = options.make_task(parsed, data, kind=kind)
+    result = kind.train(
         task,
         data,
         out=out,
@@ -38,8 +36,10 @@ def run(given: list[str]) -> int:
         **options.train_arguments(parsed),
     )
     if first_process():
+        semantic = isinstance(result, TrainResult)
+        best = f"mIoU {result.miou:.4f}" if semantic else f"mask AP {100 * result.mask_ap:.2f} %"
         print(
-            f"best mIoU {result.miou:.4f} after {result.best_step} of {result.steps} steps, "
+            f"best {best} after {result.best_step} of {result.steps} steps, "
             f"{result.seconds / 60:.1f} min; model in {result.model}"
         )
     return 0
