@@ -1,7 +1,9 @@
 import os
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 # importlib import mode leaves the test folders off the path; reference implementations, small data
@@ -13,3 +15,15 @@ for folder in ("attention", "bench", "data", "models"):
 if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only sleeping moves, so that measured times are known whatever else runs."""
+    now = [1000.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
