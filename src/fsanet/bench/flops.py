@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.errors import InputError
 
-__all__ = ["counted_flops", "frequency_flops", "spatial_flops"]
+__all__ = ["counted_flops", "flop_counter", "frequency_flops", "spatial_flops"]
 
 
 def _product_flops(
@@ -30,10 +30,19 @@ def _product_flops(
     return 2 * math.prod(left) * right[-1]
 
 
-# The counter knows these products only where they write to fresh memory.
-_IN_PLACE: dict[Any, Any] = {
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object
+) -> int:
+    """Of scores and their product with the values: (B, heads, N, d), (..., M, d), (..., M, e)."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+_UNKNOWN: dict[Any, Any] = {
+    # The counter knows these products only where they write to fresh memory,
     torch.ops.aten.addmm_: _product_flops,
     torch.ops.aten.baddbmm_: _product_flops,
+    # and that of torch 2.11 does not know fused attention on a CPU.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
 }
 
 
@@ -44,9 +53,14 @@ def counted_flops(run: Callable[[], object]) -> int:
     >>> counted_flops(lambda: a @ b)
     120
     """
-    with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
+    with flop_counter() as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, which knows what this library calls."""
+    return FlopCounterMode(display=False, custom_mapping=_UNKNOWN)
 
 
 def spatial_flops(layer: SpatialSelfAttention, batch: int, height: int, width: int) -> int:

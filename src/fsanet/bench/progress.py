@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 from rich.progress import Progress
 
-from fsanet.progress import make_progress
-
-__all__ = ["make_progress", "watch_on"]
+__all__ = ["watch_on"]
 
 
 def watch_on(progress: Progress) -> Callable[[str, int], Callable[[str], None]]:

@@ -26,7 +26,7 @@ def run(given: list[str]) -> int:
     _check(options)
     options.device = available_device(options.device)
     command = shlex.join(["fsanet", "bench", *given])
-    from fsanet.bench.progress import make_progress
+    from fsanet.progress import make_progress
 
     with make_progress() as progress:
         if options.model is not None:

@@ -122,7 +122,7 @@ def _print(report: Report, show: int) -> None:
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the terminal with rate and time left; gives ``progress(done, total)``."""
-    from fsanet.bench.progress import make_progress
+    from fsanet.progress import make_progress
 
     with make_progress() as bar:
         task = bar.add_task("check", total=None, current="")

@@ -116,7 +116,7 @@ def _print(
 @contextmanager
 def _bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """A progress bar on the terminal; gives ``progress(done, total)`` for each part."""
-    from fsanet.bench.progress import make_progress
+    from fsanet.progress import make_progress
 
     with make_progress() as progress:
         task: Any = progress.add_task("read", total=None, current="")

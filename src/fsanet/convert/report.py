@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from fsanet.bench.flops import flop_counter
 from fsanet.dct import Band, BandLike
 from fsanet.errors import InputError
 
@@ -102,7 +102,7 @@ class Conversion:
         for current in (after, None):
             network = after if current is not None else restored(after, originals)
             network.to("meta").eval()
-            counter = FlopCounterMode(display=False)
+            counter = flop_counter()
             try:
                 with counter, torch.no_grad():
                     network(image)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from layers import opened, relative_error
-from torch.utils.flop_counter import FlopCounterMode
 
 from fsanet.bench import layers as bench_layers
+from fsanet.bench.flops import counted_flops
 from fsanet.bench.layers import (
     CrissCrossAttention,
     DoubleAttention,
@@ -111,9 +111,8 @@ def test_gradcheck(variant):
 
 
 def counted(layer, x):
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        layer(x)
-    return counter.get_total_flops()
+    with torch.no_grad():
+        return counted_flops(lambda: layer(x))
 
 
 def unseen_by_the_counter(layer, batch, height, width):
