@@ -204,7 +204,7 @@ def test_one_that_fails_leaves_no_other_waiting(
 ) -> None:
     trouble = {"rank": rank, "after": 1, "how": how}
     # ended() waits for all processes, as all of them hold the pipes.
-    code, out, err = ended(start(images, tmp_path, devices=2, trouble=trouble), timeout=90)
+    code, out, err = ended(start(images, tmp_path, devices=2, trouble=trouble), timeout=240)
     assert code != 0
     assert out == ""
     assert line in err

@@ -148,7 +148,7 @@ class Throughput(Callback):
             f"training waits for data {100 * share:.0f} % of the time; {_faster_loading(data)}; "
             "`fsanet data speed` measures the pipeline",
             UserWarning,
-            stacklevel=2,
+            stacklevel=1,
         )
 
 

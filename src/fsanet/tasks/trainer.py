@@ -114,5 +114,5 @@ def check_batch(
         f"{lr * images / wanted:g}), with --global_batch {images} and {wanted / images:g} times "
         "the steps",
         UserWarning,
-        stacklevel=3,
+        stacklevel=1,  # this file is one of ours, whoever calls
     )
