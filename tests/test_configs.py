@@ -9,7 +9,7 @@ import torch
 import yaml
 from miniature import write_ade20k, write_camvid, write_cityscapes, write_coco, write_voc
 
-from fsanet import FsaNet, cli
+from fsanet import FrequencySelfAttention, cli, models
 from fsanet.recipes import merged, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -38,13 +38,14 @@ WITHOUT_WEIGHTS = {
     "SegformerFsa": ["--model.init_args.pretrained=null"],
     "MaskRcnnFsa": ["--model.backbone_weights=null"],
 }
-# Rows with the network of another but for its attention: their steps are taken with a small
-# encoder, and the whole network is built without memory.
-ENCODER_OF_ANOTHER = {
-    *("cityscapes_dot_r1_k5", "cityscapes_dot_r1_k8", "cityscapes_dot_r2_k8"),
-    *("cityscapes_linear_softmax_r1_k5", "cityscapes_linear_softmax_r1_k8"),
-    "cityscapes_linear_softmax_r2_k5",
+# In place of the network of a row where that takes long: the whole one is `-m slow`, and built
+# without memory in any case.
+SMALLER = {
+    "FsaNet": ["--model.encoder=resnet10t"],
+    "SegformerFsa": ["--model.init_args.variant=b0"],
+    "MaskRcnnFsa": ["--model.backbone=resnet10t", "--model.positions=[p4]"],
 }
+LARGE = [file for file in FILES if file.stem.startswith(("city", "ade", "voc", "coco", "segf"))]
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,12 @@ def data_and_network(content):
     return data, "MaskRcnnFsa" if data == "CocoData" else named.rsplit(".", 1)[-1]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_two_steps_and_an_evaluation(file, trees, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("file", "whole"),
+    [pytest.param(file, file not in LARGE, id=file.stem) for file in FILES]
+    + [pytest.param(f, True, id=f"{f.stem}-whole", marks=pytest.mark.slow) for f in LARGE],
+)
+def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(CONFIGS.parent)
     content = read_recipe(file)
     data, network = data_and_network(content)
@@ -88,8 +93,8 @@ def test_two_steps_and_an_evaluation(file, trees, tmp_path, monkeypatch, capsys)
         *("--data.init_args.workers=0", "--steps=2", "--val_every=1", "--task.warmup_steps=1"),
         *("--global_batch=2", "--accelerator=cpu"),
     ]
-    if file.stem in ENCODER_OF_ANOTHER:
-        options.append("--model.encoder=resnet10t")
+    if not whole:
+        options += SMALLER[network]
     try:
         assert cli.main(["train", "--config", str(file), *options, "--out", str(out)]) == 0
         config = yaml.safe_load((out / "config.yaml").read_text())
@@ -113,14 +118,22 @@ def test_two_steps_and_an_evaluation(file, trees, tmp_path, monkeypatch, capsys)
     assert -1 <= value <= 1
 
 
-@pytest.mark.parametrize("name", sorted(ENCODER_OF_ANOTHER))
-def test_whole_network_of_a_row(name):
-    options = read_recipe(CONFIGS / f"{name}.yaml")["model"] | {"pretrained": False}
+@pytest.mark.parametrize("file", LARGE, ids=lambda file: file.stem)
+def test_whole_network_of_a_row(file):
+    content = read_recipe(file)
+    _, network = data_and_network(content)
+    if network == "SegformerFsa":
+        pytest.importorskip("transformers")
+    options = dict(content["model"].get("init_args", content["model"]))
+    for name in ("pretrained", "backbone_weights"):
+        options.pop(name, None)
     with torch.device("meta"):
-        model = FsaNet(**options, num_classes=19)
-        logits, auxiliary = model.forward_with_auxiliary(torch.zeros(2, 3, 65, 129))
-    assert logits.shape == auxiliary.shape == (2, 19, 65, 129)
-    attention = model.head.attention
+        model = getattr(models, network)(**options, num_classes=19)
+        if network != "MaskRcnnFsa":  # its boxes have no place without values
+            logits, auxiliary = model.forward_with_auxiliary(torch.zeros(2, 3, 65, 129))
+            assert logits.shape == (2, 19, 65, 129)
+            assert network == "SegformerFsa" or auxiliary.shape == (2, 19, 65, 129)
+    (attention,) = (m for m in model.modules() if isinstance(m, FrequencySelfAttention))
     assert (attention.similarity, attention.recurrence) == (
         options["similarity"],
         options["recurrence"],
