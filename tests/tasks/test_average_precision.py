@@ -149,7 +149,6 @@ def scored_alone(monkeypatch, detections, targets):
     return scored(detections, targets).as_dict()
 
 
-@pytest.mark.slow
 def test_processes_of_uneven_shares_score_as_one(tmp_path, free_port):
     """Seven images: four with the first process, three with the second."""
     mp.spawn(ap_worker.one_of_two, args=(free_port, str(tmp_path)), nprocs=2)

@@ -221,7 +221,6 @@ def script(out, devices, batch_size, loss):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     # 5 validation images: one process has 3 of them, the other 2.
     script(tmp_path / "two", 2, 2, "cross_entropy")
