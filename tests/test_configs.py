@@ -189,3 +189,16 @@ def test_batches_and_rates_agree():
         content = read_recipe(file)
         if "global_batch" in content:
             assert content["data"]["init_args"]["batch_size"] == content["global_batch"], file
+
+
+def test_missing_data_is_told_before_weights_are_downloaded(monkeypatch, tmp_path, capsys):
+    def asked(*args, **kwargs):
+        raise OSError("the hub was asked")
+
+    monkeypatch.setattr("fsanet.models.encoder.timm.create_model", asked)
+    command = ["train", "--config", str(CONFIGS / "cityscapes_best.yaml")]
+    root = ["--data.init_args.root", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    assert cli.main([*command, *root]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "download leftImg8bit_trainvaltest.zip" in line
+    assert not (tmp_path / "run").exists()

@@ -50,3 +50,12 @@ def test_rounding_of_the_pooling(ceil_pool, rows):
 def test_only_resnets_have_these(option, message):
     with pytest.raises(InputError, match=message):
         build_encoder("mobilenetv3_small_050", **option)
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("fsanet.models.encoder.timm.create_model", offline)
+    with pytest.raises(InputError, match=r"cannot be downloaded \(no connection\); without a net"):
+        build_encoder("resnet18", output_stride=16, pretrained=True)

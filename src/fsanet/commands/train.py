@@ -27,6 +27,7 @@ def run(given: list[str]) -> int:
     out = options.run_folder(parsed, given)
     lightning.seed_everything(parsed.seed, verbose=False)
     data = options.make_data(parser, parsed)
+    data.setup("fit")  # a data set that is missing is told of before weights are downloaded
     task = options.make_task(parsed, data, kind=kind)
     result = kind.train(
         task,

@@ -82,6 +82,12 @@ def build_encoder(
             "efficientnet*, regnet*"
         ) from error
     except (SafetensorError, OSError) as error:
+        if weights is None:  # the hub was asked
+            raise InputError(
+                f"encoder {name!r}: its weights cannot be downloaded "
+                f"({' '.join(str(error).split())[:200]}); without a network give pretrained=False, "
+                "and encoder_weights with a local file if there is one"
+            ) from error
         raise _unbuildable(name, weights, error) from error
     if missing:
         raise InputError(
