@@ -6,6 +6,7 @@ one device needs none of it, and does not wait for its import.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
@@ -218,11 +219,20 @@ def start_processes(
                 f"{fabric.world_size}; make them equal"
             )
         fabric.launch()
+        # Left to the end of the interpreter, gloo's threads are now and then still there when what
+        # they belong to is gone, and the process aborts with its work done.
+        atexit.unregister(_leave)
+        atexit.register(_leave)
     except InputError:
         raise
     except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         raise InputError(f"processes: {' '.join(str(error).split())}") from error
     return Processes(rank=fabric.global_rank, count=fabric.world_size, device=fabric.device)
+
+
+def _leave() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def started_outside() -> int:
