@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +32,7 @@ from fsanet.errors import InputError
 from fsanet.files import write_json, write_whole
 from fsanet.fingerprint import about_model
 from fsanet.predict import Predictor
-from fsanet.predict_folder import load_model, predictor_settings
+from fsanet.predict_folder import SegmentsFiles, load_model, predictor_settings
 from fsanet.processes import start_processes
 from fsanet.segmentation import Segmentation
 
@@ -168,7 +168,7 @@ def export_cityscapes(
     return processes.by_first(finish)
 
 
-class _LabelIdWriter:
+class _LabelIdWriter(SegmentsFiles):
     """PNG files of label ids; see `fsanet.bulk_state.Writer`."""
 
     reserved: tuple[str, ...] = ()
@@ -179,15 +179,6 @@ class _LabelIdWriter:
         self.settings = {"values": "label ids"} | predictor_settings(predictor)
         self.model = about_model(predictor.model)
         self._table = np.array(LABEL_IDS, dtype=np.uint8)
-
-    @property
-    def device(self) -> torch.device:
-        return self.predictor.device
-
-    def predict(
-        self, files: Sequence[Path], on_error: Callable[[Path, InputError], object]
-    ) -> Iterator[Segmentation]:
-        return self.predictor.predict_files(files, on_error=on_error)
 
     def save(
         self, result: Segmentation, folder: Path, stem: str, extra: dict[str, Any]

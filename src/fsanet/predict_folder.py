@@ -163,7 +163,22 @@ def predictor_settings(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-class _SegmentationWriter:
+class SegmentsFiles:
+    """The half of a `fsanet.bulk_state.Writer` that every writer of a `Predictor` has."""
+
+    predictor: Predictor
+
+    @property
+    def device(self) -> torch.device:
+        return self.predictor.device
+
+    def predict(
+        self, files: Sequence[Path], on_error: Callable[[Path, InputError], object]
+    ) -> Iterator[Segmentation]:
+        return self.predictor.predict_files(files, on_error=on_error)
+
+
+class _SegmentationWriter(SegmentsFiles):
     """Masks, overlays, classes' areas; see `fsanet.bulk_state.Writer`."""
 
     reserved: tuple[str, ...] = ()
@@ -178,15 +193,6 @@ class _SegmentationWriter:
             "legend": legend,
         }
         self.model = about_model(predictor.model) | {"num_classes": len(predictor.model.classes)}
-
-    @property
-    def device(self) -> torch.device:
-        return self.predictor.device
-
-    def predict(
-        self, files: Sequence[Path], on_error: Callable[[Path, InputError], object]
-    ) -> Iterator[Segmentation]:
-        return self.predictor.predict_files(files, on_error=on_error)
 
     def save(
         self, result: Segmentation, folder: Path, stem: str, extra: dict[str, Any]

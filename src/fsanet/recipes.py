@@ -43,10 +43,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     >>> merged({"class_path": "A", "init_args": {"x": 1}}, {"class_path": "B"})
     {'class_path': 'B'}
     """
-    other_class = (
-        "class_path" in base
-        and changes.get("class_path", base["class_path"]) != (base["class_path"])
-    )
+    named = base.get("class_path")
+    other_class = named is not None and changes.get("class_path", named) != named
     result = {key: value for key, value in base.items() if not (other_class and key == "init_args")}
     for key, value in changes.items():
         below = result.get(key)
@@ -58,12 +56,11 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def resolved(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments in which files that build on others are replaced by what they say."""
     result = list(arguments)
-    for index, text in enumerate(arguments):
-        before, _, value = text.rpartition("=") if text.startswith("--config=") else ("", "", text)
-        follows = index > 0 and arguments[index - 1] == "--config"
-        if (before or follows) and _builds_on_others(value):
-            content = yaml.safe_dump(read_recipe(value), sort_keys=False)
-            result[index] = f"--config={content}" if before else content
+    for index, (before, text) in enumerate(zip(["", *arguments], arguments, strict=False)):
+        joined = "--config=" if text.startswith("--config=") else ""
+        value = text.removeprefix(joined)
+        if (joined or before == "--config") and _builds_on_others(value):
+            result[index] = joined + yaml.safe_dump(read_recipe(value), sort_keys=False)
     return result
 
 
