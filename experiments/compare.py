@@ -155,7 +155,7 @@ def print_table(out: Path, order: list[str]) -> None:
 
 def build(config: str, variant: str, rest: list[str]) -> tuple:
     """The network of a variant, and the data module, as `fsanet train` would make them."""
-    from fsanet import options
+    from fsanet.cli import options
 
     parser = options.train_parser()
     parsed = options.parse(parser, ["--config", config, *options_of(variant), *rest])
@@ -243,7 +243,7 @@ def resident_peak(*, reset: bool = False) -> int:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """A network trained with regular attention, run with its k x k lowest frequencies alone."""
-    from fsanet import cli
+    from fsanet.cli import main as cli
 
     call = ["sweep", str(arguments.model), "--split", arguments.split, "--k", *arguments.k]
     if arguments.json:

@@ -16,13 +16,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fsanet.demo_recipe import demo_data, demo_network, train_demo
-from fsanet.demo_report import told_apart
 from fsanet.files import write_json
 from fsanet.models import FsaNet
-from fsanet.predict import Predictor
+from fsanet.predict.predictor import Predictor
 from fsanet.provenance import environment
-from fsanet.tasks.training import evaluate
+from fsanet.report.demo_recipe import demo_data, demo_network, train_demo
+from fsanet.report.demo_report import told_apart
+from fsanet.train.training import evaluate
 
 HEADS: dict[str, dict[str, Any]] = {
     "no attention": {"attention": None},

@@ -1,15 +1,8 @@
 import os
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-
-# importlib import mode leaves the test folders off the path; reference implementations, small data
-# sets and the model contract are shared between test files, and found by name in fresh processes.
-for folder in ("attention", "bench", "data", "models"):
-    sys.path.append(str(Path(__file__).parent / folder))
 
 # Test processes share the cores; with more threads each they would only wait for each other.
 if os.environ.get("PYTEST_XDIST_WORKER"):

@@ -8,13 +8,13 @@ import copy
 
 import pytest
 import torch
-from layers import BLOCKS, SIMILARITIES, opened, relative_error
+from support.layers import BLOCKS, SIMILARITIES, opened, relative_error
 
 from fsanet import FrequencySelfAttention, FsaNet, Predictor, SpatialSelfAttention
 from fsanet.bench.harness import LayerJob
 from fsanet.bench.probe import Limits, run_probe
 from fsanet.data import SceneData
-from fsanet.tasks import SemanticSegmentation, train
+from fsanet.train import SemanticSegmentation, train
 
 DEVICE = "cuda"
 pytestmark = [

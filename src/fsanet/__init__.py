@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fsanet.attention import BandTreatments, FrequencySelfAttention, SpatialSelfAttention
     from fsanet.convert import calibrate, convert_attention
     from fsanet.models import FsaNet
-    from fsanet.predict import Predictor
+    from fsanet.predict.predictor import Predictor
 
 try:
     __version__ = version("fsanet")
@@ -24,7 +24,7 @@ _LAZY = {
     "BandTreatments": "fsanet.attention",
     "FrequencySelfAttention": "fsanet.attention",
     "FsaNet": "fsanet.models",
-    "Predictor": "fsanet.predict",
+    "Predictor": "fsanet.predict.predictor",
     "SpatialSelfAttention": "fsanet.attention",
     "calibrate": "fsanet.convert",
     "convert_attention": "fsanet.convert",

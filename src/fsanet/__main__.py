@@ -2,6 +2,6 @@
 
 import sys
 
-from fsanet.cli import main
+from fsanet.cli.main import main
 
 sys.exit(main())

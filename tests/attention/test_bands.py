@@ -1,8 +1,8 @@
 import pytest
 import scipy.fft
 import torch
-from layers import opened, relative_error
-from reference import apply_block, low_pass
+from support.layers import opened, relative_error
+from support.reference import apply_block, low_pass
 from torch import nn
 
 from fsanet import BandTreatments, FrequencySelfAttention

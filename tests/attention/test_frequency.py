@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from layers import BLOCKS, SIMILARITIES, opened, relative_error
-from reference import apply_block, low_pass
+from support.layers import BLOCKS, SIMILARITIES, opened, relative_error
+from support.reference import apply_block, low_pass
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

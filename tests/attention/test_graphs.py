@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import BLOCKS, SIMILARITIES, opened
+from support.layers import BLOCKS, SIMILARITIES, opened
 from torch import nn
 
 from fsanet import BandTreatments, FrequencySelfAttention

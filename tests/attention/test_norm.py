@@ -6,8 +6,8 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from reference import apply_block
-from sync_worker import layer_of, work
+from support.reference import apply_block
+from support.sync_worker import layer_of, work
 
 from fsanet import FrequencySelfAttention
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fsanet.attention.dct import dct_basis, dense_basis
 from fsanet.attention.spectrum import Grid, Spectrum
-from fsanet.dct import dct_basis, dense_basis
 
 CPU = torch.device("cpu")
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fsanet.attention.linear_forms import Term
+from fsanet.attention.dct import dct_basis, dense_basis
+from fsanet.attention.linear import Term
 from fsanet.attention.spectrum import Grid
 from fsanet.attention.terms import add_rows, add_terms
-from fsanet.dct import dct_basis, dense_basis
 
 B, C, H, W = 2, 5, 6, 7
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fsanet.bench.cases import CASES, find_cases, flops_by_hand
-from fsanet.bench.flops import counted_flops
+from fsanet.cost import counted_flops
 from fsanet.errors import InputError
 
 

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from behaving import BehavingJob
+from support.behaving import BehavingJob
 
 from fsanet.bench.harness import LayerJob
 from fsanet.bench.probe import Limits, describe, run_probe

@@ -4,11 +4,18 @@ import zipfile
 import pytest
 import safetensors.torch
 import torch
-from published_networks import FULL, THIN, Published, ccnet_shapes, mmseg_shapes, random_state
+from support.published_networks import (
+    FULL,
+    THIN,
+    Published,
+    ccnet_shapes,
+    mmseg_shapes,
+    random_state,
+)
 
 from fsanet import FsaNet
 from fsanet.convert.checkpoints import convert_checkpoint, convert_state
-from fsanet.data.class_names import ADE20K, CITYSCAPES, VOC
+from fsanet.data.datasets.class_names import ADE20K, CITYSCAPES, VOC
 from fsanet.errors import InputError
 
 # 71 rows: the map before the max-pooling has 36, so that rounding up or down differs.

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import reference
 import scipy.fft
 import torch
+from support import reference
 
 from fsanet import FrequencySelfAttention
 from fsanet.convert.grid import GridSelfAttention

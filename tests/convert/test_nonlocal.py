@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-import reference
 import torch
+from support import reference
 from torch import nn
 
 from fsanet import FrequencySelfAttention, convert_attention

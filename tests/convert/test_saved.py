@@ -10,7 +10,7 @@ from fsanet.convert import load_converted, save_converted
 from fsanet.convert.grid import GridSelfAttention
 from fsanet.convert.saved import CONVERSION_FILE, apply_conversion
 from fsanet.errors import InputError
-from fsanet.predict_folder import load_model
+from fsanet.predict.folder import load_model
 
 
 @pytest.fixture(scope="module")

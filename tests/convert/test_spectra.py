@@ -3,12 +3,12 @@
 import math
 
 import pytest
-import reference
 import torch
+from support import reference
 from torch import nn
 
+from fsanet.attention.dct import Band
 from fsanet.convert.spectra import TokenSpectrum, evaluate_patches, patch_basis, points_of
-from fsanet.dct import Band
 from fsanet.errors import InputError
 
 CPU = torch.device("cpu")

@@ -7,20 +7,20 @@ import sys
 
 import numpy as np
 import pytest
-from miniature import (
+from PIL import Image
+from support.miniature import (
     write_ade20k,
     write_camvid,
     write_cityscapes,
     write_coco,
     write_voc,
 )
-from PIL import Image
 
 pytest.importorskip("scipy", reason="the miniature's .mat files are written with SciPy")
 pytest.importorskip("faster_coco_eval")
 
 from fsanet.data.check import check_data
-from fsanet.data.layouts import guess_layout
+from fsanet.data.datasets.layouts import guess_layout
 from fsanet.errors import InputError
 
 WRITE = {

@@ -6,12 +6,12 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
+from fsanet.data.augment import MEAN_COLOUR
 from fsanet.data.instance_transforms import (
     BoxesAroundMasks,
     boxes_around,
     instance_train_transform,
 )
-from fsanet.data.transforms import MEAN_COLOUR
 from fsanet.errors import InputError
 
 SHADES = (60, 140, 220)

@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from fsanet.data import FolderData, SceneData
-from fsanet.data.loading import OrderedData
+from fsanet.data.batches import OrderedData
 from fsanet.data.module import collate
 from fsanet.data.speed import measure_rate, measure_stages
 from fsanet.errors import InputError
@@ -101,7 +101,7 @@ def test_reading_is_told_apart_where_there_are_files(write, monkeypatch):
     def slow(*args):
         time.sleep(0.03)
 
-    monkeypatch.setattr("fsanet.data.folder.check_ids", slow)
+    monkeypatch.setattr("fsanet.data.datasets.folder.check_ids", slow)
     stages = {stage.name: stage.median for stage in measure_stages(data, images=6)}
     names = ["decode image", "decode labels", "resize and crop", "flip", "colour", "pad"]
     assert list(stages) == [*names, "make a batch", "all"]

@@ -1,10 +1,10 @@
 import json
 
-import contract
 import pytest
 import safetensors.torch
 import timm
 import torch
+from support import contract
 from torch import nn
 
 from fsanet import FrequencySelfAttention, FsaNet, SpatialSelfAttention

@@ -7,7 +7,7 @@ import torch
 
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa, load_model
-from fsanet.predict_folder import load_model as load_model_or_run
+from fsanet.predict.folder import load_model as load_model_or_run
 
 
 @pytest.fixture(scope="module")

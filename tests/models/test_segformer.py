@@ -3,10 +3,10 @@
 import json
 import sys
 
-import contract
 import pytest
 import safetensors.torch
 import torch
+from support import contract
 from torch.nn.functional import interpolate
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention

@@ -14,11 +14,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fsanet.attention.coefficients import dot_rounds
+from fsanet.attention.dct import Band, BandLike, dct_bases, full_precision, synthesise
+from fsanet.attention.dot import dot_rounds
 from fsanet.attention.frequency import FrequencySelfAttention
-from fsanet.attention.residual import analyse_and_keep
+from fsanet.attention.kernels import analyse_and_keep
 from fsanet.attention.spectrum import Spectrum
-from fsanet.dct import Band, BandLike, dct_bases, full_precision, synthesise
 from fsanet.errors import InputError
 
 __all__ = ["BandTreatments"]
@@ -30,8 +30,8 @@ class BandTreatments(nn.Module):
     """Cut the frequency plane into bands and treat each in its own way.
 
     Args:
-        treatments: pairs of a band (as :meth:`fsanet.dct.Band.of` reads it; ranges may be open,
-            ``(8, None)``) and what happens to it: ``"identity"``, ``"drop"``, a
+        treatments: pairs of a band (as :meth:`fsanet.attention.dct.Band.of` reads it; ranges may
+            be open, ``(8, None)``) and what happens to it: ``"identity"``, ``"drop"``, a
             :class:`FrequencySelfAttention` (its own ``k`` is set aside; the band is the one given
             here) or an ``nn.Conv2d`` with kernel 1 and no bias, acting on coefficients (the same
             as on the map). One module may treat several bands: they then share its weights.

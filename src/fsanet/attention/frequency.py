@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fsanet.attention.block import AttentionBlock, Block
-from fsanet.attention.coefficients import dot_rounds
-from fsanet.attention.linear_forms import linear_rounds
-from fsanet.attention.residual import analyse_and_keep
+from fsanet.attention.dct import Band, BandLike, analyse, dct_bases, full_precision, synthesise
+from fsanet.attention.dot import dot_rounds
+from fsanet.attention.kernels import analyse_and_keep
+from fsanet.attention.linear import linear_rounds
 from fsanet.attention.similarity import Similarity, attend
 from fsanet.attention.spectrum import Spectrum
 from fsanet.attention.terms import add_terms
-from fsanet.dct import Band, BandLike, analyse, dct_bases, full_precision, synthesise
 
 __all__ = ["FrequencySelfAttention"]
 

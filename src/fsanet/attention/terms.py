@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsanet.attention.linear_forms import Term
-from fsanet.attention.spectrum import Grid
-from fsanet.dct import (
+from fsanet.attention.dct import (
     MOST_UNROLLED,
     add_in_parts,
     add_product,
@@ -26,6 +24,8 @@ from fsanet.dct import (
     in_parts,
     transformed,
 )
+from fsanet.attention.linear import Term
+from fsanet.attention.spectrum import Grid
 
 __all__ = ["add_rows", "add_terms", "factors"]
 

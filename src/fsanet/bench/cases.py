@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.similarity import Similarity
 from fsanet.bench import layers
-from fsanet.bench.flops import frequency_flops, spatial_flops
+from fsanet.cost import frequency_flops, spatial_flops
 from fsanet.errors import InputError
 
 __all__ = ["CASES", "Case", "Floor", "find_cases"]

@@ -22,7 +22,7 @@ from fsanet.bench.results import Timing
 from fsanet.bench.timing import Clock, Quartiles, quartiles, ratios
 from fsanet.errors import InputError
 from fsanet.models import FsaNet
-from fsanet.predict_folder import load_model
+from fsanet.predict.folder import load_model
 from fsanet.provenance import environment
 
 __all__ = ["VARIANTS", "NetworkReport", "NetworkRow", "NetworkSettings", "run_network_bench"]

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fsanet.bench.flops import counted_flops, parameters_of
 from fsanet.bench.memory import (
     available_bytes,
     kept_for_backward,
@@ -27,6 +26,7 @@ from fsanet.bench.memory import (
     out_of_memory,
     peak_of,
 )
+from fsanet.cost import counted_flops, parameters_of
 from fsanet.errors import InputError
 
 __all__ = ["Findings", "Job", "Limits", "Subject", "run_probe"]

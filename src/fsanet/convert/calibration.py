@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsanet.attention.dct import Band, analyse, dct_bases
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.kinds import KINDS, Kind, Wanted
 from fsanet.convert.modules import chosen_modules, replacement_of
 from fsanet.convert.observe import Call, Images, input_map, observe, relative_error
 from fsanet.convert.report import aligned, plain, set_module
 from fsanet.convert.token_attention import Route
-from fsanet.dct import Band, analyse, dct_bases
 from fsanet.errors import InputError
 
 __all__ = ["Calibration", "calibrate"]
@@ -88,7 +88,7 @@ class Calibration:
 
     def draw(self, *, dark: bool = False) -> bytes:
         """Energy and error against k, a line a module: a PNG file."""
-        from fsanet.convert.calibration_figure import draw_calibration
+        from fsanet.report.calibration_figure import draw_calibration
 
         return draw_calibration(self, dark=dark)
 

@@ -15,14 +15,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.published_files import read_state
 from fsanet.convert.published_names import Source, encoder_arguments, published_name, weight
-from fsanet.data.class_names import CITYSCAPES, LABEL_SETS, LabelSet
-from fsanet.dct import BandLike
+from fsanet.data.datasets.class_names import CITYSCAPES, LABEL_SETS, LabelSet
+from fsanet.data.palette import class_palette
 from fsanet.errors import InputError
 from fsanet.models import FsaNet
-from fsanet.palette import class_palette
 
 __all__ = ["PublishedNetwork", "convert_checkpoint", "convert_state", "match_state"]
 

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from fsanet.attention import FrequencySelfAttention
+from fsanet.attention.dct import Band, analyse
 from fsanet.attention.frequency import full_precision
 from fsanet.attention.similarity import attend
 from fsanet.convert.spectra import TokenSpectrum, points_of
 from fsanet.convert.token_attention import check_route, compute_dtype
-from fsanet.dct import Band, analyse
 
 __all__ = ["GridSelfAttention"]
 

@@ -23,10 +23,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.block import rename_published_keys
+from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.grid import GridSelfAttention
 from fsanet.convert.token_attention import Route, check_route
-from fsanet.dct import BandLike
 from fsanet.errors import InputError
 
 __all__ = [

@@ -12,11 +12,11 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from fsanet.attention.dct import Band, BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.kinds import KINDS, Kind, Wanted
 from fsanet.convert.report import Conversion, Converted, set_module
 from fsanet.convert.token_attention import Route, check_route
-from fsanet.dct import Band, BandLike
 from fsanet.errors import InputError
 
 __all__ = ["convert_attention"]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsanet.bench.flops import flop_counter
-from fsanet.dct import Band, BandLike
+from fsanet.attention.dct import Band, BandLike
+from fsanet.cost import flop_counter
 from fsanet.errors import InputError
 
 __all__ = ["Conversion", "Converted", "Flops", "set_module"]

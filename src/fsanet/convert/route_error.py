@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fsanet.attention.dct import BandLike
 from fsanet.convert.kinds import KINDS, Kind, Wanted
 from fsanet.convert.modules import chosen_modules, replacement_of
 from fsanet.convert.observe import Call, Images, observe, relative_error
 from fsanet.convert.report import aligned
-from fsanet.dct import BandLike
 
 __all__ = ["RouteError", "route_error"]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fsanet.attention.dct import BandLike
 from fsanet.attention.frequency import full_precision
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.spectra import TokenSpectrum, evaluate, evaluate_patches, points_of
 from fsanet.convert.token_attention import Route, TokenAttention, compute_dtype, heads
-from fsanet.dct import BandLike
 from fsanet.errors import InputError
 
 __all__ = ["SegformerFrequencyAttention"]

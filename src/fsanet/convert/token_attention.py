@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fsanet.attention.dct import Band, BandLike
 from fsanet.attention.similarity import SIMILARITIES, Similarity, attend
-from fsanet.dct import Band, BandLike
 from fsanet.errors import InputError
 
 __all__ = ["Route", "TokenAttention", "check_route", "heads"]

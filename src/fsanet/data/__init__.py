@@ -3,20 +3,20 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fsanet.data.ade20k import Ade20k
-from fsanet.data.camvid import CamVid
-from fsanet.data.cityscapes import Cityscapes
-from fsanet.data.folder import SegmentationFolder
+from fsanet.data.augment import eval_transform, train_transform
+from fsanet.data.datasets.ade20k import Ade20k
+from fsanet.data.datasets.camvid import CamVid
+from fsanet.data.datasets.cityscapes import Cityscapes
+from fsanet.data.datasets.folder import SegmentationFolder
+from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS, ProceduralScenes
+from fsanet.data.datasets.voc import VocAug
 from fsanet.data.images import read_image
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, SampleKey, TrainSampler
-from fsanet.data.scenes import AMBIGUOUS_PAIRS, ProceduralScenes
-from fsanet.data.transforms import eval_transform, train_transform
-from fsanet.data.voc import VocAug
 
 if TYPE_CHECKING:
+    from fsanet.data.datasets.published import Ade20kData, CityscapesData, VocAugData
     from fsanet.data.instances import CocoData
     from fsanet.data.module import CamVidData, FolderData, SceneData, SegmentationData
-    from fsanet.data.published import Ade20kData, CityscapesData, VocAugData
 
 __all__ = [
     "AMBIGUOUS_PAIRS",
@@ -46,7 +46,7 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(("CamVidData", "FolderData", "SceneData", "SegmentationData"), "module"),
-    **dict.fromkeys(("Ade20kData", "CityscapesData", "VocAugData"), "published"),
+    **dict.fromkeys(("Ade20kData", "CityscapesData", "VocAugData"), "datasets.published"),
     "CocoData": "instances",
 }
 

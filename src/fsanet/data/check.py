@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from fsanet.data.ade20k import check_object_info
-from fsanet.data.coco import mask_tools
-from fsanet.data.downloads import MissingData
-from fsanet.data.images import read_image
-from fsanet.data.layouts import Split, guess_layout, splits_of
-from fsanet.data.pairs import (
+from fsanet.data.datasets.ade20k import check_object_info
+from fsanet.data.datasets.coco import mask_tools
+from fsanet.data.datasets.downloads import MissingData
+from fsanet.data.datasets.layouts import Split, guess_layout, splits_of
+from fsanet.data.datasets.pairs import (
     IGNORE,
     IdTable,
     Listing,
@@ -30,7 +29,8 @@ from fsanet.data.pairs import (
     ranges,
     read_labels,
 )
-from fsanet.data.sbd import require_scipy
+from fsanet.data.datasets.sbd import require_scipy
+from fsanet.data.images import read_image
 from fsanet.errors import InputError
 
 __all__ = ["Report", "SplitSummary", "check_data"]
@@ -114,7 +114,7 @@ def check_data(
 
     Args:
         root: its folder.
-        layout: one of `fsanet.data.layouts.LAYOUTS`; by default it is told from the folder.
+        layout: one of `fsanet.data.datasets.layouts.LAYOUTS`; by default guessed from the folder.
         quick: compare names and numbers alone, and read no image.
         subset: a part of the published data is enough: numbers are not compared, and splits may
             be missing.

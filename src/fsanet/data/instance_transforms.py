@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from fsanet.data.transforms import MEAN_COLOUR
+from fsanet.data.augment import MEAN_COLOUR
 from fsanet.errors import InputError
 
 __all__ = ["BoxesAroundMasks", "WithoutCrowds", "boxes_around", "instance_train_transform"]

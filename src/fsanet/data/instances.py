@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fsanet.data.coco import CocoFile, decode_masks, mask_tools, read_coco
+from fsanet.data.batches import OrderedData
+from fsanet.data.datasets.coco import CocoFile, decode_masks, mask_tools, read_coco
 from fsanet.data.images import read_file
 from fsanet.data.instance_transforms import instance_train_transform
-from fsanet.data.loading import OrderedData
 from fsanet.errors import InputError
 
 __all__ = ["CocoData", "InstanceData", "InstanceDataset"]

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsanet.data import camvid, scenes
+from fsanet.data.augment import MEAN_COLOUR, eval_transform, train_transform
+from fsanet.data.batches import OrderedData
 from fsanet.data.cache import DecodedDataset
-from fsanet.data.folder import SegmentationFolder, class_names
+from fsanet.data.datasets import camvid, scenes
+from fsanet.data.datasets.folder import SegmentationFolder, class_names
 from fsanet.data.labelled import CompactItems
-from fsanet.data.loading import OrderedData
-from fsanet.data.transforms import MEAN_COLOUR, eval_transform, train_transform
+from fsanet.data.palette import Colour, class_palette
 from fsanet.errors import InputError
-from fsanet.palette import Colour, class_palette
 
 
 class SegmentationData(OrderedData):

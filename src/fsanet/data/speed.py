@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from fsanet.data.batches import OrderedData
 from fsanet.data.images import read_file
-from fsanet.data.loading import OrderedData
 from fsanet.data.sampling import AugmentedDataset
 from fsanet.errors import InputError
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fsanet.errors import InputError
-from fsanet.models.network import check_state
+from fsanet.models.saving import check_state
 
 __all__ = ["load_detector", "load_resnet", "read_state"]
 

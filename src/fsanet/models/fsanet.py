@@ -14,12 +14,12 @@ import timm
 from torch import Tensor
 
 from fsanet.attention.block import Block
+from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.dct import BandLike
 from fsanet.errors import InputError
 from fsanet.models.encoder import build_encoder
 from fsanet.models.heads import Attention, FcnHead, FsaHead
-from fsanet.models.network import SegmentationNetwork, band_to_json
+from fsanet.models.saving import SegmentationNetwork, band_to_json
 
 __all__ = ["FsaNet"]
 

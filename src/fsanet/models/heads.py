@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.block import Block
+from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.dct import BandLike
 from fsanet.errors import InputError
 
 __all__ = ["Attention", "FcnHead", "FsaHead", "conv_bn_relu"]

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from fsanet.errors import InputError
 from fsanet.models.fsanet import FsaNet
 from fsanet.models.mask_rcnn import MaskRcnnFsa
-from fsanet.models.network import check_source
+from fsanet.models.saving import check_source
 from fsanet.models.segformer import SegformerFsa
 
 __all__ = ["load_model"]

@@ -28,14 +28,14 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
 
 from fsanet.attention.block import Block
+from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.dct import BandLike
+from fsanet.data.palette import class_palette
 from fsanet.errors import InputError
 from fsanet.files import write_whole
 from fsanet.models.detector_weights import load_detector, load_resnet, read_state
 from fsanet.models.encoder import build_encoder
 from fsanet.models.heads import Attention
-from fsanet.models.network import band_to_json, check_source, check_state
 from fsanet.models.pyramid import (
     Position,
     check_positions,
@@ -43,7 +43,7 @@ from fsanet.models.pyramid import (
     resnet_pyramid,
     timm_pyramid,
 )
-from fsanet.palette import class_palette
+from fsanet.models.saving import band_to_json, check_source, check_state
 
 __all__ = ["MaskRcnnFsa"]
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.block import Block
+from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.dct import BandLike
 from fsanet.errors import InputError
 from fsanet.models.heads import Attention
-from fsanet.models.network import SegmentationNetwork, band_to_json
+from fsanet.models.saving import SegmentationNetwork, band_to_json
 from fsanet.models.segformer_weights import (
     SIZES,
     Variant,

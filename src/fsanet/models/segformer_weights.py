@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from torch import nn
 
 from fsanet.errors import InputError
-from fsanet.models.network import check_source
+from fsanet.models.saving import check_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

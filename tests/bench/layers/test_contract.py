@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from layers import opened, relative_error
+from support.layers import opened, relative_error
 
 from fsanet.bench import layers as bench_layers
-from fsanet.bench.flops import counted_flops
 from fsanet.bench.layers import (
     CrissCrossAttention,
     DoubleAttention,
@@ -21,6 +20,7 @@ from fsanet.bench.layers import (
     PyramidNonLocal,
     SpatialReductionAttention,
 )
+from fsanet.cost import counted_flops
 
 # Each as its options differ from the defaults, at 8 channels.
 VARIANTS = {

@@ -1,5 +1,5 @@
 import torch
-from layers import opened, relative_error
+from support.layers import opened, relative_error
 
 from fsanet.bench.layers import ExternalAttention
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from layers import opened, relative_error
+from support.layers import opened, relative_error
 
 from fsanet.bench.layers import FourierMixing
 

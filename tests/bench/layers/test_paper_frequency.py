@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from layers import opened, relative_error
-from reference import apply_block
+from support.layers import opened, relative_error
+from support.reference import apply_block
 
 from fsanet import FrequencySelfAttention
 from fsanet.bench.layers import PaperFrequencyAttention

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from layers import opened, relative_error
-from reference import apply_block
+from support.layers import opened, relative_error
+from support.reference import apply_block
 
 from fsanet import SpatialSelfAttention
 from fsanet.bench.layers import MaterialisedSelfAttention

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from layers import opened, relative_error
+from support.layers import opened, relative_error
 
 from fsanet.bench.layers import SpatialReductionAttention
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fsanet.attention.block import AttentionBlock
+from fsanet.attention.dct import Band, BandLike, basis_dtype, dct_basis, dense_basis
 from fsanet.attention.similarity import Similarity, attend
-from fsanet.dct import Band, BandLike, basis_dtype, dct_basis, dense_basis
 from fsanet.errors import InputError
 
 __all__ = ["PaperFrequencyAttention"]
@@ -35,7 +35,7 @@ class PaperFrequencyAttention(AttentionBlock):
 
     Args:
         channels: C.
-        k: the band, as :meth:`fsanet.dct.Band.of` reads it; clipped to the map.
+        k: the band, as :meth:`fsanet.attention.dct.Band.of` reads it; clipped to the map.
         similarity: "dot", or "linear_softmax": there q, k and v are brought back to the map, as
             their lengths are taken at each position; the sum over keys is bracketed so that no
             N x N matrix arises, though the paper leaves the order of the products open.

@@ -1,0 +1,210 @@
+"""Built-in instance data: shapes that lie over each other, drawn from a seed; nothing to download.
+
+Each picture holds one to six discs, boxes and triangles of any colour on a noisy background. The
+later ones cover the earlier, so that masks are of what is seen.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+
+from fsanet.data.datasets.coco import encode_masks
+from fsanet.data.instances import InstanceData, Target
+from fsanet.errors import InputError
+from fsanet.files import write_json, write_whole
+
+__all__ = ["CLASSES", "InstanceSceneData", "InstanceScenes", "write_coco"]
+
+CLASSES = ("disc", "box", "triangle")
+_SPLITS = ("train", "val", "test")
+_MOST = 6
+_LEAST_SEEN = 40  # pixels of an instance that must be left in sight
+
+
+class InstanceScenes(Dataset[tuple[Any, Target]]):
+    """Pictures of shapes rendered on the fly; items are those of `InstanceDataset`.
+
+    An item depends on ``(seed, split, index, size)`` alone.
+
+    Args:
+        length: number of pictures.
+        split: "train", "val" or "test"; the splits share no picture.
+        size: (H, W) in pixels, at least 48 each.
+        seed: another seed is another data set.
+
+    Raises:
+        InputError: for a length below 1, an unknown split, or a size too small.
+
+    >>> image, target = InstanceScenes(2, size=(64, 96))[0]
+    >>> tuple(image.shape), len(target["labels"]) == len(target["masks"])
+    ((3, 64, 96), True)
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        split: str = "train",
+        size: tuple[int, int] = (128, 160),
+        seed: int = 0,
+    ) -> None:
+        if length < 1:
+            raise InputError(f"length={length}: the built-in data set needs at least one picture")
+        if split not in _SPLITS:
+            raise InputError(f"split {split!r}: choose one of {', '.join(_SPLITS)}")
+        if min(size) < 48:
+            raise InputError(f"size={tuple(size)} of the built-in data set: at least 48 pixels")
+        if seed < 0:
+            raise InputError(f"seed={seed}: must not be negative")
+        self.length, self.split, self.seed = length, split, seed
+        self.size = (int(size[0]), int(size[1]))
+        self.classes = CLASSES
+        self.category_ids = tuple(range(1, len(CLASSES) + 1))
+        self.names = [f"{split}-{index:05d}.png" for index in range(length)]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Any, Target]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index, *self.size))
+        pixels, masks, labels = _draw(rng, *self.size)
+        seen = torch.from_numpy(masks)  # (N, H, W)
+        boxes = masks_to_boxes(seen)
+        boxes[:, 2:] += 1  # from the last pixel's index to its far edge
+        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return tv_tensors.Image(image), {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self.size),
+            "masks": tv_tensors.Mask(seen.to(torch.uint8)),
+            "labels": torch.from_numpy(labels),
+            "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
+            "area": seen.flatten(1).sum(1).float(),
+            "image_id": index + 1,
+        }
+
+
+class InstanceSceneData(InstanceData):
+    """Data module of `InstanceScenes`.
+
+    Args:
+        picture: (H, W) of the pictures.
+        train_length: number of training pictures.
+        val_length: number of validation pictures.
+        test_length: number of test pictures.
+        scene_seed: seed of the pictures; ``seed`` is that of order and augmentation.
+        size: (H, W) of training images, see `InstanceData`; None takes whole pictures.
+        photometric: as in `InstanceData`.
+        **options: see `InstanceData`.
+    """
+
+    def __init__(
+        self,
+        *,
+        picture: tuple[int, int] = (128, 160),
+        train_length: int = 500,
+        val_length: int = 50,
+        test_length: int = 100,
+        scene_seed: int = 0,
+        size: tuple[int, int] | None = None,
+        photometric: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(size=size, photometric=photometric, **options)
+        self.picture, self.scene_seed = picture, scene_seed
+        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
+        self.classes = CLASSES
+        self.category_ids = tuple(range(1, len(CLASSES) + 1))
+        for stage in self.lengths:
+            self.make_dataset(stage)  # refuses a bad size or length here
+
+    def make_dataset(self, stage: str) -> InstanceScenes:
+        return InstanceScenes(
+            self.lengths[stage], split=stage, size=self.picture, seed=self.scene_seed
+        )
+
+
+def write_coco(scenes: InstanceScenes, folder: str | Path) -> Path:
+    """Write pictures to ``folder/images``, and what is on them to ``folder/instances.json``.
+
+    Returns:
+        the annotation file, in COCO's format with masks as RLE.
+    """
+    folder = Path(folder)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, name in enumerate(scenes.names):
+        image, target = scenes[index]
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        write_whole(folder / "images" / name, partial(picture.save, format="PNG"))
+        height, width = scenes.size
+        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        rles = encode_masks(target["masks"])
+        for box, label, area, rle in zip(
+            target["boxes"].tolist(),
+            target["labels"].tolist(),
+            target["area"].tolist(),
+            rles,
+            strict=True,
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": label,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "segmentation": rle,
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(scenes.classes)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return write_json(folder / "instances.json", content)
+
+
+def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[Any, Any, Any]:
+    """A picture uint8 (H, W, 3), masks bool (N, H, W) of what is seen, labels int64 (N,)."""
+    shade = rng.integers(40, 216, 3)
+    pixels = shade + rng.normal(0, 12, (height, width, 3))
+    masks: list[Any] = []
+    labels: list[int] = []
+    for _ in range(int(rng.integers(1, _MOST + 1))):
+        label = int(rng.integers(len(CLASSES)))
+        shape = _shape(rng, label, height, width)
+        kept = [mask & ~shape for mask in masks]
+        if shape.sum() < _LEAST_SEEN or any(mask.sum() < _LEAST_SEEN for mask in kept):
+            continue  # it would hide another one
+        masks = [*kept, shape]
+        labels.append(label + 1)
+        colour = rng.integers(0, 256, 3)
+        pixels[shape] = colour + rng.normal(0, 6, (int(shape.sum()), 3))
+    if not masks:  # all draws were too small
+        return _draw(rng, height, width)
+    return (
+        pixels.round().clip(0, 255).astype(np.uint8),
+        np.stack(masks),
+        np.array(labels, dtype=np.int64),
+    )
+
+
+def _shape(rng: np.random.Generator, label: int, height: int, width: int) -> Any:
+    """One shape as bool (H, W), perhaps cut by the edge."""
+    side = float(rng.uniform(0.12, 0.45)) * min(height, width)
+    x, y = float(rng.uniform(0, width)), float(rng.uniform(0, height))
+    angle = float(rng.uniform(0, 2 * np.pi))
+    corners = {0: 48, 1: 4, 2: 3}[label]
+    turns = angle + 2 * np.pi * np.arange(corners) / corners
+    points = np.stack([x + side * np.cos(turns), y + side * np.sin(turns)], 1)
+    canvas = Image.new("1", (width, height))
+    ImageDraw.Draw(canvas).polygon([(float(a), float(b)) for a, b in points], fill=1)
+    return np.asarray(canvas).copy()

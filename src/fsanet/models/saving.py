@@ -1,0 +1,213 @@
+"""What a segmentation network of this library is besides its layers: names, colours, files.
+
+Legend: B batch, H x W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from fsanet.attention.dct import Band, BandLike
+from fsanet.data.palette import class_palette
+from fsanet.errors import InputError
+from fsanet.files import write_whole
+
+__all__ = ["SegmentationNetwork", "band_to_json", "check_source", "check_state"]
+
+_HUB_ONLY = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
+
+
+class SegmentationNetwork(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="fsanet",
+    tags=["semantic-segmentation"],
+    paper_url="https://arxiv.org/abs/2211.15595",
+):
+    """Base of networks that know their classes and normalisation, and save them with the weights.
+
+    A network of this kind sets `_hub_mixin_config` to what its constructor needs to make it again,
+    "network" in it to the name of its class (see `fsanet.models.load_model`).
+
+    Attributes:
+        num_classes: classes.
+        classes: their names.
+        palette: one (r, g, b) of 0..255 per class.
+        mean, std: one value per channel, for images of 0..1.
+        bgr: the network takes channels in the order blue, green, red.
+        align_corners: of the upsampling of logits.
+    """
+
+    num_classes: int
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool = False
+    align_corners: bool = False
+
+    def describe(
+        self,
+        *,
+        num_classes: int,
+        classes: Sequence[str] | None,
+        palette: Sequence[Sequence[int]] | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        in_channels: int,
+    ) -> None:
+        """Set the attributes from constructor arguments; defaults for names and colours.
+
+        Raises:
+            InputError: numbers of classes, names, colours or channels that do not agree.
+        """
+        if num_classes < 1:
+            raise InputError(f"num_classes={num_classes}: give at least 1")
+        names = map(str, range(num_classes)) if classes is None else classes
+        self.num_classes, self.classes = num_classes, tuple(names)
+        if len(self.classes) != num_classes:
+            raise InputError(f"classes has {len(self.classes)} entries for {num_classes} classes")
+        self.palette = class_palette(palette, num_classes)
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        if not len(self.mean) == len(self.std) == in_channels or min(self.std) <= 0:
+            raise InputError(
+                f"mean {self.mean} and std {self.std} need one value per channel "
+                f"({in_channels}), std above 0"
+            )
+
+    def description(self) -> dict[str, Any]:
+        """The attributes as JSON holds them: arguments of the constructor."""
+        return {
+            "num_classes": self.num_classes,
+            "classes": list(self.classes),
+            "palette": [list(colour) for colour in self.palette],
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Plain images to what ``forward`` takes.
+
+        Args:
+            images: ``(..., in_channels, H, W)``, RGB, uint8 of 0..255 or floats of 0..1.
+
+        Returns:
+            Floats of the same shape: ``(images - mean) / std``, in BGR order if the network is;
+            on a CPU a batch is stored with the channels innermost.
+        """
+        x = images if images.is_floating_point() else images.float() / 255
+        mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
+        x = (x - mean[:, None, None]) / std[:, None, None]
+        x = x.flip(-3) if self.bgr else x
+        if x.ndim == 4 and x.device.type == "cpu":  # its convolutions are faster so
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    def upsample(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Logits ``(B, num_classes, h, w)``, bilinearly, to ``(B, num_classes, H, W)``."""
+        return interpolate(
+            logits, size=images.shape[-2:], mode="bilinear", align_corners=self.align_corners
+        )
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **overrides: Any) -> Self:  # type: ignore[override]
+        """The network saved in a folder or on the hub.
+
+        Args:
+            source: folder written by ``save_pretrained``, or a hub id.
+            **overrides: constructor arguments that differ from the saved ones, such as ``k=4``;
+                and the hub's own (``revision``, ``cache_dir``, ``local_files_only``, ...).
+
+        Raises:
+            InputError: no such folder, no network in it, or weights of another architecture.
+        """
+        folder = check_source(source)
+        if folder is not None:
+            for name in ("config.json", "model.safetensors"):
+                if not (folder / name).is_file():
+                    raise InputError(
+                        f"{folder}: no {name} in it; give a folder written by save_pretrained"
+                    )
+        return super().from_pretrained(str(source), **overrides)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **rest: Any) -> Self:
+        if not Path(model_id).is_dir():
+            return super()._from_pretrained(model_id=model_id, map_location=map_location, **rest)
+        model = cls(**{name: value for name, value in rest.items() if name not in _HUB_ONLY})
+        file = str(Path(model_id) / "model.safetensors")
+        return cls._load_as_safetensor(model, file, map_location, strict=True)
+
+    @classmethod
+    def _load_as_safetensor(  # type: ignore[override]
+        cls, model: Self, model_file: str, map_location: str, strict: bool
+    ) -> Self:
+        # The mixin's own loading would accept weights that only partly fit.
+        try:
+            state = safetensors.torch.load_file(model_file, device=map_location)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"{model_file}: cannot be read ({error})") from error
+        check_state(model, state, model_file)
+        model.load_state_dict(state)
+        return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        write_whole(
+            save_directory / "model.safetensors",
+            lambda stream: stream.write(safetensors.torch.save(state, {"format": "pt"})),
+        )
+
+
+def check_source(source: str | Path) -> Path | None:
+    """The folder that ``source`` is, or None for a hub id.
+
+    Raises:
+        InputError: it is neither.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{folder}: a file, not a folder written by save_pretrained")
+    if folder.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
+        raise InputError(f"{folder}: no such folder, and not a hub id (owner/name)")
+    return None
+
+
+def band_to_json(k: BandLike) -> Any:
+    """A band as JSON holds it; `Band.of` reads it again."""
+    if k is None or isinstance(k, int):
+        return k
+    band = Band.of(k)
+    return [[band.h0, band.h1], [band.w0, band.w1]]
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise an InputError that says how ``state`` differs from what ``model`` needs, if it does."""
+    wanted = model.state_dict()
+    problems = []
+    for title, names in (
+        ("missing", wanted.keys() - state.keys()),
+        ("not of this network", state.keys() - wanted.keys()),
+        (
+            "of another shape",
+            {n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape},
+        ),
+    ):
+        if names:
+            first = sorted(names)[0]
+            problems.append(f"{len(names)} {title}, such as {first}")
+    if problems:
+        raise InputError(
+            f"{source}: weights of another architecture ({'; '.join(problems)}); "
+            "load them with the options they were saved with"
+        )

@@ -1,0 +1,93 @@
+"""`fsanet data check`: table, JSON, exit code and the one line."""
+
+import json
+
+import pytest
+from PIL import Image
+from support.miniature import write_camvid, write_cityscapes
+
+from fsanet.cli import data as command
+from fsanet.cli import main as cli
+from fsanet.data.datasets.downloads import DOWNLOADS
+from fsanet.data.datasets.layouts import LAYOUTS
+
+
+def run(capsys, *arguments):
+    code = cli.main(["data", "check", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_clean_tree(tmp_path, capsys):
+    root = write_cityscapes(tmp_path)
+    code, out, err = run(capsys, root, "--subset", "--workers", "0", "--json", tmp_path / "r.json")
+    assert (code, err) == (0, "")
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") > 3}
+    assert [cell.strip() for cell in rows["train"].split("│")[1:4]] == ["train", "3", "2975"]
+    assert "not there" in rows["train (coarse)"]
+    assert "nothing wrong" in out
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["ok"] is True
+    assert report["layout"] == "cityscapes"
+    assert report["read"] == 6
+    assert report["splits"][1]["images"] == 2
+
+
+def test_problems_end_with_exit_code_2_and_one_line(tmp_path, capsys):
+    root = write_camvid(tmp_path / "camvid")
+    for name in ("train_0", "train_2"):
+        (root / "train/masks" / f"{name}.png").write_bytes(b"")
+    Image.new("L", (3, 4)).save(root / "val/masks/val_0.png")
+    json_file = tmp_path / "r.json"
+    arguments = (root, "--subset", "--workers", "0", "--json", json_file, "--show", "1")
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("fsanet: error: 3 problems, the first: ")
+    assert err.count("\n") == 1
+    assert f"{root / 'train/masks/train_0.png'}" in err
+    assert "3 problems in all: unreadable 2, size 1" in out
+    assert "train_2" not in out  # --show 1
+    problems = json.loads(json_file.read_text())["problems"]
+    assert [p["kind"] for p in problems] == ["unreadable", "unreadable", "size"]
+
+
+def test_quick_reads_no_file(tmp_path, capsys):
+    root = write_camvid(tmp_path / "camvid")
+    (root / "train/masks/train_0.png").write_bytes(b"")
+    code, out, _ = run(capsys, root, "--subset", "--quick")
+    assert code == 0
+    assert "names only" in out
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_missing_download_prints_what_to_get_where_and_how_to_check(tmp_path, capsys, layout):
+    code, out, err = run(capsys, tmp_path / "none", "--layout", layout)
+    assert code == 2
+    assert err.count("\n") == 1
+    for archive, _ in DOWNLOADS[layout].archives:
+        assert archive in out
+    assert DOWNLOADS[layout].site in out
+    assert f"{tmp_path / 'none'}/" in out
+    if layout != "folder":
+        assert f"fsanet data check {tmp_path / 'none'} --layout {layout}" in out
+        assert "download" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_layouts_of_the_option_are_the_known_ones():
+    assert command._LAYOUTS == LAYOUTS
+    assert set(DOWNLOADS) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--layout", "kitti"], "invalid choice: 'kitti'"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        ([], "no known layout in it"),
+    ],
+)
+def test_bad_options(tmp_path, capsys, arguments, line):
+    code, _, err = run(capsys, tmp_path, *arguments)
+    assert code == 2
+    assert line in err

@@ -1,0 +1,274 @@
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from fsanet.data.augment import (
+    MEAN_COLOUR,
+    ClassRatioCrop,
+    PadTo,
+    PhotometricDistortion,
+    RandomScale,
+    ScaleAndCrop,
+    eval_transform,
+    train_transform,
+)
+from fsanet.errors import InputError
+
+PALETTE = torch.tensor(
+    [[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8
+)
+
+
+def painted(mask: torch.Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """An image in the colours of its mask."""
+    return tv_tensors.Image(PALETTE[mask].permute(2, 0, 1)), tv_tensors.Mask(mask)
+
+
+def blocks(height: int = 60, width: int = 80, block: int = 20) -> torch.Tensor:
+    ids = torch.randint(5, (height // block, width // block))
+    return ids.repeat_interleave(block, 0).repeat_interleave(block, 1)
+
+
+def interior(mask: torch.Tensor, reach: int) -> torch.Tensor:
+    """Pixels whose neighbourhood is of one id."""
+    x = mask.float()[None, None]
+    window = 2 * reach + 1
+    high = torch.nn.functional.max_pool2d(x, window, 1, reach)
+    low = -torch.nn.functional.max_pool2d(-x, window, 1, reach)
+    return (high == low)[0, 0]
+
+
+def nearest_colour(image: torch.Tensor) -> torch.Tensor:
+    distance = (image.permute(1, 2, 0)[:, :, None].float() - PALETTE.float()).square().sum(-1)
+    return distance.argmin(-1)
+
+
+@pytest.mark.parametrize("crop", [(40, 48), (90, 33), (100, 120), None])
+@pytest.mark.parametrize("scale", [(0.5, 2.0), (1.0, 1.0)])
+def test_image_and_mask_stay_aligned_through_all_geometry(crop, scale):
+    torch.manual_seed(0)
+    transform = train_transform(
+        crop, scale=scale, flip=True, photometric=False, class_ratio=0.9, fill=(255, 255, 255)
+    )
+    flips = set()
+    for _ in range(15):
+        source = blocks()
+        image, mask = transform(*painted(source))
+        assert image.shape[1:] == mask.shape
+        assert crop is None or mask.shape == crop
+        assert image.dtype is torch.uint8
+        assert mask.dtype is torch.int64
+        assert type(image) is tv_tensors.Image
+        assert type(mask) is tv_tensors.Mask
+        # No id comes into being by mixing.
+        assert set(mask.unique().tolist()) <= {*source.unique().tolist(), 255}
+        valid = mask != 255
+        assert torch.all(image.permute(1, 2, 0)[~valid] == 255)
+        # Colours blend across borders alone.
+        inner = valid & interior(mask, 2)
+        assert inner.sum() > 100
+        assert torch.equal(nearest_colour(image)[inner], mask[inner])
+        flips.add(torch.equal(mask, source))
+    if crop is None and scale == (1.0, 1.0):
+        assert flips == {True, False}
+
+
+@pytest.mark.parametrize("factor", [1 / 5, 1 / 3, 0.7, 1.5, 2.0])
+def test_scaled_mask_has_no_offset_against_the_image(factor):
+    """A ramp: the mask's id must be the image's value, not that of half a pixel to the left."""
+    ramp = torch.arange(60).expand(30, 60)
+    image = tv_tensors.Image((4 * ramp).to(torch.uint8).expand(3, 30, 60))
+    scaled, mask = RandomScale(factor, factor)(image, tv_tensors.Mask(ramp.clone()))
+    assert mask.shape == (round(30 * factor), round(60 * factor))
+    inside = slice(3, -3)
+    difference = scaled[0, :, inside].float() / 4 - mask[:, inside]
+    assert abs(float(difference.mean())) < 0.2
+    assert float(difference.abs().max()) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "expected"),
+    [
+        ((512, 683), 1.0, (512, 683)),  # ADE20K: the shorter side is 512 already
+        ((375, 500), 1.0, (512, 683)),  # VOC: 375 becomes 512
+        ((300, 3000), 1.0, (205, 2048)),  # the longer side is the limit
+        ((1024, 2048), 0.5, (256, 512)),
+    ],
+)
+def test_factor_one_can_stand_for_a_size(size, factor, expected):
+    transform = train_transform(
+        None, resize=(2048, 512), scale=(factor, factor), flip=False, photometric=False
+    )
+    image, mask = tv_tensors.Image(torch.zeros(3, *size)), tv_tensors.Mask(torch.zeros(size))
+    scaled, ids = transform(image, mask)
+    assert tuple(scaled.shape[-2:]) == tuple(ids.shape) == expected
+
+
+def test_scale_range_is_used_evenly():
+    torch.manual_seed(0)
+    pair = painted(blocks(100, 100))
+    factors = np.array([RandomScale(0.5, 2.0)(*pair)[1].shape[0] / 100 for _ in range(200)])
+    assert factors.min() >= 0.5
+    assert factors.max() <= 2.0
+    assert abs(factors.mean() - 1.25) < 0.1
+    assert abs(factors.std() - 1.5 / 12**0.5) < 0.06
+
+
+def test_class_ratio_crop_avoids_crops_of_one_class():
+    """Class 1 is a thin stripe: about 1 crop of 8 holds enough of it."""
+    mask = torch.zeros(64, 640, dtype=torch.long)
+    mask[:, 300:350] = 1
+    pair = painted(mask)
+    torch.manual_seed(0)
+
+    def share_of_mixed(max_ratio: float) -> float:
+        crop = ClassRatioCrop((64, 64), max_ratio=max_ratio)
+        masks = [crop(*pair)[1] for _ in range(200)]
+        return sum(0.25 <= float((m == 1).float().mean()) <= 0.75 for m in masks) / 200
+
+    single = share_of_mixed(1.0)
+    assert 0.05 < single < 0.25
+    # 10 draws instead of one: 1 - (1 - p)^10
+    assert abs(share_of_mixed(0.75) - (1 - (1 - single) ** 10)) < 0.15
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("within", [None, (90, 45)])
+def test_scaling_and_cropping_at_once_is_scaling_then_cropping(within, dtype):
+    """The same pixels, and the same draws: whatever comes after stays what it was, too."""
+    scale = RandomScale(0.5, 2.0, within=within)
+    crop = ClassRatioCrop((40, 48), max_ratio=0.4)
+    for seed in range(25):
+        torch.manual_seed(seed)
+        image, mask = painted(blocks())
+        pair = tv_tensors.Image(image), tv_tensors.Mask(mask.to(dtype))
+        torch.manual_seed(seed)
+        separate = crop(*scale(*pair))
+        after = torch.rand(3)
+        torch.manual_seed(seed)
+        image, mask = ScaleAndCrop(scale, crop)(*pair)
+        assert torch.equal(torch.rand(3), after)
+        assert mask.dtype is dtype
+        assert torch.equal(mask, separate[1])
+        # Rounded once more where torch cannot resize uint8 as such.
+        assert (image.int() - separate[0].int()).abs().max() <= 1
+
+
+def test_recipes_crop_out_of_the_scaled_image():
+    steps = train_transform((8, 8)).transforms
+    assert isinstance(steps[0], ScaleAndCrop)
+    assert not any(isinstance(step, RandomScale | ClassRatioCrop) for step in steps)
+    assert isinstance(train_transform((8, 8), scale=(1, 1)).transforms[0], ClassRatioCrop)
+    assert isinstance(train_transform(None).transforms[0], RandomScale)
+
+
+def test_class_ratio_counts_labelled_pixels_only():
+    """Half class 0, half class 1, but ignored pixels are the most."""
+    mask = torch.full((40, 40), 255)
+    mask[:, :2], mask[:, 38:] = 0, 1
+    crop = ClassRatioCrop((40, 40), max_ratio=0.5)
+    assert crop._mixed(mask)
+    mask[:, 38:] = 255
+    assert not crop._mixed(mask)  # one class alone
+    assert not crop._mixed(torch.full((40, 40), 255))  # nothing at all
+
+
+def test_class_ratio_crop_gives_up_after_its_attempts(monkeypatch):
+    crop = ClassRatioCrop((8, 8), attempts=10)
+    calls = []
+    monkeypatch.setattr(crop, "_mixed", lambda ids: bool(calls.append(tuple(ids.shape))))
+    assert crop(*painted(torch.zeros(32, 32, dtype=torch.long)))[1].shape == (8, 8)
+    assert calls == [(8, 8)] * 10
+
+
+def test_crop_reaches_every_position():
+    torch.manual_seed(0)
+    mask = torch.arange(30).reshape(5, 6)
+    image = tv_tensors.Image(torch.zeros(3, 5, 6, dtype=torch.uint8))
+    crop = ClassRatioCrop((4, 5), max_ratio=1.0)
+    corners = {int(crop(image, tv_tensors.Mask(mask))[1][0, 0]) for _ in range(60)}
+    assert corners == {0, 1, 6, 7}
+
+
+def test_pad_uses_mean_colour_and_ignore():
+    image, mask = PadTo((70, 100), ignore_index=254)(*painted(torch.zeros(60, 80).long()))
+    assert mask.shape == (70, 100)
+    assert torch.all(mask[:60, :80] == 0)
+    assert torch.all(mask[60:] == 254)
+    assert torch.all(mask[:, 80:] == 254)
+    assert image[:, 65, 5].tolist() == list(MEAN_COLOUR)
+    assert image[:, 5, 95].tolist() == list(MEAN_COLOUR)
+    assert torch.all(image[:, :60, :80] == 0)
+    # Larger than asked along one axis: only the other is padded.
+    assert PadTo((20, 100))(*painted(torch.zeros(60, 80).long()))[1].shape == (60, 100)
+
+
+def test_photometric_leaves_masks_and_padding_alone():
+    torch.manual_seed(0)
+    transform = train_transform((100, 100), scale=(1, 1), flip=False, class_ratio=1.0)
+    source = blocks()
+    changed = 0
+    for _ in range(20):
+        image, mask = transform(*painted(source))
+        assert torch.equal(mask[:60, :80], source)
+        assert image[:, 80, 90].tolist() == list(MEAN_COLOUR)
+        changed += not torch.equal(image[:, :60, :80], painted(source)[0])
+    assert 10 < changed <= 20
+
+
+def test_photometric_ranges():
+    torch.manual_seed(0)
+    grey = tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8))
+    values = []
+    for _ in range(300):
+        out = PhotometricDistortion()(grey)
+        assert out.dtype is torch.uint8
+        # Saturation and hue do nothing to grey; no channel is treated by itself.
+        assert int(out.float().std() * 1000) == 0
+        values.append(int(out[0, 0, 0]))
+    # (100 +- 32) * 0.5..1.5 in either order
+    assert min(values) >= round((100 - 32) * 0.5)
+    assert max(values) <= round((100 + 32) * 1.5)
+    assert min(values) < 55
+    assert max(values) > 160
+    # Neither brightness nor contrast in a quarter of all cases.
+    assert abs(values.count(100) / 300 - 0.25) < 0.1
+
+
+def test_photometric_turns_hue_but_never_swaps_channels():
+    torch.manual_seed(0)
+    red = tv_tensors.Image(torch.tensor([200, 40, 40], dtype=torch.uint8)[:, None, None])
+    outs = torch.stack([PhotometricDistortion()(red)[:, 0, 0] for _ in range(200)]).int()
+    assert torch.all(outs[:, 0] >= outs[:, 1])
+    assert torch.all(outs[:, 0] >= outs[:, 2])
+    assert (outs[:, 1] - outs[:, 2]).abs().max() > 30
+
+
+def test_eval_keeps_everything():
+    pair = painted(blocks())
+    image, mask = eval_transform()(*pair)
+    assert torch.equal(image, pair[0])
+    assert torch.equal(mask, pair[1])
+
+
+def test_no_step_at_all():
+    pair = painted(blocks())
+    out = train_transform(None, scale=(1, 1), flip=False, photometric=False)(*pair)
+    assert torch.equal(out[0], pair[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": (0, 1)}, r"scale=\(0, 1\)"),
+        ({"scale": (2, 1)}, r"scale=\(2, 1\)"),
+        ({"resize": (0, 512)}, r"resize=\(0, 512\)"),
+        ({"crop": (0, 5)}, r"crop=\(0, 5\)"),
+        ({"class_ratio": 0}, "class_ratio=0"),
+        ({"class_ratio": 1.2}, "class_ratio=1.2"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(InputError, match=message):
+        train_transform(**{"crop": (8, 8), **options})

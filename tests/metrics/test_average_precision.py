@@ -1,0 +1,157 @@
+"""Box and mask AP against pycocotools, the field's reference, on the same detections."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+pytest.importorskip("faster_coco_eval")
+
+from support import ap_worker
+from support.ap_worker import CLASSES, example
+
+from fsanet.metrics import average_precision
+from fsanet.metrics.average_precision import FIELDS, AveragePrecision
+
+
+def reference(detections, targets, tmp_path):
+    """pycocotools' twelve numbers by our names, for boxes and masks."""
+    coco = pytest.importorskip("pycocotools.coco")
+    evaluation = pytest.importorskip("pycocotools.cocoeval")
+    mask_api = pytest.importorskip("pycocotools.mask")
+
+    def rle(mask):
+        code = mask_api.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+        return {"size": code["size"], "counts": code["counts"].decode()}
+
+    def xywh(box):
+        x0, y0, x1, y1 = box.tolist()
+        return [x0, y0, x1 - x0, y1 - y0]
+
+    annotations, results = [], []
+    for target, found in zip(targets, detections, strict=True):
+        for i in range(len(target["labels"])):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": target["image_id"],
+                    "category_id": int(target["labels"][i]),
+                    "bbox": xywh(target["boxes"][i]),
+                    "segmentation": rle(target["masks"][i]),
+                    "area": float(target["area"][i]),
+                    "iscrowd": int(target["iscrowd"][i]),
+                }
+            )
+        for i in range(len(found["labels"])):
+            shared = {
+                "image_id": target["image_id"],
+                "category_id": int(found["labels"][i]),
+                "score": float(found["scores"][i]),
+            }
+            box = {**shared, "bbox": xywh(found["boxes"][i])}
+            results.append((box, {**shared, "segmentation": rle(found["masks"][i])}))
+    height, width = targets[0]["masks"].shape[1:]
+    truth = {
+        "images": [{"id": t["image_id"], "height": height, "width": width} for t in targets],
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    numbers = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        labelled = coco.COCO(str(tmp_path / "truth.json"))
+        for index, kind in enumerate(("bbox", "segm")):
+            found = labelled.loadRes([pair[index] for pair in results])
+            run = evaluation.COCOeval(labelled, found, kind)
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+            order = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+            numbers[kind] = dict(zip(order, run.stats[:6], strict=True)) | {"AR100": run.stats[8]}
+    return numbers
+
+
+def scored(detections, targets):
+    metric = AveragePrecision(CLASSES)
+    for found, target in zip(detections, targets, strict=True):
+        metric.update([found], [target])
+    return metric.compute()
+
+
+def test_numbers_are_those_of_pycocotools(tmp_path):
+    detections, targets = example()
+    scores = scored(detections, targets)
+    expected = reference(detections, targets, tmp_path)
+    for kind, ours in (("bbox", scores.box), ("segm", scores.mask)):
+        assert set(ours) == set(FIELDS)
+        for name, value in ours.items():
+            assert value == pytest.approx(expected[kind][name], abs=1e-6), (kind, name)
+    assert 0.05 < scores.mask["AP"] < 0.95  # neither nothing nor everything is right
+    assert scores.box["AP"] != scores.mask["AP"]
+    assert scores.box["AP_small"] > 0
+    assert scores.images == len(targets)
+    assert scores.instances == sum(len(t["labels"]) for t in targets)
+
+
+def test_per_class_and_absent_classes():
+    detections, targets = example()
+    scores = scored(detections, targets)
+    assert list(scores.mask_per_class) == list(CLASSES)
+    present = [v for v in scores.mask_per_class.values() if v == v]
+    assert np.mean(present) == pytest.approx(scores.mask["AP"], abs=1e-6)
+    assert np.isnan(scores.mask_per_class["ghost"])
+    assert scores.as_dict()["mask_per_class"]["ghost"] is None
+    json.dumps(scores.as_dict(), allow_nan=False)
+
+
+def test_perfect_detections():
+    _, targets = example()
+    wanted = [{**t, "iscrowd": torch.zeros_like(t["iscrowd"])} for t in targets]
+    found = [{**t, "scores": torch.ones(len(t["labels"]))} for t in wanted]
+    scores = scored(found, wanted)
+    assert scores.box["AP"] == scores.mask["AP"] == pytest.approx(1.0)
+
+
+def test_reset_and_nothing():
+    metric = AveragePrecision(CLASSES)
+    assert metric.compute() is None
+    metric.update(*([part[0]] for part in example()))
+    metric.reset()
+    assert metric.compute() is None
+
+
+def test_gathered_shares_score_as_one(monkeypatch):
+    """As below, with the exchange between processes replaced: seven images, four and three."""
+    detections, targets = example()
+    shares = []
+    for rank in range(2):
+        metric = AveragePrecision(CLASSES)
+        metric.update(detections[rank::2], targets[rank::2])
+        shares.append(metric)
+    sent = []
+
+    def exchange(into, mine):
+        sent.append(mine)
+        into[:] = (sent * 2)[:2]  # the second call knows of both
+
+    monkeypatch.setattr(average_precision, "world_size", lambda: 2)
+    monkeypatch.setattr(average_precision.dist, "all_gather_object", exchange)
+    shares[1].compute()
+    assert shares[0].compute().as_dict() == scored_alone(monkeypatch, detections, targets)
+
+
+def scored_alone(monkeypatch, detections, targets):
+    monkeypatch.setattr(average_precision, "world_size", lambda: 1)
+    return scored(detections, targets).as_dict()
+
+
+def test_processes_of_uneven_shares_score_as_one(tmp_path, free_port):
+    """Seven images: four with the first process, three with the second."""
+    mp.spawn(ap_worker.one_of_two, args=(free_port, str(tmp_path)), nprocs=2)
+    expected = scored(*example()).as_dict()
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsanet.errors import InputError
+from fsanet.predict import draw as render
+
+PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+def test_colours_by_id() -> None:
+    mask = np.array([[0, 1], [2, 255]], dtype=np.uint8)
+    expected = [[PALETTE[0], PALETTE[1]], [PALETTE[2], render.UNLABELLED]]
+    np.testing.assert_array_equal(render.colourise(mask, PALETTE), expected)
+    assert len(render.full_palette(PALETTE)) == 768
+    assert len(render.full_palette([(1, 2, 3)] * 256)) == 768
+
+
+@pytest.mark.parametrize("thickness", [1, 2, 3])
+def test_boundaries_against_a_loop(thickness: int) -> None:
+    mask = np.random.default_rng(0).integers(0, 3, (9, 11)).repeat(3, 0).repeat(3, 1)
+    edge = np.zeros(mask.shape, bool)
+    for y, x in np.ndindex(*mask.shape):
+        for dy, dx in ((0, 1), (1, 0)):
+            inside = y + dy < mask.shape[0] and x + dx < mask.shape[1]
+            if inside and mask[y, x] != mask[y + dy, x + dx]:
+                for ty, tx in np.ndindex(thickness, thickness):
+                    if y + ty < mask.shape[0] and x + tx < mask.shape[1]:
+                        edge[y + ty, x + tx] = True
+    np.testing.assert_array_equal(render.boundaries(mask, thickness), edge)
+    assert 0 < edge.mean() < 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_blend_against_numpy(alpha: float) -> None:
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    mask = rng.integers(0, 3, (5, 6), dtype=np.uint8)
+    mask[2, 3] = 255
+    drawn = render.overlay(mask, PALETTE, image, alpha=alpha, boundaries=False)
+    assert drawn.mode == "RGB"
+    assert drawn.size == (6, 5)
+    colours = np.array([*PALETTE, *[(0, 0, 0)] * 253])[mask]
+    expected = image * (1 - alpha) + colours * alpha
+    expected[2, 3] = image[2, 3]  # without a label: as it was
+    assert np.abs(np.asarray(drawn) - expected).max() <= 0.51
+
+
+def test_alpha_outside_its_range() -> None:
+    with pytest.raises(InputError, match=r"alpha is 1\.5; give"):
+        render.overlay(np.zeros((2, 2), np.uint8), PALETTE, alpha=1.5)
+
+
+def test_boundaries_are_drawn_between_classes_only() -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:, 15:] = 1
+    image = np.full((20, 30, 3), 90, np.uint8)
+    plain = np.asarray(render.overlay(mask, PALETTE, image, boundaries=False))
+    lined = np.asarray(render.overlay(mask, PALETTE, image, boundaries=True))
+    changed = (plain != lined).any(-1)
+    assert changed[:, 14].all()
+    assert not changed[:, :14].any()
+    assert not changed[:, 15:].any()
+
+
+@pytest.mark.parametrize("size", [(400, 600), (600, 400), (20, 30), (30, 20), (1, 1), (60, 900)])
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_legend_leaves_the_picture_whole_and_holds_every_class(
+    size: tuple[int, int], count: int
+) -> None:
+    rng = np.random.default_rng(2)
+    palette = [tuple(int(v) for v in rng.integers(0, 256, 3)) for _ in range(count)]
+    entries = [(f"class {i}", palette[i], 1 / count) for i in range(count)]
+    mask = np.zeros(size, np.uint8)
+    drawn = render.overlay(mask, palette, legend=entries)
+    factor = min(8, -(-192 // min(size)))
+    height, width = size[0] * factor, size[1] * factor
+    pixels = np.asarray(drawn)
+    assert (pixels[:height, :width] == palette[0]).all()
+    # Outside of the picture each entry has a swatch of its colour, and text.
+    outside = np.ones(pixels.shape[:2], bool)
+    outside[:height, :width] = False
+    for colour in palette:
+        assert ((pixels == colour).all(-1) & outside).sum() >= 50
+    assert ((pixels == render._TEXT).all(-1) & outside).sum() > 20 * count
+    assert drawn.width > width or drawn.height > height
+    # Nothing runs over the border: the last rows and columns outside are background.
+    assert (pixels[height:, -1] == 255).all()
+    assert (pixels[-1, width:] == 255).all()
+
+
+def test_long_names_widen_the_canvas() -> None:
+    picture = Image.new("RGB", (200, 100))
+    short = render.with_legend(picture, [("a", (1, 2, 3), 0.5)])
+    long = render.with_legend(picture, [("a" * 80, (1, 2, 3), 0.5)])
+    assert short.width == 200
+    assert long.width > 500
+
+
+def test_the_font_scales_and_has_letters_beyond_ascii() -> None:
+    assert render.font(30).getlength("abc") > 1.5 * render.font(15).getlength("abc")
+    glyphs = (
+        {render.font(24).getmask(letter).tobytes() for letter in "éßжλ"}
+        if hasattr(render.font(24).getmask("a"), "tobytes")
+        else {bytes(render.font(24).getmask(letter)) for letter in "éßжλ"}
+    )
+    assert len(glyphs) == 4  # a missing glyph would be the same box for all
+
+
+def test_no_entries_no_legend() -> None:
+    picture = Image.new("RGB", (20, 10))
+    assert render.with_legend(picture, []) is picture

@@ -1,0 +1,1 @@
+"""What several test files share: reference computations, miniature data sets, small networks."""

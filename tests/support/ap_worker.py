@@ -1,0 +1,82 @@
+"""Detections of seven images, and what two processes run on them; they import it by name."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from fsanet.metrics.average_precision import AveragePrecision
+
+CLASSES = ("cat", "dog", "ghost")
+HEIGHT, WIDTH = 200, 240
+
+
+def example():
+    """Detections that are near, far, double, missing and of the wrong class; a crowd; no image
+    of ghosts; one image with nothing on it, one with nothing found."""
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*size):
+        return torch.rand(*size, generator=generator)
+
+    detections, targets = [], []
+    for number in range(7):
+        count = 0 if number == 2 else 4
+        sides = torch.tensor([14.0, 30, 60, 130])[:count]
+        corner = random(count, 2) * torch.tensor([WIDTH * 0.4, HEIGHT * 0.3])
+        boxes = torch.cat([corner, corner + sides[:, None]], 1).round()
+        boxes = boxes.clamp(max=torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]))
+        labels = (random(count) * 2).long() + 1
+        masks = ellipses(boxes)
+        crowd = torch.zeros(count, dtype=torch.int64)
+        crowd[3:] = int(number in (1, 4))
+        targets.append(
+            {
+                "boxes": boxes,
+                "masks": masks,
+                "labels": labels,
+                "iscrowd": crowd,
+                "area": masks.flatten(1).sum(1).float() * 0.9,  # not the mask's own
+                "image_id": 10 * (7 - number),
+            }
+        )
+        near = boxes.repeat(2, 1)
+        near = (near + (random(len(near), 4) - 0.5) * 0.2 * sides.repeat(2)[:, None]).clamp(min=0)
+        near[:, 2:] = torch.maximum(near[:, 2:], near[:, :2] + 2)
+        stray = torch.tensor([[3.0, 100, 40, 150]])
+        found = torch.cat([near, stray])[: 0 if number == 5 else None]
+        kinds = torch.cat([labels.repeat(2), torch.ones(1, dtype=torch.int64)])[: len(found)]
+        swap = random(len(found)) < 0.15
+        detections.append(
+            {
+                "boxes": found,
+                "masks": ellipses(found),
+                "labels": torch.where(swap, 3 - kinds, kinds),
+                "scores": random(len(found)),
+            }
+        )
+    return detections, targets
+
+
+def ellipses(boxes):
+    """Masks bool (N, H, W) of the ellipses in boxes."""
+    rows = torch.arange(HEIGHT)[:, None] + 0.5
+    columns = torch.arange(WIDTH)[None] + 0.5
+    masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
+        x = (columns - (x0 + x1) / 2) / ((x1 - x0) / 2)
+        y = (rows - (y0 + y1) / 2) / ((y1 - y0) / 2)
+        mask |= x**2 + y**2 <= 1
+    return masks
+
+
+def one_of_two(rank, port, folder):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        metric = AveragePrecision(CLASSES)
+        for found, target in list(zip(*example(), strict=True))[rank::2]:
+            metric.update([found], [target])
+        Path(folder, f"{rank}.json").write_text(json.dumps(metric.compute().as_dict()))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,152 @@
+"""A network and a data module as small as they can be, with the interface of the real ones.
+
+Run as a script it trains in as many processes as it is told: the test of several processes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import lightning
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+CLASSES = ("sky", "road", "tree")
+
+
+class TinyNet(nn.Module):
+    num_classes = len(CLASSES)
+    classes = CLASSES
+    palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+
+    def __init__(self, *, norm=True, dropout=0.2, auxiliary=True):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU()
+        )
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(6, self.num_classes, 1))
+        self.auxiliary = nn.Conv2d(6, self.num_classes, 1) if auxiliary else None
+
+    def normalise(self, images):
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        return (images - 0.5) / 0.25
+
+    def forward(self, images):
+        return self.head(self.encoder(images))
+
+    def forward_with_auxiliary(self, images):
+        features = self.encoder(images)
+        auxiliary = None if self.auxiliary is None else self.auxiliary(features)
+        return self.head(features), auxiliary
+
+    def save_pretrained(self, folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), Path(folder) / "model.safetensors")
+        (Path(folder) / "config.json").write_text(json.dumps({"classes": CLASSES}))
+
+
+class TinyImages(Dataset):
+    """Class by brightness of a channel, with an ignored region whose size differs a lot."""
+
+    def __init__(self, length, seed, size=(8, 12)):
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randint(
+            0, 256, (length, 3, *size), generator=generator, dtype=torch.uint8
+        )
+        self.labels = self.images.argmax(1).long()
+        for index, labels in enumerate(self.labels):
+            labels[: (index * 3) % (size[0] + 1)] = 255
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+class EpochSampler(Sampler):
+    """Global batches do not depend on the number of processes."""
+
+    def __init__(self, length, batch, batches, rank, world):
+        self.length, self.batch, self.batches = length, batch, batches
+        self.rank, self.world, self.epoch = rank, world, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.batch * self.batches
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(1000 + self.epoch)
+        count = self.batches * self.batch * self.world
+        order = torch.randint(0, self.length, (count,), generator=generator).tolist()
+        for first in range(0, count, self.batch * self.world):
+            mine = first + self.rank * self.batch
+            yield from order[mine : mine + self.batch]
+
+
+class TinyData(lightning.LightningDataModule):
+    num_classes = len(CLASSES)
+    classes = CLASSES
+    palette = TinyNet.palette
+    ignore_index = 255
+
+    def __init__(self, *, batch_size=4, steps_per_epoch=4, accumulate=1, val=5, size=(8, 12)):
+        super().__init__()
+        self.batch_size = batch_size
+        self.steps_per_epoch, self.accumulate = steps_per_epoch, accumulate
+        self.train_set = TinyImages(20, seed=1, size=size)
+        self.val_set = TinyImages(val, seed=2, size=size)
+
+    def dataset(self, stage):
+        return self.train_set if stage == "train" else self.val_set
+
+    def _ranks(self):
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def train_dataloader(self):
+        sampler = EpochSampler(
+            len(self.train_set),
+            self.batch_size,
+            self.steps_per_epoch * self.accumulate,
+            *self._ranks(),
+        )
+        return DataLoader(self.train_set, self.batch_size, sampler=sampler)
+
+    def val_dataloader(self):
+        rank, world = self._ranks()
+        indices = range(rank, len(self.val_set), world)
+        return DataLoader(self.val_set, batch_size=1, sampler=indices)
+
+    test_dataloader = val_dataloader
+
+
+def main(out, devices, batch_size):
+    from fsanet.train import SemanticSegmentation, train
+
+    torch.manual_seed(3)
+    task = SemanticSegmentation(
+        TinyNet(norm=False, dropout=0.0),
+        classes=CLASSES,
+        lr=0.05,
+        loss=sys.argv[4],
+        ohem_min_kept=60,
+    )
+    train(
+        task,
+        TinyData(batch_size=int(batch_size), val=5),
+        out=out,
+        steps=8,
+        accelerator="cpu",
+        devices=int(devices),
+        strategy="ddp" if int(devices) > 1 else "auto",
+        log_every=1,
+        progress=False,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -1,0 +1,41 @@
+import csv
+
+from fsanet.train.logs import MetricsFile
+
+
+def read(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_rows_merge_by_step_and_columns_grow(tmp_path):
+    log = MetricsFile(tmp_path / "m.csv", every_seconds=0.0)
+    log.log_metrics({"loss": 2.0, "epoch": 0}, step=0)
+    log.log_metrics({"loss": 1.0, "epoch": 0}, step=4)
+    log.log_metrics({"miou": 0.5, "epoch": 0}, step=4)
+    assert read(tmp_path / "m.csv") == [
+        {"step": "0", "epoch": "0", "loss": "2.0", "miou": ""},
+        {"step": "4", "epoch": "0", "loss": "1.0", "miou": "0.5"},
+    ]
+
+
+def test_resuming_keeps_what_came_before_only(tmp_path):
+    first = MetricsFile(tmp_path / "m.csv")
+    for step in range(6):
+        first.log_metrics({"loss": float(step)}, step=step)
+    first.finalize("failed")
+    again = MetricsFile(tmp_path / "m.csv", resume_step=4)
+    again.log_metrics({"loss": 40.0}, step=4)
+    again.finalize("success")
+    assert [(row["step"], row["loss"]) for row in read(tmp_path / "m.csv")] == [
+        ("0", "0.0"),
+        ("1", "1.0"),
+        ("2", "2.0"),
+        ("3", "3.0"),
+        ("4", "40.0"),
+    ]
+
+
+def test_nothing_logged_writes_nothing(tmp_path):
+    MetricsFile(tmp_path / "m.csv").finalize("success")
+    assert not (tmp_path / "m.csv").exists()

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from fsanet.train.schedule import parameter_groups, polynomial_rate, polynomial_schedule
+
+
+def test_rates_by_hand():
+    options = {"base": 0.1, "total_steps": 110, "minimum": 0.01, "warmup_steps": 10}
+    options |= {"power": 0.9, "warmup_ratio": 0.1}
+    expected = {0: 0.01, 5: 0.055, 10: 0.1, 60: 0.01 + 0.09 * 0.5**0.9, 110: 0.01, 500: 0.01}
+    for step, rate in expected.items():
+        assert polynomial_rate(step, **options) == pytest.approx(rate)
+
+
+def test_every_group_follows_its_own_base_to_one_minimum():
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1},
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    schedule = polynomial_schedule(optimizer, total_steps=20, minimum=0.02, warmup_steps=4)
+    for step in range(21):
+        for group, base in zip(optimizer.param_groups, (0.1, 1.0), strict=True):
+            progress = (step - 4) / 16
+            expected = (
+                base * (1e-3 + 0.999 * step / 4)
+                if step < 4
+                else 0.02 + (base - 0.02) * (1 - progress) ** 0.9
+            )
+            assert group["lr"] == pytest.approx(expected, rel=1e-6)
+        optimizer.step()
+        schedule.step()
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 1, 1)
+        self.out_bias = nn.Parameter(torch.zeros(1, 4, 1))
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+
+
+def names_in(model, groups):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        group["name"]: (
+            {names[id(parameter)] for parameter in group["params"]},
+            group["lr"],
+            group["weight_decay"],
+        )
+        for group in groups
+    }
+
+
+def test_groups():
+    model = Network()
+    groups = parameter_groups(
+        model, lr=0.1, weight_decay=0.5, head_lr_multiplier=10, decay_norms=False
+    )
+    assert names_in(model, groups) == {
+        "encoder": ({"encoder.0.weight"}, 0.1, 0.5),
+        "encoder without decay": (
+            {"encoder.0.bias", "encoder.1.weight", "encoder.1.bias"},
+            0.1,
+            0.0,
+        ),
+        "head": ({"head.weight"}, 1.0, 0.5),
+        "head without decay": ({"head.bias", "out_bias", "gamma"}, 1.0, 0.0),
+    }
+
+
+def test_groups_with_decay_everywhere():
+    groups = parameter_groups(Network(), lr=0.1, weight_decay=0.5)
+    assert [(group["name"], len(group["params"])) for group in groups] == [
+        ("encoder", 4),
+        ("head", 4),
+    ]
+    assert all(group["weight_decay"] == 0.5 and group["lr"] == 0.1 for group in groups)

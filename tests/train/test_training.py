@@ -1,0 +1,398 @@
+"""Runs of a tiny network: what is left in the run folder, resuming, several processes."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from support import tiny
+from support.tiny import CLASSES, TinyData, TinyNet
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fsanet.errors import InputError
+from fsanet.train import SemanticSegmentation, evaluate, train
+
+
+def task_of(seed=0, *, norm=True, dropout=0.2, **options):
+    torch.manual_seed(seed)
+    options = {"lr": 0.05, "warmup_steps": 1} | options
+    return SemanticSegmentation(TinyNet(norm=norm, dropout=dropout), classes=CLASSES, **options)
+
+
+def run(out, *, task=None, data=None, **options):
+    options = {"steps": 12, "accelerator": "cpu", "log_every": 1, "progress": False} | options
+    return train(task or task_of(), data or TinyData(), out=out, **options)
+
+
+def rows(out):
+    with (Path(out) / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def values(out, key):
+    return {int(row["step"]): float(row[key]) for row in rows(out) if row[key]}
+
+
+class Crash(lightning.Callback):
+    """A power cut in the middle of an epoch."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args, **kwargs):
+        if trainer.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def test_run_folder(tmp_path):
+    out = tmp_path / "deep" / "run"
+    task, data = task_of(), TinyData()
+    result = run(out, task=task, data=data)
+    assert result.steps == 12
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "metrics.csv",
+        "model",
+        "tensorboard",
+    }
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert yaml.safe_load((out / "config.yaml").read_text())["steps"] == 12
+    losses, rates, scores = (
+        values(out, f"{key}") for key in ("train/loss", "train/lr", "val/miou")
+    )
+    assert sorted(losses) == list(range(12))
+    assert rates[0] == pytest.approx(0.05e-3)
+    assert rates[1] == pytest.approx(0.05)
+    assert sorted(scores) == [3, 7, 11]
+    assert result.miou == pytest.approx(max(scores.values()))
+    assert scores[result.best_step - 1] == pytest.approx(result.miou)
+    assert min(values(out, "train/images_per_second").values()) > 0
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {event.step for event in events.Scalars("train/loss")} == set(range(12))
+    assert "val/iou/road" in events.Tags()["scalars"]
+
+
+def test_best_model_is_the_one_of_the_best_validation(tmp_path):
+    result = run(tmp_path)
+    weights = load_file(result.model / "model.safetensors")
+    network = TinyNet()
+    network.load_state_dict(weights)
+    scores = evaluate(network, TinyData(), split="val", accelerator="cpu", progress=False)
+    assert scores.miou == pytest.approx(result.miou, rel=1e-6)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, checkpoint["state_dict"][f"model.{name}"])
+
+
+def test_validation_scores_equal_a_loop_over_the_set(tmp_path):
+    task = task_of()
+    run(tmp_path, task=task, steps=3)
+    network, data = task.model.eval(), TinyData()
+    counts = torch.zeros(3, 3, dtype=torch.long)
+    with torch.no_grad():
+        for image, labels in data.val_set:
+            predicted = network(network.normalise(image[None]))[0].argmax(0)
+            for label, prediction in zip(labels.flatten(), predicted.flatten(), strict=True):
+                if label != 255:
+                    counts[label, prediction] += 1
+    hit = counts.diagonal().double()
+    iou = hit / (counts.sum(0) + counts.sum(1) - hit)
+    assert values(tmp_path, "val/miou")[2] == pytest.approx(iou.mean().item(), rel=1e-6)
+    accuracy = (hit.sum() / counts.sum()).item()
+    assert values(tmp_path, "val/pixel_accuracy")[2] == pytest.approx(accuracy, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "val_every", "validated"), [(10, 1, [3, 7, 9]), (3, 1, [2]), (12, 2, [7, 11])]
+)
+def test_ends_at_the_exact_step_with_a_validation(tmp_path, steps, val_every, validated):
+    result = run(tmp_path, steps=steps, val_every=val_every)
+    assert result.steps == steps
+    assert sorted(values(tmp_path, "train/loss")) == list(range(steps))
+    assert sorted(values(tmp_path, "val/miou")) == validated
+
+
+# --- resuming ---------------------------------------------------------------------------
+
+
+def assert_same_run(one, other):
+    """Weights, optimiser, schedule: all that decides what comes next, exactly equal."""
+    first, second = (
+        torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (one, other)
+    )
+    assert first["global_step"] == second["global_step"]
+    assert first["lr_schedulers"] == second["lr_schedulers"]
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    for name, tensor in first["state_dict"].items():
+        assert torch.equal(tensor, second["state_dict"][name]), name
+    states = [checkpoint["optimizer_states"][0] for checkpoint in (first, second)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    assert states[0]["state"].keys() == states[1]["state"].keys() != set()
+    for key, state in states[0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(
+                torch.as_tensor(value), torch.as_tensor(states[1]["state"][key][name])
+            )
+
+
+@pytest.mark.parametrize(
+    ("crash", "options"),
+    [
+        (6, {"optimizer": "sgd"}),
+        (11, {"optimizer": "adamw", "decay_norms": False}),
+    ],
+)
+def test_resumed_run_equals_uninterrupted(tmp_path, crash, options):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(whole, task=task_of(**options))
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(cut, task=task_of(**options), callbacks=[Crash(crash)])
+    torch.rand(17)  # the random state at the time of resuming must not matter
+    result = run(cut, task=task_of(seed=99, **options), resume=True)
+    assert result.steps == 12
+    assert_same_run(whole, cut)
+    for key in ("train/loss", "train/lr", "val/miou"):
+        assert values(cut, key) == values(whole, key)
+    best = [load_file(out / "model" / "model.safetensors") for out in (whole, cut)]
+    assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+
+
+def test_resumed_run_with_accumulation(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def data():
+        return TinyData(accumulate=2, steps_per_epoch=3)
+
+    run(whole, data=data(), steps=6)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(cut, data=data(), steps=6, callbacks=[Crash(4)])
+    run(cut, data=data(), steps=6, resume=True)
+    assert_same_run(whole, cut)
+
+
+def test_dropout_and_data_order_matter_to_the_comparison(tmp_path):
+    run(tmp_path / "one")
+    run(tmp_path / "two", seed=1)  # another dropout
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_finished_run_resumes_to_itself(tmp_path):
+    first = run(tmp_path, steps=6)
+    again = run(tmp_path, steps=6, resume=True)
+    assert (again.miou, again.best_step, again.steps) == (first.miou, first.best_step, 6)
+    assert sorted(values(tmp_path, "train/loss")) == list(range(6))
+
+
+def test_run_is_made_longer_from_a_whole_epoch_only(tmp_path):
+    run(tmp_path, steps=4)
+    assert run(tmp_path, steps=10, resume=True).steps == 10
+    with pytest.raises(InputError, match="cannot be made longer"):
+        run(tmp_path, steps=12, resume=True)
+
+
+def test_steps_do_not_repeat_their_dropout(tmp_path):
+    drawn = []
+
+    class Draw(lightning.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            drawn.append(torch.get_rng_state().numpy().tobytes())
+
+    run(tmp_path, callbacks=[Draw()])
+    assert len(set(drawn)) == len(drawn) == 12
+
+
+# --- several processes ------------------------------------------------------------------
+
+
+def script(out, devices, batch_size, loss):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, tiny.__file__, str(out), str(devices), str(batch_size), loss]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    # 5 validation images: one process has 3 of them, the other 2.
+    script(tmp_path / "two", 2, 2, "cross_entropy")
+    torch.manual_seed(3)
+    one = task_of(3, norm=False, dropout=0.0, warmup_steps=0)
+    run(tmp_path / "one", task=one, data=TinyData(batch_size=4), steps=8)
+    for key in ("train/loss", "val/miou", "val/pixel_accuracy"):
+        expected = values(tmp_path / "one", key)
+        assert len(expected) >= 2
+        assert values(tmp_path / "two", key) == pytest.approx(expected, rel=2e-5)
+    weights = [load_file(tmp_path / out / "model" / "model.safetensors") for out in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_equals_the_large_batch_where_pixels_are_equal(tmp_path):
+    def data(batch_size, accumulate):
+        made = TinyData(batch_size=batch_size, accumulate=accumulate)
+        made.train_set.labels = made.train_set.images.argmax(1).long()  # nothing ignored
+        return made
+
+    for name, arguments in {"large": (4, 1), "small": (2, 2)}.items():
+        task = task_of(norm=False, dropout=0.0)
+        run(tmp_path / name, task=task, data=data(*arguments), steps=8)
+    large, small = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("large", "small")
+    )
+    assert large["global_step"] == small["global_step"] == 8
+    for name, tensor in large["state_dict"].items():
+        torch.testing.assert_close(small["state_dict"][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+# --- what the user may get wrong --------------------------------------------------------
+
+
+def test_existing_run_is_kept(tmp_path):
+    run(tmp_path, steps=3)
+    before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds a run already.*--resume, --overwrite"):
+        run(tmp_path, steps=3)
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+    run(tmp_path, steps=2, overwrite=True)
+    assert sorted(values(tmp_path, "train/loss")) == [0, 1]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_unwritable_output_is_told_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    seen = []
+
+    class Seen(lightning.Callback):
+        def on_fit_start(self, *args):
+            seen.append(True)
+
+    with pytest.raises(InputError, match=r"cannot be written"):
+        run(tmp_path / "file" / "run", callbacks=[Seen()])
+    assert not seen
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(InputError, match="nothing to resume"):
+        run(tmp_path / "none", resume=True)
+
+
+def test_checkpoint_of_another_architecture(tmp_path):
+    run(tmp_path, steps=2)
+    other = task_of(norm=False)
+    with pytest.raises(
+        InputError, match=r"last.ckpt: .*another architecture \(5 not of this network"
+    ):
+        run(tmp_path, task=other, resume=True)
+
+
+def test_damaged_checkpoint(tmp_path):
+    run(tmp_path, steps=2)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"last.ckpt: damaged"):
+        run(tmp_path, resume=True)
+
+
+def test_checkpoint_with_code_is_refused(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": Attack()}, tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(InputError, match="could run code"):
+        run(tmp_path, resume=True)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_loss_that_is_not_finite_stops_with_a_hint(tmp_path):
+    task = task_of()
+    with torch.no_grad():
+        task.model.head[1].bias[0] = math.inf
+    with pytest.raises(InputError, match=r"optimiser step 0: try a smaller task.lr"):
+        run(tmp_path, task=task)
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"val_every": 0}, "val_every=0"),
+        ({"devices": 0}, "devices=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"global_batch": 0}, "global_batch=0"),
+        ({"steps": 1}, "warmup_steps=1: the training has only 1 steps"),
+        ({"accelerator": "abacus"}, "trainer options.*abacus"),
+        ({"precision": "7-bit"}, "trainer options.*7-bit"),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, match):
+    with pytest.raises(InputError, match=match):
+        run(tmp_path / "run", **options)
+
+
+def test_other_number_of_classes(tmp_path):
+    data = TinyData()
+    data.num_classes = 4
+    with pytest.raises(InputError, match="3 classes and the data set 4"):
+        run(tmp_path, data=data)
+    with pytest.raises(InputError, match="3 classes and the data set 4"):
+        evaluate(TinyNet(), data, accelerator="cpu")
+
+
+def test_more_processes_than_validation_images(tmp_path):
+    options = {"devices": 2, "strategy": "ddp"}
+    with pytest.raises(InputError, match="val split has 1 images for 2 processes"):
+        run(tmp_path / "run", data=TinyData(val=1), **options)
+    with pytest.raises(InputError, match="test split has 1 images for 2 processes"):
+        evaluate(TinyNet(), TinyData(val=1), accelerator="cpu", progress=False, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_precision_and_clipping(tmp_path):
+    for name, options in {
+        "full": {},
+        "mixed": {"precision": "bf16-mixed"},
+        "clipped": {"gradient_clip": 1e-6},
+    }.items():
+        run(tmp_path / name, task=task_of(weight_decay=0.0), steps=4, **options)
+    full, mixed, clipped = (
+        load_file(tmp_path / name / "model" / "model.safetensors")["head.1.weight"]
+        for name in ("full", "mixed", "clipped")
+    )
+    start = task_of().model.head[1].weight.detach()
+    assert not torch.equal(full, mixed)
+    torch.testing.assert_close(mixed, full, rtol=0.05, atol=0.01)
+    assert 0 < (clipped - start).abs().max() < 1e-6 < 1e-3 < (full - start).abs().max()
+
+
+def test_keyboard_interrupt_comes_through_and_resumes(tmp_path):
+    class Interrupt(lightning.Callback):
+        def on_train_batch_end(self, trainer, *args, **kwargs):
+            if trainer.global_step == 6:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, callbacks=[Interrupt()])
+    assert run(tmp_path, resume=True).steps == 12
+
+
+def test_validation_set_may_be_empty(tmp_path):
+    result = run(tmp_path, data=TinyData(val=0), steps=2)
+    assert math.isnan(result.miou)
+    assert (result.model / "model.safetensors").is_file()
+    with pytest.raises(InputError, match="test split holds no image"):
+        evaluate(TinyNet(), TinyData(val=0), accelerator="cpu", progress=False)
