@@ -21,9 +21,9 @@ from fsanet.bench.probe import Findings, Limits, Subject, run_probe
 from fsanet.bench.results import Timing
 from fsanet.bench.timing import Clock, Quartiles, quartiles, ratios
 from fsanet.errors import InputError
+from fsanet.files import environment
 from fsanet.models import FsaNet
 from fsanet.predict.folder import load_model
-from fsanet.provenance import environment
 
 __all__ = ["VARIANTS", "NetworkReport", "NetworkRow", "NetworkSettings", "run_network_bench"]
 

@@ -47,9 +47,8 @@ def run(given: list[str]) -> int:
 
     from fsanet.convert import calibrate, convert_attention, route_error
     from fsanet.convert.report import plain
-    from fsanet.files import write_json
+    from fsanet.files import environment, write_json
     from fsanet.models import load_model
-    from fsanet.provenance import environment
 
     data, how = _data(wanted, rest)
     network: Any = load_model(source).eval()
