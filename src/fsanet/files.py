@@ -140,8 +140,8 @@ def _read(path: Path) -> Any:
         if refused is not None:
             raise InputError(
                 f"{path}: holds {refused[1]} besides its weights, but only tensors and plain "
-                "values are read, because anything else could run code; if you trust the file, save "
-                'its weights alone first (docs/checkpoints.md, "A file that is refused")'
+                "values are read, because anything else could run code; if you trust the file, "
+                'save its weights alone first (docs/checkpoints.md, "A file that is refused")'
             ) from error
         raise _unreadable(path, error) from error
 
