@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsanet.attention.dct import Band, analyse, dct_bases
+from fsanet.attention.dct import Band, dct_bases
+from fsanet.attention.kernels import analyse
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.kinds import KINDS, Kind, Wanted
 from fsanet.convert.modules import chosen_modules, replacement_of

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from fsanet.attention import FrequencySelfAttention
-from fsanet.attention.dct import Band, analyse
-from fsanet.attention.frequency import full_precision
+from fsanet.attention.dct import Band, Basis, full_precision
+from fsanet.attention.kernels import analyse
 from fsanet.attention.similarity import attend
 from fsanet.convert.spectra import TokenSpectrum, points_of
 from fsanet.convert.token_attention import check_route, compute_dtype
@@ -47,11 +47,9 @@ class GridSelfAttention(FrequencySelfAttention):
         super().__init__(channels, **options)
         self.grid = grid
 
-    def add(
-        self, residual: Tensor, coefficients: Tensor, rows: Tensor, columns: Tensor, has_dc: bool
-    ) -> Tensor:
+    def add(self, residual: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
         """Attention over given coefficients, added to a map; see the base class."""
-        size = (rows.shape[1], columns.shape[1])
+        rows, columns, size = basis.rows, basis.columns, basis.grid
         points = points_of(self.grid, *size)
         band = self.band.clip(*size)
         y, dtype = residual, compute_dtype(residual)

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fsanet.attention.dct import BandLike
-from fsanet.attention.frequency import full_precision
+from fsanet.attention.dct import BandLike, full_precision
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.spectra import TokenSpectrum, evaluate, evaluate_patches, points_of
 from fsanet.convert.token_attention import Route, TokenAttention, compute_dtype, heads

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fsanet.attention.dct import BandLike
-from fsanet.attention.frequency import full_precision
+from fsanet.attention.dct import BandLike, full_precision
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.spectra import TokenSpectrum, points_of
 from fsanet.convert.token_attention import Route, TokenAttention, compute_dtype, heads
