@@ -26,9 +26,9 @@ def run(given: list[str]) -> int:
     _check(options)
     options.device = available_device(options.device)
     command = shlex.join(["fsanet", "bench", *given])
-    from fsanet.predict.progress import make_progress
+    from fsanet.progress import ConsoleProgress
 
-    with make_progress() as progress:
+    with ConsoleProgress() as progress:
         if options.model is not None:
             _networks(options, progress, command)
         else:

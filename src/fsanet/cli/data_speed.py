@@ -116,9 +116,9 @@ def _print(
 @contextmanager
 def _bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """A progress bar on the terminal; gives ``progress(done, total)`` for each part."""
-    from fsanet.predict.progress import make_progress
+    from fsanet.progress import ConsoleProgress
 
-    with make_progress() as progress:
+    with ConsoleProgress() as progress:
         task: Any = progress.add_task("read", total=None, current="")
 
         def part(name: str) -> Callable[[int, int], None]:
