@@ -158,7 +158,7 @@ def _predict_batch(
     def write_error(file: Path, error: InputError) -> None:
         record = {"image": str(file), "error": str(error), **extra, "files": {}}
         write_json(out / f"{stems[file]}.json", record)
-        if bar.console.is_terminal:
+        if not bar.disable:
             bar.console.print(f"skipped: {error}", markup=False, highlight=False)
 
     for result in predictor.predict_batch(list(stems), write_error):
