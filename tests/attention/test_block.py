@@ -37,7 +37,7 @@ def nonlocal_block(c, dims, bias):
 
 def published_forward(state, x, band, dims):
     """What the published dot-product block computes in eval mode, from its own keys."""
-    from reference import low_pass
+    from support.reference import low_pass
 
     f = nn.functional
     conv = f.conv1d if dims == 1 else (lambda t, w, b=None: f.conv1d(t, w.flatten(2), b))

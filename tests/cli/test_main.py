@@ -130,7 +130,7 @@ def test_killed_run_resumes_to_the_same_weights(config, trained, tmp_path):
     killer = (
         "import os, sys, torch\n"
         "from lightning import Callback\n"
-        "from fsanet import cli\n"
+        "from fsanet.cli import main as cli\n"
         "from fsanet.train import callbacks\n"
         "def die(self, trainer, *args):\n"
         "    if trainer.global_step == 3: os._exit(9)\n"

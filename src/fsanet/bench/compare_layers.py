@@ -22,7 +22,7 @@ from fsanet.bench.measure import (
     torch_threads,
 )
 from fsanet.cost import Watch, count_flops, count_parameters, no_watch
-from fsanet.provenance import environment
+from fsanet.files import environment
 
 __all__ = ["LayerReport", "LayerRow", "LayerSettings", "compare_layers", "exponent", "make_layer"]
 

@@ -27,6 +27,7 @@ from fsanet.bench.measure import (
     time_passes,
     torch_threads,
 )
+from fsanet.convert import load_model
 from fsanet.cost import (
     Clock,
     Quartiles,
@@ -38,9 +39,8 @@ from fsanet.cost import (
     ratios,
 )
 from fsanet.errors import InputError
+from fsanet.files import environment
 from fsanet.models import FsaNet
-from fsanet.predict.folder import load_model
-from fsanet.provenance import environment
 
 __all__ = ["VARIANTS", "NetworkReport", "NetworkRow", "NetworkSettings", "compare_networks"]
 
@@ -176,7 +176,7 @@ def build_network(settings: NetworkSettings) -> FsaNet:
     torch.manual_seed(0)
     source = settings.source
     if Path(source).exists() or "/" in source:
-        model = load_model(source)
+        model = load_model(source, task="semantic")
         if not isinstance(model, FsaNet):
             raise InputError(
                 f"{source} holds a {type(model).__name__}; give an FsaNet, whose attention can be "

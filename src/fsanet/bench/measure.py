@@ -6,6 +6,7 @@ time. A call that needs more memory or time than allowed fails there, and is lef
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from fsanet.cost import (
     run_isolated,
     time_calls,
 )
+from fsanet.errors import InputError
 
 __all__ = [
     "Findings",
@@ -66,6 +68,12 @@ class Settings:
     seconds: float = 60.0
     limit_seconds: float = 20.0
     limit_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and not 0 < value < math.inf:
+                raise InputError(f"{name}={value}: expected a positive number")
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -224,10 +224,7 @@ def _network_cells(row: NetworkRow, batch: int) -> tuple[str, ...]:
         spread(latency.seconds, 1e3),
         spread(row.over_none),
         significant(rate),
-        *(
-            "" if part is None else f"{100 * part.median:.2f} %"
-            for part in (row.head, row.attention)
-        ),
+        *("" if share is None else f"{100 * share.median:.2f} %" for share in shares),
         str(latency.seconds.count),
     )
 

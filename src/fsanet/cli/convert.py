@@ -6,6 +6,7 @@ import argparse
 import glob
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,20 +41,18 @@ def run(given: list[str]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler that measures memory
     wanted, rest = _parser().parse_known_args(given)
 
-    from fsanet.predict.folder import check_semantic, network_folder
+    from fsanet.convert.saved import network_folder
 
     out, source = Path(wanted.out), str(network_folder(wanted.model))
     _check(wanted, rest, out, source)
 
-    from fsanet.convert import calibrate, convert_attention, route_error
+    from fsanet.convert import calibrate, convert_attention, load_model, route_error
     from fsanet.convert.report import plain
     from fsanet.files import write_json
-    from fsanet.models import load_model
     from fsanet.provenance import environment
 
     data, how = _data(wanted, rest)
-    network: Any = load_model(source).eval()
-    check_semantic(network, source)
+    network: Any = load_model(source, task="semantic").eval()
     options = {
         "similarity": wanted.similarity,
         "match": tuple(wanted.match),
@@ -228,8 +227,8 @@ def _compare(
     """Print and return mIoU, time and memory of both networks."""
     import torch
 
-    from fsanet.convert.cost import forward_costs
     from fsanet.convert.report import aligned
+    from fsanet.cost import Quartiles, Timed, peak_memory, time_calls
     from fsanet.data.images import read_image
 
     networks = {"before": before, "after": after}
@@ -238,20 +237,24 @@ def _compare(
     device = torch.device("cuda" if gpu else "cpu")
     picture = read_image(data.dataset(how["split"])[0][0])
     image = before.normalise(picture[None].to(device))
-    costs = forward_costs({n: m.to(device).eval() for n, m in networks.items()}, image)
+    calls = {name: partial(net.to(device).eval(), image) for name, net in networks.items()}
+    with torch.inference_mode():
+        timed = {name: Timed(call) for name, call in calls.items()}
+        seconds = time_calls(timed, device=device, rounds=5)
+        peaks = {name: peak_memory(call, device) or 0 for name, call in calls.items()}
     before.cpu(), after.cpu()
     rows = [["", "mIoU %", "pixel accuracy %", "ms", "peak MiB"]]
     found = {}
     for name, score in scores.items():
-        cost = costs[name]
+        middle = Quartiles.of(list(seconds[name].values())).median
         found[name] = {
             "miou": score.miou,
             "pixel_accuracy": score.pixel_accuracy,
-            "seconds": cost.seconds,
-            "peak_bytes": cost.bytes,
+            "seconds": middle,
+            "peak_bytes": peaks[name],
         }
-        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * cost.seconds)
-        rows.append([name, *(f"{v:.2f}" for v in figures), f"{cost.bytes / 2**20:.1f}"])
+        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
+        rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
     height, width = picture.shape[-2:]
     print(f"\n{how['split']} split; time and memory of one {width} x {height} image on {device}:")
     print("\n".join(aligned(rows, left=1)))
@@ -287,5 +290,5 @@ def _of_transformers(source: str) -> bool:
 
 def _how_to_load(conversion: Conversion, out: Path) -> str:
     alone = type(conversion.model).__name__ == "FsaNet" and conversion.modules[0].grid is None
-    loader = "FsaNet.from_pretrained" if alone else "fsanet.convert.load_converted"
+    loader = "FsaNet.from_pretrained" if alone else "fsanet.load_model"
     return f"load with {loader}({str(out)!r})"

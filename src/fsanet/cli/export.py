@@ -25,10 +25,10 @@ def run(given: list[str]) -> int:
     options = parser.parse_args(given)
     quiet()
 
+    from fsanet.convert import load_model
     from fsanet.predict.export import export_network
-    from fsanet.predict.folder import load_model
 
-    network = load_model(options.model)
+    network = load_model(options.model, task="semantic")
     size = (options.size[0], options.size[1])
     error = export_network(network, options.out, size=size, dynamic=not options.fixed)
     print(f"{options.out}: largest difference of logits {error:.1e} of the largest logit")
