@@ -16,10 +16,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fsanet.files import write_json
+from fsanet.files import environment, write_json
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
-from fsanet.provenance import environment
 from fsanet.report.demo_recipe import demo_data, demo_network, train_demo
 from fsanet.report.demo_report import told_apart
 from fsanet.train.training import evaluate

@@ -1,6 +1,6 @@
 """Memory of a call, what autograd keeps, how much is free, and a limit for the process.
 
-Peaks count tensor memory: on a CPU the allocations and releases that `torch.profiler` records, on
+Peaks count tensor memory: on a CPU the allocations and releases that PyTorch's profiler records, on
 CUDA the high-water mark of the caching allocator. Both are exact to the byte (CUDA: rounded up to
 512) and reproducible. Scratch memory that a library allocates for itself is not included;
 `peak_resident_memory` includes it, at the price of noise.
@@ -59,9 +59,8 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         return None
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    # Not `torch.profiler`, which imports the compiler first: seconds in each fresh process.
+    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
         result = run()
     del result  # only now: it is part of the peak
     with tempfile.TemporaryDirectory() as folder:

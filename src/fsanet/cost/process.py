@@ -115,8 +115,10 @@ def _fresh_process(
         context: Any = multiprocessing.get_context("spawn")
     else:
         context = multiprocessing.get_context("forkserver")
-        # Imported once for all processes.
-        context.set_forkserver_preload([measure.__module__])
+        # Imported once for all processes: this module, that of the measurement (which the fork
+        # server finds only if it is installed), and what autograd imports at the first backward.
+        lazy = "torch.fx.experimental.symbolic_shapes"
+        context.set_forkserver_preload([__name__, measure.__module__, lazy])
     return context.Process(target=_child, args=(sender, measure, *arguments), daemon=True)
 
 
@@ -128,7 +130,7 @@ def _child(
     threads: int,
 ) -> None:
     """Send each message of the measurement, then its problem, None if there is none."""
-    if sys.platform != "win32":  # torch's profiler logs to stderr
+    if sys.platform != "win32":  # PyTorch's profiler logs to stderr
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     torch.set_num_threads(threads)
     problem: str | None = None

@@ -33,8 +33,8 @@ from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.data.palette import class_palette
 from fsanet.errors import InputError
-from fsanet.files import write_whole
-from fsanet.models.detector_weights import load_detector, load_resnet, read_state
+from fsanet.files import read_weights, write_whole
+from fsanet.models.detector_weights import load_detector, load_resnet
 from fsanet.models.encoder import build_encoder
 from fsanet.models.pyramid import (
     Position,
@@ -243,7 +243,7 @@ class MaskRcnnFsa(
     def _load_as_safetensor(  # type: ignore[override]
         cls, model: MaskRcnnFsa, model_file: str, map_location: str, strict: bool
     ) -> MaskRcnnFsa:
-        state = read_state(Path(model_file))
+        state = read_weights(model_file)
         check_state(model, state, model_file)  # the mixin's own loading accepts partial fits
         model.load_state_dict(state)
         return model.to(map_location)

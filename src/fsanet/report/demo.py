@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from fsanet.errors import InputError
-from fsanet.files import write_json, write_whole
+from fsanet.files import environment, write_json, write_whole
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
-from fsanet.provenance import environment
 from fsanet.report.curves import draw_curves, read_history
 from fsanet.report.demo_recipe import (
     StopOverdue,
