@@ -8,7 +8,7 @@ from support import reference
 from torch import nn
 
 from fsanet.attention.dct import Band
-from fsanet.convert.spectra import TokenSpectrum, evaluate_patches, patch_basis, points_of
+from fsanet.convert.token_spectrum import TokenSpectrum, evaluate_patches, patch_basis, points_of
 from fsanet.errors import InputError
 
 CPU = torch.device("cpu")

@@ -76,18 +76,18 @@ def test_against_dense_attention(options, prefix, points):
     x = torch.randn(2, prefix + 35, 12, dtype=torch.float64)
     route = "tokens" if points == (5, 7) else "grid"
     converted = VitFrequencyAttention(
-        module, grid_of=PatchGrid((5, 7)), prefix=prefix, k=3, route=route, grid=points
+        module, patch_grid=PatchGrid((5, 7)), prefix=prefix, k=3, route=route, grid=points
     )
     expected = dense(module, x, (5, 7), 3, prefix, points)
     torch.testing.assert_close(converted(x), expected, rtol=0, atol=1e-10)
-    full = VitFrequencyAttention(module, grid_of=PatchGrid((5, 7)), prefix=prefix, k=None)
+    full = VitFrequencyAttention(module, patch_grid=PatchGrid((5, 7)), prefix=prefix, k=None)
     torch.testing.assert_close(full(x), module(x), rtol=0, atol=1e-10)
 
 
 def test_prefix_tokens_pass_unharmed():
     """A class token's own query, key and value are never low-passed, whatever the patches are."""
     module = attention()
-    converted = VitFrequencyAttention(module, grid_of=PatchGrid((4, 4)), prefix=2, k=1)
+    converted = VitFrequencyAttention(module, patch_grid=PatchGrid((4, 4)), prefix=2, k=1)
     x = torch.randn(1, 18, 12, dtype=torch.float64)
     constant = x.clone()
     constant[:, 2:] = x[:, 2:].mean(1, keepdim=True)  # what k=1 leaves of the patches
@@ -110,7 +110,7 @@ def test_network_of_any_size_follows_its_images():
     again = copy.deepcopy(found.model)
     with torch.no_grad():
         torch.testing.assert_close(again(images), expected, rtol=0, atol=1e-10)
-    assert again.blocks[0].attn.grid_of is not found.model.blocks[0].attn.grid_of
+    assert again.blocks[0].attn.patch_grid is not found.model.blocks[0].attn.patch_grid
 
 
 def test_network_of_one_size():
