@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fsanet.errors import InputError
-from fsanet.report.curves import History, draw_curves
+from fsanet.report.figures import History, draw_curves
 from fsanet.report.page import ClassResult, Example, Report, html_page, write_report
 
 EVIL = "<script>alert(\"1\")</script> & 'co'"
