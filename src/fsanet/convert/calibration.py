@@ -136,29 +136,44 @@ def calibrate(
         images = list(images)
     subject = copy.deepcopy(model).eval()
     errors, energy = _measure(subject, images, ks, ConversionOptions(**options))
-    chosen: dict[str, int] = {}
-    metrics = baseline = final = None
     if metric is None:
-        for name, row in errors.items():
-            chosen |= {name: k for k in reversed(ks) if row[k] <= tolerance}
+        good = {name: [k for k in ks if row[k] <= tolerance] for name, row in errors.items()}
+        found = Calibration({n: g[0] for n, g in good.items() if g}, tolerance, errors, energy)
     else:
-        metrics = {name: {} for name in errors}
-        baseline = final = float(metric(subject))
-        variants = [Variant.low_pass(k) for k in ks]
-        network = subject
-        for name, row in metrics.items():
-            changes = options | {"match": glob.escape(name)}
-            for variant, value in evaluate_variants(network, variants, metric, **changes):
-                row[variant.k] = value
-                if baseline - value <= tolerance:
-                    chosen[name], final = variant.k, value
-                    network = convert_attention(network, variant.k, **changes).model
-                    break
-    grid_errors = None
-    if grids and chosen:
-        k = {glob.escape(name): side for name, side in chosen.items()}
-        grid_errors = compare_grids(model, images, k, grids, **options)
-    return Calibration(chosen, tolerance, errors, energy, grid_errors, metrics, baseline, final)
+        k, metrics, values = _choose_by_metric(
+            subject, list(errors), ks, metric, tolerance, options
+        )
+        found = Calibration(k, tolerance, errors, energy, None, metrics, values[0], values[-1])
+    if not grids or not found.k:
+        return found
+    k_of = {glob.escape(name): k for name, k in found.k.items()}
+    return replace(found, grid_errors=compare_grids(model, images, k_of, grids, **options))
+
+
+def _choose_by_metric(
+    network: nn.Module,
+    names: Sequence[str],
+    ks: Sequence[int],
+    metric: Callable[[nn.Module], float],
+    tolerance: float,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, int], dict[str, dict[int, float]], list[float]]:
+    """`k` and `metrics` of a calibration, and the metric after each conversion, from none on."""
+    chosen: dict[str, int] = {}
+    metrics: dict[str, dict[int, float]] = {}
+    values = [float(metric(network))]
+    for name in names:
+        changes = {**options, "match": glob.escape(name)}
+        metrics[name] = {}
+        evaluated = evaluate_variants(network, map(Variant.low_pass, ks), metric, **changes)
+        for k, (_, value) in zip(ks, evaluated, strict=True):
+            metrics[name][k] = float(value)
+            if values[0] - value <= tolerance:
+                network = convert_attention(network, k, **changes).model
+                chosen[name] = k
+                values.append(float(value))
+                break
+    return chosen, metrics, values
 
 
 def compare_grids(
@@ -222,7 +237,7 @@ def _measure(
         for name in find_attention(network, options)
     }
     errors = _Errors(replacements)
-    power = {name: {k: 0.0 for k in (*ks, None)} for name in replacements}
+    power = {name: dict.fromkeys((*ks, None), 0.0) for name in replacements}
 
     def look(name: str, arguments: Any, keywords: Any, output: Any) -> None:
         errors.add(name, arguments, keywords, output)
@@ -250,9 +265,7 @@ class _Errors:
 
     def __init__(self, replacements: Mapping[str, Mapping[int, nn.Module]]) -> None:
         self.replacements = replacements
-        self.sums = {
-            name: {key: [0.0, 0.0] for key in row} for name, row in replacements.items()
-        }
+        self.sums = {name: {key: [0.0, 0.0] for key in row} for name, row in replacements.items()}
 
     def add(self, name: str, arguments: Any, keywords: Any, output: Any) -> None:
         """Compare the replacements of a module with the output of one of its calls."""

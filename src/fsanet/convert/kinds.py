@@ -197,7 +197,7 @@ def _convert_nonlocal(module: Any, network: nn.Module, options: ConversionOption
     state = {} if norm is None else norm.state_dict(prefix="conv_out.bn.")
     for part, convolution in convolutions.items():
         state[f"{part}.conv.weight"] = convolution.weight.detach()
-        if biases and part != "conv_out":
+        if biases and part != "conv_out" and convolution.bias is not None:
             state[f"{part}.conv.bias"] = convolution.bias.detach()
     layer.load_state_dict(rename_published_keys(state, "nonlocal"), assign=True)
     linears: tuple[Any, ...] = (layer.query, layer.key, layer.value, layer.out)
@@ -212,13 +212,16 @@ def _convert_nonlocal(module: Any, network: nn.Module, options: ConversionOption
 def _pointwise(module: Any, part: str) -> nn.Conv2d:
     unit = getattr(module, part, None)
     convolution = getattr(unit, "conv", None)
-    plain = isinstance(convolution, nn.Conv2d) and convolution.weight[0, 0].numel() == 1
-    if not plain or getattr(unit, "with_activation", False):
-        raise InputError(
-            f"{part}: not a plain 1x1 convolution; a non-local block with sub-sampling or an "
-            "activation cannot be converted; exclude it with match"
-        )
-    return convolution
+    if (
+        isinstance(convolution, nn.Conv2d)
+        and convolution.weight[0, 0].numel() == 1
+        and not getattr(unit, "with_activation", False)
+    ):
+        return convolution
+    raise InputError(
+        f"{part}: not a plain 1x1 convolution; a non-local block with sub-sampling or an "
+        "activation cannot be converted; exclude it with match"
+    )
 
 
 def _keep_output_bias(layer: FrequencySelfAttention, bias: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ frequencies, r patch side, mh x mw points, M = mh*mw.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -114,9 +114,7 @@ class TokenSpectrum(NamedTuple):
         )
 
 
-def _evaluate(
-    values: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def _evaluate(values: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
     """The map with coefficients ``(B, kh, kw, c)`` at the points of two bases: ``(B, M, c)``."""
     batch, kh, _, channels = values.shape
     mh, mw = rows.shape[1], columns.shape[1]
@@ -155,12 +153,12 @@ def patch_basis(
     >>> torch.allclose(basis @ basis.T, torch.eye(3, dtype=torch.float64) * 4 / 12)
     True
     """
-    wide = {"dtype": torch.float64, "device": "cpu"}  # some devices have no float64
+    arange = partial(torch.arange, dtype=torch.float64, device="cpu")  # not all devices have it
     cells = size // patch
-    p = torch.arange(count, **wide)
+    p = arange(count)
     first = patch * p if count == cells else patch * ((p + 0.5) * (cells / count) - 0.5)
-    t = first + torch.arange(patch, **wide)[:, None]  # (r, count)
-    u = torch.arange(start, stop, **wide)[:, None, None]
+    t = first + arange(patch)[:, None]  # (r, count)
+    u = arange(start, stop)[:, None, None]
     scale = torch.sqrt(torch.where(u == 0, 1.0, 2.0).to(u.dtype) / size)
     basis = torch.cos(u * (2 * t + 1) * (math.pi / 2 / size)) * scale  # (stop - start, r, count)
     return basis.flatten(0, 1).to(device, dtype)

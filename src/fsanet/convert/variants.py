@@ -158,9 +158,7 @@ def evaluate_variants(
         yield variant, results[variant.name]
 
 
-def make_variant(
-    model: nn.Module, variant: Variant, match: str = "*", **options: Any
-) -> nn.Module:
+def make_variant(model: nn.Module, variant: Variant, match: str = "*", **options: Any) -> nn.Module:
     """A copy of a network with the attention of a variant and the same weights.
 
     This library's attention layers are changed if there are any (regular ones become frequency
