@@ -142,7 +142,7 @@ def test_segformer_of_transformers(tmp_path, capsys):
     [
         (["--k", "x"], "--k x: give a side (8), two sides (8,6), ranges (0:8,0:6), or all"),
         (["--k", "4", "5"], "--k 4: with more than one, each has to be PATTERN=K"),
-        (["--match", "tail*"], "the pattern 'tail*' matches no attention to convert; there are head."),
+        (["--match", "tail*"], "'tail*' matches no attention to convert; there are head."),
         (["--calibrate", "0.1", "--k", "4"], "--calibrate chooses k itself"),
         (["--calibrate", "0.1"], "not a run folder, so its data are not known; give --data"),
         (["--by", "miou"], "--by miou is of --calibrate, which is missing"),

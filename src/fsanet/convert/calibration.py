@@ -140,10 +140,8 @@ def calibrate(
         good = {name: [k for k in ks if row[k] <= tolerance] for name, row in errors.items()}
         found = Calibration({n: g[0] for n, g in good.items() if g}, tolerance, errors, energy)
     else:
-        k, metrics, values = _choose_by_metric(
-            subject, list(errors), ks, metric, tolerance, options
-        )
-        found = Calibration(k, tolerance, errors, energy, None, metrics, values[0], values[-1])
+        found = Calibration({}, tolerance, errors, energy)
+        found = _choose_by_metric(found, subject, ks, metric, options)
     if not grids or not found.k:
         return found
     k_of = {glob.escape(name): k for name, k in found.k.items()}
@@ -151,29 +149,26 @@ def calibrate(
 
 
 def _choose_by_metric(
+    calibration: Calibration,
     network: nn.Module,
-    names: Sequence[str],
     ks: Sequence[int],
     metric: Callable[[nn.Module], float],
-    tolerance: float,
     options: Mapping[str, Any],
-) -> tuple[dict[str, int], dict[str, dict[int, float]], list[float]]:
-    """`k` and `metrics` of a calibration, and the metric after each conversion, from none on."""
+) -> Calibration:
+    """The calibration with `k` chosen by the metric."""
     chosen: dict[str, int] = {}
-    metrics: dict[str, dict[int, float]] = {}
-    values = [float(metric(network))]
-    for name in names:
+    metrics: dict[str, dict[int, float]] = {name: {} for name in calibration.errors}
+    baseline = final = float(metric(network))
+    for name, row in metrics.items():
         changes = {**options, "match": glob.escape(name)}
-        metrics[name] = {}
         evaluated = evaluate_variants(network, map(Variant.low_pass, ks), metric, **changes)
         for k, (_, value) in zip(ks, evaluated, strict=True):
-            metrics[name][k] = float(value)
-            if values[0] - value <= tolerance:
+            row[k] = float(value)
+            if baseline - row[k] <= calibration.tolerance:
+                chosen[name], final = k, row[k]
                 network = convert_attention(network, k, **changes).model
-                chosen[name] = k
-                values.append(float(value))
                 break
-    return chosen, metrics, values
+    return replace(calibration, k=chosen, metrics=metrics, baseline=baseline, final=final)
 
 
 def compare_grids(
