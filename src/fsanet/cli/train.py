@@ -12,7 +12,7 @@ def run(given: list[str]) -> int:
     import lightning
 
     from fsanet.cli import options
-    from fsanet.train.run_folder import first_process
+    from fsanet.files import first_process
     from fsanet.train.training import TrainResult
 
     if "--resume" in given and not has(given, "--config"):

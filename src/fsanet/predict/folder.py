@@ -22,12 +22,11 @@ from torch import nn
 from fsanet.convert import load_model
 from fsanet.data.images import locate_images
 from fsanet.errors import InputError
-from fsanet.files import write_json
+from fsanet.files import environment, write_json
 from fsanet.predict.draw import check_alpha
 from fsanet.predict.launch import this_process
 from fsanet.predict.predictor import Detector, Predictor, make_predictor
 from fsanet.progress import ConsoleProgress
-from fsanet.provenance import environment
 
 __all__ = ["predict_folder", "result_stems"]
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
-from fsanet.files import write_json
-from fsanet.fingerprint import about_model
+from fsanet.files import model_summary, write_json
 from fsanet.models import MaskRcnnFsa
 from fsanet.models.segmenter import Segmenter
 from fsanet.predict.result import Instances, Segmentation
@@ -122,7 +121,7 @@ class ImagePredictor(ABC, Generic[Result]):
 
     def describe_model(self) -> dict[str, Any]:
         """The network's name, size and fingerprint, as values for JSON."""
-        return about_model(self.model)
+        return model_summary(self.model)
 
     def record(self, result: Result) -> dict[str, Any]:
         """What `summarise` needs of a result besides its ``summary()``, as values for JSON."""
