@@ -11,10 +11,10 @@ from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
 
+from fsanet import load_model
 from fsanet.cli import main as cli
 from fsanet.data.datasets.coco import decode_masks
 from fsanet.data.datasets.instance_scenes import InstanceScenes, write_coco
-from fsanet import load_model
 from fsanet.predict.predictor import Detector
 
 

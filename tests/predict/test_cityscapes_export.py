@@ -1,5 +1,7 @@
 import io
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,12 @@ from torch import nn
 
 from fsanet.data.datasets.class_names import CITYSCAPES
 from fsanet.errors import InputError
-from fsanet.predict.cityscapes_export import check_cityscapes_classes, export_cityscapes
+from fsanet.predict.cityscapes_export import (
+    check_submission,
+    remove_predictions,
+    write_submission,
+)
+from fsanet.predict.folder import predict_folder
 
 # The order and ids of the published label definitions, typed here on purpose: an independent copy.
 LABELS = """
@@ -35,27 +42,35 @@ class Reader(nn.Module):
         return -(images[:, :1] / 10 - ids).abs()  # (B, 19, H, W)
 
 
-@pytest.fixture
-def images(tmp_path):
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
     """Two cities; each image holds all 19 classes."""
+    root = tmp_path_factory.mktemp("cityscapes") / "leftImg8bit" / "test"
     rng = np.random.default_rng(0)
     truth = {}
     for name in ("berlin_000000_000019", "bad-honnef_000001_000019", "berlin_000001_000019"):
         ids = rng.permutation(np.arange(24) % 19).reshape(4, 6).repeat(3, 0).repeat(3, 1)
-        folder = tmp_path / "leftImg8bit" / "test" / name.split("_")[0]
+        folder = root / name.split("_")[0]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.stack([ids * 10] * 3, -1).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}_leftImg8bit.png")
         truth[name] = ids
-    return tmp_path / "leftImg8bit" / "test", truth
+    return root, truth
 
 
-def test_round_trip(images, tmp_path):
-    folder, truth = images
+@pytest.fixture(scope="module")
+def predicted(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("predicted")
+    predict_folder(Reader(), images[0], out, progress=False)
+    return out
+
+
+def test_round_trip(images, predicted, tmp_path):
+    _, truth = images
     names = [name.strip() for name in LABELS.split(",")]
-    done = export_cityscapes(Reader(), folder, tmp_path / "out" / "all.zip", progress=False)
-    assert (done.images, done.other_sizes) == (3, 3)
-    with zipfile.ZipFile(done.file) as archive:
+    file = tmp_path / "out" / "all.zip"
+    assert len(write_submission(predicted, file)) == 3  # all too small for the server
+    with zipfile.ZipFile(file) as archive:
         assert archive.testzip() is None
         assert sorted(archive.namelist()) == [f"{n}_gtFine_labelIds.png" for n in sorted(truth)]
         for name, ids in truth.items():
@@ -63,14 +78,16 @@ def test_round_trip(images, tmp_path):
                 assert mask.mode == "L"
                 found = [[names[value] for value in row] for row in np.asarray(mask).tolist()]
             assert found == [[CITYSCAPES.classes[value] for value in row] for row in ids.tolist()]
+    write_submission(predicted, tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == file.read_bytes()
 
 
-def test_read_back_by_the_reader_of_the_data_set(images, tmp_path):
-    """The zip, unpacked as ground truth, is read as the train ids that were predicted."""
+def test_read_back_by_the_reader_of_the_data_set(images, predicted, tmp_path):
+    """The zip file, unpacked as ground truth, is read as the train ids that were predicted."""
     from fsanet.data.datasets.cityscapes import Cityscapes
 
     folder, truth = images
-    export_cityscapes(Reader(), folder, tmp_path / "all.zip", progress=False)
+    write_submission(predicted, tmp_path / "all.zip")
     root = tmp_path / "tree"
     (root / "leftImg8bit").mkdir(parents=True)
     (root / "leftImg8bit" / "val").symlink_to(folder)
@@ -83,73 +100,46 @@ def test_read_back_by_the_reader_of_the_data_set(images, tmp_path):
     assert masks == {ids.astype(np.int64).tobytes() for ids in truth.values()}
 
 
-def test_same_predictions_make_the_same_file(images, tmp_path):
-    folder, _ = images
-    for name in ("a.zip", "b.zip"):
-        export_cityscapes(Reader(), folder, tmp_path / name, progress=False)
-    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-
-
-def test_an_unreadable_image_leaves_no_zip(images, tmp_path):
-    folder, _ = images
-    (folder / "berlin" / "berlin_000009_000019_leftImg8bit.png").write_bytes(b"\x89PNG no more")
+def test_an_incomplete_folder_leaves_no_zip(images, tmp_path):
+    source = tmp_path / "images"
+    shutil.copytree(images[0], source)
+    (source / "berlin" / "berlin_000009_000019_leftImg8bit.png").write_bytes(b"\x89PNG no more")
+    predict_folder(Reader(), source, tmp_path / "out", progress=False)
     (tmp_path / "all.zip").write_bytes(b"before")
-    with pytest.raises(InputError, match="berlin_000009"):
-        export_cityscapes(Reader(), folder, tmp_path / "all.zip", progress=False)
+    with pytest.raises(InputError, match=r"berlin_000009.*1 unreadable.*--resume"):
+        write_submission(tmp_path / "out", tmp_path / "all.zip")
+    (source / "berlin" / "berlin_000009_000019_leftImg8bit.png").unlink()
+    predict_folder(Reader(), source / "berlin", tmp_path / "out", progress=False)
+    with pytest.raises(InputError, match="masks of 3 images, 2 of them from its last run"):
+        write_submission(tmp_path / "out", tmp_path / "all.zip")
     assert (tmp_path / "all.zip").read_bytes() == b"before"
     assert not list(tmp_path.glob(".*partial"))
 
 
-def test_resumed_export_is_that_of_an_undisturbed_one(images, tmp_path):
-    folder, _ = images
-    whole = export_cityscapes(Reader(), folder, tmp_path / "whole.zip", progress=False).file
-    bad = folder / "berlin" / "berlin_000001_000019_leftImg8bit.png"
-    good = bad.read_bytes()
-    bad.write_bytes(b"\x89PNG no more")
-    file = tmp_path / "all.zip"
-    with pytest.raises(InputError, match=r"berlin_000001.*1 not read.*--resume"):
-        export_cityscapes(Reader(), folder, file, progress=False)
-    parts = tmp_path / "all.zip.parts"
-    made = {path: path.stat().st_mtime_ns for path in parts.rglob("*_labelIds.png")}
-    assert len(made) == 2
-    bad.write_bytes(good)
-    with pytest.raises(InputError, match="with flip false, not true"):
-        export_cityscapes(Reader(), folder, file, resume=True, flip=True, progress=False)
-    calls = []
-    reader = Reader()
-    reader.register_forward_hook(lambda *_: calls.append(1))
-    export_cityscapes(reader, folder, file, resume=True, progress=False)
-    assert len(calls) == 1
-    assert file.read_bytes() == whole.read_bytes()
-    assert not parts.exists()
-    # Files of others in that folder stay.
-    parts.mkdir()
-    (parts / "mine.txt").touch()
-    export_cityscapes(reader, folder, file, progress=False)
-    assert [path.name for path in parts.rglob("*")] == ["mine.txt"]
+def test_removing_predictions_leaves_the_files_of_others(predicted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(predicted, out)
+    (out / "berlin" / "mine.txt").touch()
+    remove_predictions(out)
+    assert [path.name for path in out.rglob("*")] == ["berlin", "mine.txt"]
+    (out / "berlin" / "mine.txt").unlink()
+    remove_predictions(out)
+    assert not out.exists()
 
 
-def test_names_are_checked_before_the_work(images, tmp_path):
-    folder, _ = images
-    first = folder / "berlin" / "berlin_000000_000019_leftImg8bit.png"
-    (folder / "copy").mkdir()
-    copy = folder / "copy" / first.name
-    copy.write_bytes(first.read_bytes())
-    with pytest.raises(InputError, match="the same image as"):
-        export_cityscapes(Reader(), folder, tmp_path / "all.zip", progress=False)
-    copy.rename(folder / "copy" / "photo.png")
-    with pytest.raises(InputError, match=r"photo\.png: not named like an image of Cityscapes"):
-        export_cityscapes(Reader(), folder, tmp_path / "all.zip", progress=False)
-    with pytest.raises(InputError, match=r"all\.tar: .*\.zip"):
-        export_cityscapes(Reader(), first, tmp_path / "all.tar", progress=False)
-
-
-def test_classes_of_other_data_sets():
-    check_cityscapes_classes([str(i) for i in range(19)])
-    check_cityscapes_classes([name.replace(" ", "_").title() for name in CITYSCAPES.classes])
-    with pytest.raises(InputError, match="has 3 classes"):
-        check_cityscapes_classes("abc")
-    swapped = list(CITYSCAPES.classes)
-    swapped[3], swapped[4] = swapped[4], swapped[3]
-    with pytest.raises(InputError, match="class 3 of the model is 'fence'"):
-        check_cityscapes_classes(swapped)
+def test_names_and_classes_are_checked_before_the_work():
+    first = Path("berlin/berlin_000000_000019_leftImg8bit.png")
+    classes = CITYSCAPES.classes
+    file = Path("all.zip")
+    swapped = [*classes[:3], classes[4], classes[3], *classes[5:]]
+    check_submission(file, [str(i) for i in range(19)], [first])
+    check_submission(file, [name.replace(" ", "_").title() for name in classes], [first])
+    for bad_file, bad_classes, paths, line in [
+        (file, classes, [first, Path("copy", first.name)], "the same image as"),
+        (file, classes, [first, Path("photo.png")], r"photo\.png: not named like an image"),
+        (Path("all.tar"), classes, [first], r"all\.tar: .*\.zip"),
+        (file, "abc", [first], "has 3 classes"),
+        (file, swapped, [first], "class 3 of the model is 'fence'"),
+    ]:
+        with pytest.raises(InputError, match=line):
+            check_submission(bad_file, bad_classes, paths)

@@ -22,6 +22,11 @@ def run(given: list[str]) -> int:
     quiet()
     options = parse("predict", predict, given)
     where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
+    if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):
+        raise InputError(
+            f"--device {options['device']}: is for a single process; give --accelerator and "
+            "--devices for several"
+        )
     try:
         if launch(["predict", *given], **where) or predict(**options):
             _finish(options["out"], options["cityscapes_export"])

@@ -132,8 +132,8 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What it logs at a failure is reported below in one line.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True
+    for name in ("agent.server.api", "multiprocessing.api"):  # failures are reported below
+        logging.getLogger(f"torch.distributed.elastic.{name}").disabled = True
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with tempfile.TemporaryDirectory() as logs:
