@@ -206,9 +206,10 @@ def compare_grids(
     tokens = ConversionOptions(k=k, **options | {"route": "tokens"})
     names = find_attention(subject, tokens)
     exact = {name: make_replacement(subject, name, tokens) for name in names}
-    coarse = [replace(tokens, route="grid", grid=m) for m in grids]
+    coarse = {m: replace(tokens, route="grid", grid=m) for m in grids}
     replacements = {
-        name: {one.grid: make_replacement(subject, name, one) for one in coarse} for name in names
+        name: {m: make_replacement(subject, name, one) for m, one in coarse.items()}
+        for name in names
     }
     batches = [images] if isinstance(images, Tensor) else list(images)
     return _relative_errors(subject, replacements, batches, exact)
