@@ -16,10 +16,10 @@ from fsanet.errors import InputError
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
 from fsanet.report import demo_recipe, demo_report
-from fsanet.report.curves import read_history
 from fsanet.report.demo import run_demo
 from fsanet.report.demo_recipe import affordable_steps, demo_data, demo_network
 from fsanet.report.demo_report import told_apart, varied_scenes
+from fsanet.report.figures import read_history
 
 
 @pytest.fixture(autouse=True)

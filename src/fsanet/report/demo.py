@@ -13,7 +13,6 @@ from fsanet.errors import InputError
 from fsanet.files import environment, write_json, write_whole
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
-from fsanet.report.curves import draw_curves, read_history
 from fsanet.report.demo_recipe import (
     StopOverdue,
     affordable_steps,
@@ -28,6 +27,7 @@ from fsanet.report.demo_report import (
     settings_of,
     told_apart,
 )
+from fsanet.report.figures import draw_curves, read_history
 from fsanet.report.page import write_report
 from fsanet.train.training import evaluate
 

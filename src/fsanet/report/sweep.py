@@ -20,7 +20,7 @@ from fsanet.errors import InputError
 from fsanet.files import environment, first_process, write_json, write_text, write_whole
 from fsanet.metrics.confusion import markdown_table
 from fsanet.metrics.scores import Scores
-from fsanet.report.sweep_figure import draw_sweep
+from fsanet.report.figures import draw_sweep
 from fsanet.report.sweeps import Point, with_point
 from fsanet.train.evaluation import evaluate
 from fsanet.train.semantic import SemanticSegmentation
