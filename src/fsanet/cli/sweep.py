@@ -13,7 +13,7 @@ from fsanet.cli.eval import TESTING, listed, writable
 from fsanet.cli.parsing import quiet, switches
 
 if TYPE_CHECKING:
-    from fsanet.data.module import SegmentationData
+    from fsanet.data.batches import SegmentationData
     from fsanet.report.sweep import SweepRecord
     from fsanet.report.sweeps import Point
     from fsanet.train.semantic import SemanticSegmentation

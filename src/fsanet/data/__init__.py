@@ -25,7 +25,7 @@ _NAMES = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [*_MODULE_OF, "data_modules"]  # noqa: PLE0604
+__all__ = [*_MODULE_OF, "data_modules"]
 
 
 def __getattr__(name: str) -> Any:

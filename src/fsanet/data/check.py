@@ -33,8 +33,7 @@ __all__ = ["LAYOUTS", "Report", "SplitSummary", "check_data", "guess_layout"]
 
 #: Known layouts by name.
 LAYOUTS: dict[str, Layout] = {
-    module.LAYOUT.name: module.LAYOUT
-    for module in (cityscapes, ade20k, voc, coco, camvid, folder)
+    module.LAYOUT.name: module.LAYOUT for module in (cityscapes, ade20k, voc, coco, camvid, folder)
 }
 
 _BATCH = 8  # pairs that a worker returns at a time; with more, the progress bar would jump

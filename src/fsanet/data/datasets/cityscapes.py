@@ -172,7 +172,13 @@ def _by_name(folder: Path, ending: str) -> dict[str, Path]:
 
 def _splits(root: Path, **_: Any) -> list[Split]:
     fine = [
-        Split(name, partial(list_split, root, name), _COUNTS[name], ID_TABLE)
+        Split(
+            name,
+            partial(list_split, root, name),
+            _COUNTS[name],
+            ID_TABLE,
+            required=name != "test",
+        )
         for name in ("train", "val", "test")
     ]
     coarse = [
