@@ -90,7 +90,7 @@ def measure_rate(data: SeededData, workers: int, *, batches: int = 20) -> Rate:
     # The warm-up uses up what workers had prefetched; spare batches at the end keep them all busy.
     warm_up = 1 + 2 * workers
     total = warm_up + _ROUNDS * size
-    rates = []
+    rates, began = [], 0.0
     with _changed(data, workers=workers, steps_per_epoch=total + 2 * workers, accumulate=1):
         for index, _ in enumerate(data.train_dataloader(), 1):
             now = time.perf_counter()

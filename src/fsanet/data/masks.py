@@ -1,4 +1,4 @@
-"""Label masks: one 8-bit class id per pixel, what the ids mean, and the names and colours of classes."""
+"""Label masks: one 8-bit class id per pixel, and the names and colours of classes."""
 
 from __future__ import annotations
 

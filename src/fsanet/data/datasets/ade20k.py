@@ -19,10 +19,23 @@ from fsanet.errors import InputError
 
 __all__ = ["CLASSES", "LAYOUT", "PALETTE", "Ade20k", "Ade20kData", "list_split"]
 
-CLASSES = tuple(
-    " ".join(name.split())
-    for name in ["\nwall", " building", " sky", " floor", " tree", " ceiling", " road", " bed", " windowpane", " grass", " cabinet", " sidewalk", " person", "\nearth", " door", " table", " mountain", " plant", " curtain", " chair", " car", " water", " painting", " sofa", " shelf", " house", " sea", "\nmirror", " rug", " field", " armchair", " seat", " fence", " desk", " rock", " wardrobe", " lamp", " bathtub", " railing", " cushion", "\nbase", " box", " column", " signboard", " chest of drawers", " counter", " sand", " sink", " skyscraper", " fireplace", "\nrefrigerator", " grandstand", " path", " stairs", " runway", " case", " pool table", " pillow", " screen door", " stairway", "\nriver", " bridge", " bookcase", " blind", " coffee table", " toilet", " flower", " book", " hill", " bench", " countertop", " stove", "\npalm", " kitchen island", " computer", " swivel chair", " boat", " bar", " arcade machine", " hovel", " bus", " towel", " light", "\ntruck", " tower", " chandelier", " awning", " streetlight", " booth", " television receiver", " airplane", " dirt track", "\napparel", " pole", " land", " bannister", " escalator", " ottoman", " bottle", " buffet", " poster", " stage", " van", " ship", "\nfountain", " conveyer belt", " canopy", " washer", " plaything", " swimming pool", " stool", " barrel", " basket", "\nwaterfall", " tent", " bag", " minibike", " cradle", " oven", " ball", " food", " step", " tank", " trade name", " microwave", " pot", "\nanimal", " bicycle", " lake", " dishwasher", " screen", " blanket", " sculpture", " hood", " sconce", " vase", " traffic light", "\ntray", " ashcan", " fan", " pier", " crt screen", " plate", " monitor", " bulletin board", " shower", " radiator", " glass", "\nclock", " flag\n"]
-)
+_NAMES = """
+wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
+earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea,
+mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion,
+base, box, column, signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace,
+refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway,
+river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove,
+palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light,
+truck, tower, chandelier, awning, streetlight, booth, television receiver, airplane, dirt track,
+apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship,
+fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket,
+waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot,
+animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light,
+tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass,
+clock, flag
+"""
+CLASSES = tuple(" ".join(name.split()) for name in _NAMES.split(","))
 PALETTE = class_palette(None, 150)
 
 #: 0 is unlabelled; 1..150 become 0..149.

@@ -120,8 +120,8 @@ class PairedImages(LabelledImages):
     Attributes:
         classes: class names, set by subclasses.
         palette: an (r, g, b) in 0..255 for each class, set by subclasses.
-        ids: called as ``ids(values, path)``, maps the values of a label file to class ids and raises
-            `InputError` for invalid ones; set by subclasses.
+        ids: called as ``ids(values, path)``, maps the values of a label file to class ids, and
+            raises `InputError` for invalid ones; set by subclasses.
         read_labels: reads a label file to uint8 (H, W).
         names: names of the images, in the order of the items.
         image_paths: image files, in the same order.
