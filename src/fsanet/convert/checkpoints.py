@@ -18,8 +18,8 @@ from torch import Tensor
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.published_names import LINEAGES, Lineage, Source, encoder_arguments, weight
-from fsanet.data.datasets.class_names import CITYSCAPES, LABEL_SETS, LabelSet
-from fsanet.data.palette import class_palette
+from fsanet.data.datasets import LABEL_SETS, LabelSet, label_set
+from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
 from fsanet.files import read_checkpoint
 from fsanet.models import FsaNet
@@ -143,7 +143,7 @@ def convert_state(
     defaults: dict[str, Any] = {
         "similarity": "softmax" if regular else "dot",
         "recurrence": 1 if regular else 2,
-        "align_corners": labels.classes == CITYSCAPES.classes,
+        "align_corners": labels.classes == label_set("cityscapes").classes,
     }
     if not regular:
         defaults["k"] = lineage.k
@@ -254,7 +254,7 @@ def _labels(
     if isinstance(classes, str):
         if classes not in LABEL_SETS:
             raise InputError(f"classes {classes!r}: use {', '.join(LABEL_SETS)}, or a list")
-        where, (names, palette) = classes, LABEL_SETS[classes]
+        where, (names, palette) = classes, label_set(classes)
     elif classes is not None:
         where, names, palette = "classes", classes, None
     elif not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
