@@ -13,7 +13,7 @@ pytest.importorskip("faster_coco_eval")
 
 from fsanet import load_model
 from fsanet.cli import main as cli
-from fsanet.data.datasets.coco import decode_masks
+from fsanet.data.annotations import decode_masks
 from fsanet.data.datasets.instance_scenes import InstanceScenes, write_coco
 from fsanet.predict.predictor import Detector
 
@@ -49,7 +49,7 @@ def config(folder):
             },
         },
         "data": {
-            "class_path": "fsanet.data.instances.CocoData",
+            "class_path": "fsanet.data.CocoData",
             "init_args": {
                 "root": str(folder),
                 **paths,

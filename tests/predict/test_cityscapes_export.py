@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fsanet.data.datasets.class_names import CITYSCAPES
+from fsanet.data.datasets.cityscapes import CLASSES, PALETTE
 from fsanet.errors import InputError
 from fsanet.predict.cityscapes_export import (
     check_submission,
@@ -30,8 +30,8 @@ bus, caravan, trailer, train, motorcycle, bicycle
 class Reader(nn.Module):
     """Says the class that the red channel of a pixel names, so that the result is known."""
 
-    classes = CITYSCAPES.classes
-    palette = CITYSCAPES.palette
+    classes = CLASSES
+    palette = PALETTE
     num_classes = 19
 
     def normalise(self, images):
@@ -77,7 +77,7 @@ def test_round_trip(images, predicted, tmp_path):
             with Image.open(io.BytesIO(archive.read(f"{name}_gtFine_labelIds.png"))) as mask:
                 assert mask.mode == "L"
                 found = [[names[value] for value in row] for row in np.asarray(mask).tolist()]
-            assert found == [[CITYSCAPES.classes[value] for value in row] for row in ids.tolist()]
+            assert found == [[CLASSES[value] for value in row] for row in ids.tolist()]
     write_submission(predicted, tmp_path / "again.zip")
     assert (tmp_path / "again.zip").read_bytes() == file.read_bytes()
 
@@ -129,7 +129,7 @@ def test_removing_predictions_leaves_the_files_of_others(predicted, tmp_path):
 
 def test_names_and_classes_are_checked_before_the_work():
     first = Path("berlin/berlin_000000_000019_leftImg8bit.png")
-    classes = CITYSCAPES.classes
+    classes = CLASSES
     file = Path("all.zip")
     swapped = [*classes[:3], classes[4], classes[3], *classes[5:]]
     check_submission(file, [str(i) for i in range(19)], [first])

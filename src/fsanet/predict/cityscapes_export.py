@@ -22,8 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from fsanet.data.datasets.cityscapes import LABEL_IDS
-from fsanet.data.datasets.class_names import CITYSCAPES
+from fsanet.data.datasets.cityscapes import CLASSES, LABEL_IDS
 from fsanet.errors import InputError
 from fsanet.files import write_whole
 
@@ -94,7 +93,7 @@ def check_submission(file: Path, classes: Sequence[object], images: Iterable[Pat
     """
     if file.suffix.lower() != ".zip":
         raise InputError(f"{file}: the server takes a .zip file; give a name that ends in .zip")
-    expected = CITYSCAPES.classes
+    expected = CLASSES
     if len(classes) != len(expected):
         raise InputError(
             f"the model has {len(classes)} classes; the Cityscapes server takes the "

@@ -66,7 +66,9 @@ def export_network(
     if kind not in ("onnx", "torch"):
         raise InputError(f"{file}: give a name that ends in .onnx or .pt2, or the format")
     if len(size) != 2 or min(size) < 64 or any(side % 32 for side in size):
-        raise InputError(f"size {tuple(size)}: give height and width as multiples of 32, at least 64")
+        raise InputError(
+            f"size {tuple(size)}: give height and width as multiples of 32, at least 64"
+        )
     if kind == "onnx":
         _need_onnx()
     deployed = _Deployed(network.float().cpu())
