@@ -13,8 +13,7 @@ from fsanet.cli.parsing import available_device, parse, quiet
 from fsanet.convert import load_model
 from fsanet.data.images import list_images
 from fsanet.errors import InputError
-from fsanet.predict.cityscapes_export import check_submission, remove_predictions, write_submission
-from fsanet.predict.folder import predict_folder
+from fsanet.predict.folder import predict_folder, remove_results
 from fsanet.predict.launch import is_launched, launch, process_device, report_error, this_process
 
 
@@ -84,6 +83,8 @@ def predict(
         raise InputError("--out is missing; give the folder to write to")
     network: Any = load_model(model)
     if cityscapes_export is not None:
+        from fsanet.data.datasets.cityscapes import check_submission
+
         files = list_images(images, recursive=recursive)
         check_submission(cityscapes_export, network.classes, files)
         options["overlay"] = out is not None
@@ -111,6 +112,8 @@ def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
     if "state" in summary:
         return  # other machines are still working
     if cityscapes_export is not None:
+        from fsanet.data.datasets.cityscapes import write_submission
+
         refused = write_submission(folder, cityscapes_export)
         if refused:
             print(
@@ -119,7 +122,7 @@ def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
                 file=sys.stderr,
             )
         if out is None:
-            remove_predictions(folder)
+            remove_results(folder)
     what = f"{summary['images']} images"
     if "instances" in summary:
         what = f"{summary['instances']} instances on {what}"

@@ -8,6 +8,7 @@ image file that it was made from. The process that finds every image done writes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from fsanet.predict.launch import this_process
 from fsanet.predict.predictor import ImagePredictor, make_predictor
 from fsanet.progress import ConsoleProgress
 
-__all__ = ["predict_folder", "result_stems"]
+__all__ = ["predict_folder", "remove_results", "result_stems"]
 
 SUMMARY = "summary.json"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -128,6 +129,18 @@ def predict_folder(
     }
     write_json(out / SUMMARY, summary)
     return summary
+
+
+def remove_results(out: Path) -> None:
+    """Remove what `predict_folder` wrote, and folders that are empty then."""
+    for path in [*out.rglob("*.json")]:
+        for name in json.loads(path.read_text(encoding="utf-8")).get("files", {}).values():
+            (path.parent / name).unlink(missing_ok=True)
+        path.unlink()
+    folders = [path for path in out.rglob("*") if path.is_dir()]
+    for folder in [*sorted(folders, reverse=True), out]:  # inner ones first
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class _Item(NamedTuple):

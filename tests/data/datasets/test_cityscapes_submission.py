@@ -9,14 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fsanet.data.datasets.cityscapes import CLASSES, PALETTE
+from fsanet.data.datasets.cityscapes import CLASSES, PALETTE, check_submission, write_submission
 from fsanet.errors import InputError
-from fsanet.predict.cityscapes_export import (
-    check_submission,
-    remove_predictions,
-    write_submission,
-)
-from fsanet.predict.folder import predict_folder
+from fsanet.predict.folder import predict_folder, remove_results
 
 # The order and ids of the published label definitions, typed here on purpose: an independent copy.
 LABELS = """
@@ -106,11 +101,11 @@ def test_an_incomplete_folder_leaves_no_zip(images, tmp_path):
     (source / "berlin" / "berlin_000009_000019_leftImg8bit.png").write_bytes(b"\x89PNG no more")
     predict_folder(Reader(), source, tmp_path / "out", progress=False)
     (tmp_path / "all.zip").write_bytes(b"before")
-    with pytest.raises(InputError, match=r"berlin_000009.*1 unreadable.*--resume"):
+    with pytest.raises(InputError, match=r"berlin_000009.*1 not read.*--resume"):
         write_submission(tmp_path / "out", tmp_path / "all.zip")
     (source / "berlin" / "berlin_000009_000019_leftImg8bit.png").unlink()
     predict_folder(Reader(), source / "berlin", tmp_path / "out", progress=False)
-    with pytest.raises(InputError, match="masks of 3 images, 2 of them from its last run"):
+    with pytest.raises(InputError, match="masks of 3 images, 2 of them from the last run"):
         write_submission(tmp_path / "out", tmp_path / "all.zip")
     assert (tmp_path / "all.zip").read_bytes() == b"before"
     assert not list(tmp_path.glob(".*partial"))
@@ -120,10 +115,10 @@ def test_removing_predictions_leaves_the_files_of_others(predicted, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(predicted, out)
     (out / "berlin" / "mine.txt").touch()
-    remove_predictions(out)
+    remove_results(out)
     assert [path.name for path in out.rglob("*")] == ["berlin", "mine.txt"]
     (out / "berlin" / "mine.txt").unlink()
-    remove_predictions(out)
+    remove_results(out)
     assert not out.exists()
 
 
