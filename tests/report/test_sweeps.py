@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from fsanet.metrics.scores import scores_of
 from scipy.fft import dctn, idctn
 from torch import nn
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.dct import Band
 from fsanet.errors import InputError
-from fsanet.metrics.scores import scores_of
 from fsanet.models import FsaNet
 from fsanet.report import sweep as sweep_run
 from fsanet.report.sweep import SweepRecord, sweep_without_training, train_point

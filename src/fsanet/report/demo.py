@@ -29,7 +29,7 @@ from fsanet.report.demo_report import (
 )
 from fsanet.report.figures import draw_curves, read_history
 from fsanet.report.page import write_report
-from fsanet.train.training import evaluate
+from fsanet.train import evaluate
 
 
 def run_demo(

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from fsanet.data import AMBIGUOUS_PAIRS, SceneData
-from fsanet.metrics.scores import Scores
+from fsanet.metrics.confusion import Scores
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
 from fsanet.predict.result import Segmentation
 from fsanet.report.demo_recipe import BATCH, RECOMMENDED_STEPS, TASK
 from fsanet.report.page import ClassResult, Example, Report
-from fsanet.train.training import TrainResult
+from fsanet.train import TrainingResult
 
 EXAMPLES = 6
 
@@ -27,7 +27,7 @@ EXAMPLES = 6
 class Outcome:
     """All that the report is about."""
 
-    trained: TrainResult
+    trained: TrainingResult
     scores: Scores
     told_apart: float
     network: FsaNet
