@@ -55,7 +55,7 @@ def report() -> Report:
         figures=[("83.2 %", f"figure {EVIL}")],
         classes=[
             ClassResult(f"class {EVIL}", (1, 2, 3), 0.5, 0.75, 30),
-            ClassResult("absent", (4, 5, 6), None, float("nan"), 0),
+            ClassResult("absent", (4, 5, 6), float("nan"), None, 0),
             ClassResult("other", (7, 8, 9), 1.0, 1.0, 90),
         ],
         curves=draw_curves(history),

@@ -237,7 +237,7 @@ def _prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
     if present and not resume:
         if not overwrite:
             raise InputError(
-                f"{out}: already holds a run ({', '.join(present)}); "
+                f"{out}: holds a run already ({', '.join(present)}); "
                 "give --resume, --overwrite or another --out"
             )
         for name in present:
