@@ -6,6 +6,7 @@ import argparse
 import glob
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,7 +227,7 @@ def _compare(
     import torch
 
     from fsanet.convert.conversion import align_columns
-    from fsanet.convert.cost import forward_costs
+    from fsanet.cost import Quartiles, Timed, peak_memory, time_calls
     from fsanet.data.images import read_image
 
     networks = {"before": before, "after": after}
@@ -235,20 +236,24 @@ def _compare(
     device = torch.device("cuda" if gpu else "cpu")
     picture = read_image(data.dataset(how["split"])[0][0])
     image = before.normalise(picture[None].to(device))
-    costs = forward_costs({n: m.to(device).eval() for n, m in networks.items()}, image)
+    calls = {name: partial(net.to(device).eval(), image) for name, net in networks.items()}
+    with torch.inference_mode():
+        timed = {name: Timed(call) for name, call in calls.items()}
+        seconds = time_calls(timed, device=device, rounds=5)
+        peaks = {name: peak_memory(call, device) or 0 for name, call in calls.items()}
     before.cpu(), after.cpu()
     rows = [["", "mIoU %", "pixel accuracy %", "ms", "peak MiB"]]
     found = {}
     for name, score in scores.items():
-        cost = costs[name]
+        middle = Quartiles.of(list(seconds[name].values())).median
         found[name] = {
             "miou": score.miou,
             "pixel_accuracy": score.pixel_accuracy,
-            "seconds": cost.seconds,
-            "peak_bytes": cost.bytes,
+            "seconds": middle,
+            "peak_bytes": peaks[name],
         }
-        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * cost.seconds)
-        rows.append([name, *(f"{v:.2f}" for v in figures), f"{cost.bytes / 2**20:.1f}"])
+        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
+        rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
     height, width = picture.shape[-2:]
     print(f"\n{how['split']} split; time and memory of one {width} x {height} image on {device}:")
     print("\n".join(align_columns(rows, left=1)))

@@ -24,8 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from fsanet.convert import load_model
-from fsanet.data.instances import InstanceData
-from fsanet.data.module import SegmentationData
+from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
 from fsanet.files import first_process, read_checkpoint, write_text
 from fsanet.metrics.average_precision import ApScores

@@ -16,8 +16,7 @@ from fsanet.errors import InputError
 from fsanet.files import first_process
 
 if TYPE_CHECKING:
-    from fsanet.data.instances import InstanceData
-    from fsanet.data.module import SegmentationData
+    from fsanet.data.batches import InstanceData, SegmentationData
 
 __all__ = ["check_batch", "check_classes", "check_shares", "interruptible", "make_trainer"]
 
