@@ -31,7 +31,7 @@ from fsanet.attention import AttentionKind, make_attention
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.data.palette import class_palette
+from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
 from fsanet.files import read_weights
 from fsanet.models.encoder import build_encoder
