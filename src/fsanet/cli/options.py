@@ -12,18 +12,18 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import nn
 
-import fsanet.data.datasets.instance_scenes
-import fsanet.data.datasets.published  # noqa: F401  so that short names such as CityscapesData are known
 from fsanet.cli.option_errors import explain, known_keys, own_line, subclasses
 from fsanet.cli.recipes import config_files, given_values, read_recipe, resolved
-from fsanet.data.instances import InstanceData
-from fsanet.data.module import SegmentationData
+from fsanet.data import data_modules
+from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 from fsanet.train.instance_training import evaluate_instances, train_instances
 from fsanet.train.instances import InstanceSegmentation
 from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.training import evaluate, train
+
+data_modules()  # so that short names such as CityscapesData are known
 
 # Arguments that have no place in a file.
 _OF_TRAIN = {"task", "data", "out", "config", "callbacks"}

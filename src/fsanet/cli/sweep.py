@@ -14,7 +14,7 @@ from fsanet.cli.parsing import quiet, switches
 
 if TYPE_CHECKING:
     from fsanet.convert.variants import Variant
-    from fsanet.data.module import SegmentationData
+    from fsanet.data.batches import SegmentationData
     from fsanet.report.sweep import SweepRecord
     from fsanet.train.semantic import SemanticSegmentation
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from fsanet.convert.variants import Variant, evaluate_variants
-from fsanet.data.module import SegmentationData
+from fsanet.data.batches import SegmentationData
 from fsanet.errors import InputError
 from fsanet.files import environment, first_process, write_json, write_text, write_whole
 from fsanet.metrics.confusion import markdown_table
