@@ -84,9 +84,10 @@ def train_all(
         variant, seed = one
         out = arguments.out / f"{variant}-seed{seed}"
         options = [f"--config={arguments.config}", f"--seed={seed}", f"--out={out}"]
-        options += [f"--steps={arguments.steps}"] if arguments.steps else []
         options += ["--resume=true"] if (out / "checkpoints" / "last.ckpt").is_file() else []
-        commands = [["train", *options, *variants[variant], *arguments.rest]]
+        options += [*variants[variant], *arguments.rest]
+        options += [f"--steps={arguments.steps}"] if arguments.steps else []
+        commands = [["train", *options]]
         for name, how in evaluations.items():
             commands.append(["eval", str(out), f"--json={out / name}.json", *how])
         if not all((out / f"{name}.json").is_file() for name in evaluations):
