@@ -142,13 +142,13 @@ def test_miou(out: Path) -> str:
     return f"mIoU {100 * json.loads((out / 'test.json').read_text())['miou']:.2f}"
 
 
-def mean_and_spread(values: Sequence[float], sign: str = "±") -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation, with one decimal.
 
     >>> mean_and_spread([1.0, 2.0, 3.0])
     '2.0 ± 1.0'
     """
-    spread = f" {sign} {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
 
