@@ -108,9 +108,9 @@ def test_mistakes_in_the_options_of_a_named_network(named, argument, line):
     [
         ([], None, options.SEMANTIC),
         (["--data", "CocoData"], None, options.INSTANCES),
-        (["--data.class_path=fsanet.data.instances.CocoData"], None, options.INSTANCES),
-        (["--data", "SceneData"], "fsanet.data.instances.CocoData", options.SEMANTIC),
-        ([], "fsanet.data.datasets.instance_scenes.InstanceSceneData", options.INSTANCES),
+        (["--data.class_path=fsanet.data.CocoData"], None, options.INSTANCES),
+        (["--data", "SceneData"], "fsanet.data.CocoData", options.SEMANTIC),
+        ([], "fsanet.data.InstanceSceneData", options.INSTANCES),
         (["--config", "recipe.yaml"], None, options.INSTANCES),
         (["--config", "recipe.yaml", "--config", "other.yaml"], None, options.INSTANCES),
         (["--config", "recipe.yaml", "--config", "camvid.yaml"], None, options.SEMANTIC),

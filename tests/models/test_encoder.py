@@ -6,7 +6,7 @@ from fsanet.models.encoder import build_encoder
 
 
 def dilations(encoder):
-    """Dilation of each stage's 3x3 convolutions in its first block, and in its second."""
+    """Dilations of the 3x3 convolutions in the first and the second block of each stage."""
     return {
         stage: [
             {
@@ -45,17 +45,42 @@ def test_rounding_of_the_pooling(ceil_pool, rows):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"ceil_pool": True}, "no max-pooling"), ({"contract_dilation": False}, "is no ResNet")],
+    [({"ceil_pool": True}, "no max-pooling"), ({"contract_dilation": False}, "is not a ResNet")],
 )
-def test_only_resnets_have_these(option, message):
+def test_options_for_resnets_only(option, message):
     with pytest.raises(InputError, match=message):
         build_encoder("mobilenetv3_small_050", **option)
 
 
-def test_weights_that_cannot_be_downloaded(monkeypatch):
+def test_failed_download(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no connection")
 
     monkeypatch.setattr("fsanet.models.encoder.timm.create_model", offline)
-    with pytest.raises(InputError, match=r"cannot be downloaded \(no connection\); without a net"):
+    with pytest.raises(
+        InputError, match=r"cannot be downloaded \(no connection\); without a network connection"
+    ):
         build_encoder("resnet18", output_stride=16, pretrained=True)
+
+
+class Refused:
+    """An object that `torch.load(weights_only=True)` does not load."""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("w.safetensors", b"not safetensors at all"),
+        ("w.pth", b"not a zip file at all"),
+        ("w.pth", b""),
+        ("w.pth", [torch.zeros(1)]),
+        ("w.pth", {"state_dict": {}, "args": Refused()}),
+    ],
+)
+def test_files_that_are_not_weights(tmp_path, name, content):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} cannot be built: "):
+        build_encoder("mobilenetv3_small_050", weights=tmp_path / name)

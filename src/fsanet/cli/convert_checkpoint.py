@@ -114,7 +114,7 @@ def _parser() -> Parser:
 
 
 def _classes(text: str) -> str | list[str]:
-    from fsanet.data.datasets.class_names import LABEL_SETS
+    from fsanet.data.datasets import LABEL_SETS
 
     if text in LABEL_SETS:
         return text

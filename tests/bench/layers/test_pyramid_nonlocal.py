@@ -24,7 +24,7 @@ def project(x, weight, bias):
 
 
 def dense(x, context, layer):
-    """Projected at every position first, pooled after."""
+    """Projects every position first and pools afterwards."""
     q = project(x, layer.query.weight, layer.query.bias)
     key = layer.query if layer.key is None else layer.key
     k = pooled(project(context, key.weight, key.bias), layer.pool_sizes)
@@ -61,5 +61,5 @@ def test_110_keys():
 
 @pytest.mark.parametrize("sizes", [(), (0, 2)])
 def test_pyramids_that_make_no_sense(sizes):
-    with pytest.raises(ValueError, match="each at least 1"):
+    with pytest.raises(ValueError, match="each of them at least 1"):
         PyramidNonLocal(8, pool_sizes=sizes)

@@ -10,7 +10,7 @@ def linear(tokens, module):
 
 
 def reduced(x, layer):
-    """Patch by patch of the map padded by hand, then layer norm written out."""
+    """Reduces a map padded by hand patch by patch, followed by layer norm written out."""
     r = layer.ratio
     batch, channels, height, width = x.shape
     rows, columns = -(-height // r), -(-width // r)
@@ -57,7 +57,7 @@ def test_ratio_one_has_no_reduction():
 
 
 def test_defaults_at_512_channels():
-    layer = SpatialReductionAttention(512, device="meta")
+    layer = SpatialReductionAttention(512)
     assert (layer.ratio, layer.heads) == (4, 8)
 
 
