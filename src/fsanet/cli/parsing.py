@@ -71,8 +71,9 @@ class CommandParser(ArgumentParser):
     """
 
     def __init__(self, command: str = "", description: str = "", **options: Any) -> None:
-        options = {"prog": f"fsanet {command}", "formatter_class": _HyphenFormatter} | options
-        super().__init__(description=" ".join(description.split()), exit_on_error=False, **options)
+        own = {"prog": f"fsanet {command}", "description": " ".join(description.split())}
+        own |= {"exit_on_error": False, "formatter_class": _HyphenFormatter}
+        super().__init__(**(own | options))  # jsonargparse makes parsers of this class, too
 
     def parse(self, arguments: Sequence[str], base: Namespace | None = None) -> Namespace:
         """Parse a command line.

@@ -1,0 +1,240 @@
+"""Recipes: YAML files and options that describe a network, its data and its training.
+
+A recipe has the keys ``model``, ``data`` and ``task``; at the top level the arguments of
+`fsanet.train.train`; and under ``test`` those of `fsanet.train.evaluate`, for `fsanet eval`.
+``model`` and ``data`` name a class (``class_path``) and its arguments (``init_args``). ``model``
+may also list the arguments of the default network directly. A class is found by its name,
+whichever module it was in when the file was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from torch import nn
+
+import fsanet.data.datasets.instance_scenes
+import fsanet.data.datasets.published  # noqa: F401  so that jsonargparse knows the classes
+from fsanet.cli.parsing import CommandParser, one_line
+from fsanet.data.instances import InstanceData
+from fsanet.data.module import SegmentationData
+from fsanet.errors import InputError
+from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
+from fsanet.train.instance_training import evaluate_instances, train_instances
+from fsanet.train.instances import InstanceSegmentation
+from fsanet.train.semantic import SemanticSegmentation
+from fsanet.train.training import evaluate, train
+
+__all__ = ["INSTANCES", "KINDS", "SEMANTIC", "Kind", "Recipe", "read_yaml"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What semantic and instance segmentation differ in.
+
+    Attributes:
+        networks: classes that ``model`` may name, the default first.
+        data: base class of the data modules.
+        task: the Lightning module.
+        train, evaluate: functions whose arguments are options.
+        network_facts, task_facts: arguments of network and task that are taken from the data.
+    """
+
+    networks: tuple[type[nn.Module], ...]
+    data: type
+    task: type
+    train: Any
+    evaluate: Any
+    network_facts: tuple[str, ...]
+    task_facts: tuple[str, ...]
+
+    def data_classes(self) -> dict[str, type]:
+        """Names and classes of all data modules of this kind."""
+        found, left = {}, [self.data]
+        while left:
+            class_ = left.pop()
+            found[class_.__name__] = class_
+            left += type.__subclasses__(class_)
+        return found
+
+
+SEMANTIC = Kind(
+    networks=(FsaNet, SegformerFsa),
+    data=SegmentationData,
+    task=SemanticSegmentation,
+    train=train,
+    evaluate=evaluate,
+    network_facts=("num_classes", "classes", "palette"),
+    task_facts=("classes", "ignore_index"),
+)
+INSTANCES = Kind(
+    networks=(MaskRcnnFsa,),
+    data=InstanceData,
+    task=InstanceSegmentation,
+    train=train_instances,
+    evaluate=evaluate_instances,
+    network_facts=("num_classes", "classes", "category_ids"),
+    task_facts=("classes",),
+)
+KINDS = (SEMANTIC, INSTANCES)
+
+
+class Recipe:
+    """Options of a training: those of YAML files, overridden by those of the command line.
+
+    Args:
+        arguments: of the command line; ``--config FILE`` may be given several times, the later
+            file overrides the earlier one.
+
+    Attributes:
+        options: all of them, with their defaults.
+        kind: semantic or instance segmentation, as the data class says.
+        name: of the last file without its ending, "run" without a file.
+
+    Raises:
+        InputError: a file that cannot be read, an unknown option, a wrong value.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        first.add_argument("--config", action="append", default=[])
+        first.add_argument("--data", "--data.class_path", dest="data")
+        try:
+            known, rest = first.parse_known_args(arguments)
+        except argparse.ArgumentError as error:
+            raise InputError(one_line(error)) from error
+        contents = [read_yaml(file) for file in known.config]
+        data = [known.data, *(_class_name(content.get("data")) for content in reversed(contents))]
+        self.kind = kind_of(next(filter(None, data), None))
+        self.name = Path(known.config[-1]).stem if known.config else "run"
+        if known.data:
+            rest = [f"--data={known.data.rpartition('.')[2]}", *rest]
+        self.parser = train_parser(self.kind)
+        given = None
+        network = self.kind.networks[0].__name__
+        try:
+            for file, content in zip(known.config, contents, strict=True):
+                network = _class_name(content.get("model")) or network
+                where = f"{file}: "
+                given = self.parser.parse_object(with_classes(content, network), given)
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise InputError(where + one_line(error)) from error
+        self.options = self.parser.parse(rest, given)
+
+    def data(self) -> Any:
+        """The data module."""
+        return instantiate_data(self.parser, self.options)
+
+    def task(self, data: Any) -> Any:
+        """The network for the classes of ``data``, and its task."""
+        kind, given = self.kind, self.options.model.as_dict()
+        path = given["class_path"].rpartition(".")
+        network: Any = getattr(import_module(path[0]), path[2])
+        try:
+            model = network(
+                **given.get("init_args", {}),
+                **{name: getattr(data, name) for name in kind.network_facts},
+            )
+        except InputError:
+            raise
+        except (ValueError, RuntimeError) as error:  # of timm, torchvision or transformers
+            raise InputError(f"model: {one_line(error)}") from error
+        facts = {name: getattr(data, name) for name in kind.task_facts}
+        return kind.task(model, **facts, **self.options.task.as_dict())
+
+    def train_options(self) -> dict[str, Any]:
+        """The arguments of `fsanet.train.train` besides task, data, out and config."""
+        others = {"config", "model", "data", "task", "out", "test"}
+        return {name: value for name, value in self.options.as_dict().items() if name not in others}
+
+    def text(self, out: Path) -> str:
+        """The content of a run's config.yaml: every option, so that it is a recipe by itself."""
+        kept = self.options.clone()
+        kept.out, kept.resume, kept.overwrite = str(out), False, False
+        return self.parser.dump(kept, skip_unset=False, skip_link_targets=True)
+
+
+def train_parser(kind: Kind) -> CommandParser:
+    """The options of `fsanet train` for one kind of data."""
+    parser = CommandParser(
+        "train", "Train a network. Every option can also be a key of a YAML file (--config)."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of options; repeatable")
+    parser.add_argument(
+        "--out", type=str, default=None, help="run folder (default: runs/<name of the config>)"
+    )
+    parser.add_subclass_arguments(
+        kind.networks, "model", skip=set(kind.network_facts), instantiate=False
+    )
+    default = kind.networks[0]
+    parser.set_defaults({"model": {"class_path": f"{default.__module__}.{default.__name__}"}})
+    parser.add_subclass_arguments(kind.data, "data", required=True)
+    parser.add_class_arguments(
+        kind.task, "task", skip={"model", *kind.task_facts}, instantiate=False
+    )
+    others = {"task", "data", "out", "config", "callbacks"}
+    parser.add_function_arguments(kind.train, skip=others)
+    # Kept with the run for `fsanet eval`; training itself does not use them.
+    trainer = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
+    parser.add_function_arguments(kind.evaluate, "test", skip=trainer)
+    # One seed for weights, order, augmentation and dropout.
+    parser.link_arguments("seed", "data.init_args.seed")
+    return parser
+
+
+def instantiate_data(parser: CommandParser, options: Namespace) -> Any:
+    """The data module that parsed options describe."""
+    try:
+        return parser.instantiate(options).data
+    except (ValueError, TypeError) as error:
+        line = one_line(error)
+        raise InputError(line if isinstance(error, InputError) else f"data: {line}") from error
+
+
+def kind_of(data: str | None) -> Kind:
+    """The kind of the data class with this name; semantic for one that is not known."""
+    name = (data or "").rpartition(".")[2]
+    return next((kind for kind in KINDS if name in kind.data_classes()), SEMANTIC)
+
+
+def with_classes(content: dict[str, Any], network: str) -> dict[str, Any]:
+    """A recipe whose ``model`` names its class, and whose classes go by their names alone."""
+    result = dict(content)
+    model, data = result.get("model"), result.get("data")
+    if isinstance(model, dict) and "class_path" not in model:
+        model = model if set(model) == {"init_args"} else {"init_args": model}
+        result["model"] = {"class_path": network, **model}
+    for key, value in (("model", model), ("data", data)):
+        if isinstance(value, dict) and str(value.get("class_path")).startswith("fsanet."):
+            result[key] = {**value, "class_path": _class_name(value)}
+    return result
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """The content of a YAML file of options.
+
+    Raises:
+        InputError: no such file, not YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: not readable as YAML ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: holds no options; write 'option: value' lines")
+    return content
+
+
+def _class_name(part: Any) -> str | None:
+    """The name of the class that ``model`` or ``data`` of a recipe gives."""
+    path = part.get("class_path") if isinstance(part, dict) else None
+    return str(path).rpartition(".")[2] if path else None
