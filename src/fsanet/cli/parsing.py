@@ -86,7 +86,7 @@ class CommandParser(ArgumentParser):
             InputError: wrong options, in one line.
         """
         try:
-            return self.parse_args(self._translate(arguments), namespace=base)
+            return self.parse_args(self.translate(arguments), namespace=base)
         except ArgumentError as error:
             raise InputError(one_line(error) + self._suggestion(str(error))) from error
 
@@ -97,8 +97,11 @@ class CommandParser(ArgumentParser):
         near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.7)
         return f"; did you mean {near[0].replace('_', '-')}?" if near else ""
 
-    def _translate(self, arguments: Sequence[str]) -> list[str]:
-        """The same arguments as jsonargparse takes them: ``--name=value``, lists as JSON."""
+    def translate(self, arguments: Sequence[str]) -> list[str]:
+        """The same arguments as jsonargparse takes them: ``--name=value``, lists as JSON.
+
+        Positional arguments come first.
+        """
         left, positionals, options = list(arguments), [], []
         while left:
             text = left.pop(0)
@@ -157,7 +160,22 @@ def one_line(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error if cause is None else cause).split())
+    lines = [line.strip().removeprefix("- ") for line in str(cause or error).splitlines()]
+    # jsonargparse lists every type that a value was tried as; most say nothing about the mistake.
+    told = [line for line in lines if not any(part in line for part in _UNINFORMATIVE)]
+    return " ".join(" ".join(dict.fromkeys(told or lines)).split())
+
+
+_UNINFORMATIVE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes: [",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "does not correspond to a subclass of",
+    "Given value type:",
+    "NestedArg(",
+)
 
 
 class _HyphenFormatter(DefaultHelpFormatter):

@@ -9,7 +9,6 @@ whichever module it was in when the file was written.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -103,30 +102,28 @@ class Recipe:
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        first.add_argument("--config", action="append", default=[])
-        first.add_argument("--data", "--data.class_path", dest="data")
-        try:
-            known, rest = first.parse_known_args(arguments)
-        except argparse.ArgumentError as error:
-            raise InputError(one_line(error)) from error
-        contents = [read_yaml(file) for file in known.config]
-        data = [known.data, *(_class_name(content.get("data")) for content in reversed(contents))]
-        self.kind = kind_of(next(filter(None, data), None))
-        self.name = Path(known.config[-1]).stem if known.config else "run"
-        if known.data:
-            rest = [f"--data={known.data.rpartition('.')[2]}", *rest]
+        tokens = CommandParser().translate(arguments)
+        files = [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
+        options = dict(token.partition("=")[::2] for token in tokens)
+        if "--resume" in options and not files and options.get("--out"):
+            files = [str(Path(options["--out"], "config.yaml"))]  # a run knows its own options
+        contents = [read_yaml(file) for file in files]
+        classes = [options.get("--data"), options.get("--data.class_path")]
+        classes += [_class_name(content.get("data")) for content in reversed(contents)]
+        self.kind = kind_of(next(filter(None, classes), None))
+        self.name = Path(files[-1]).stem if files else "run"
         self.parser = train_parser(self.kind)
-        given = None
+        given, where = None, ""
         network = self.kind.networks[0].__name__
         try:
-            for file, content in zip(known.config, contents, strict=True):
+            for file, content in zip(files, contents, strict=True):
                 network = _class_name(content.get("model")) or network
                 where = f"{file}: "
                 given = self.parser.parse_object(with_classes(content, network), given)
         except (ArgumentError, TypeError, ValueError) as error:
             raise InputError(where + one_line(error)) from error
-        self.options = self.parser.parse(rest, given)
+        rest = [token for token in tokens if not token.startswith("--config=")]
+        self.options = self.parser.parse([_short(token) for token in rest], given)
 
     def data(self) -> Any:
         """The data module."""
@@ -232,6 +229,13 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds no options; write 'option: value' lines")
     return content
+
+
+def _short(token: str) -> str:
+    """``--data=fsanet.data.module.CamVidData`` of another version as ``--data=CamVidData``."""
+    name, _, value = token.partition("=")
+    names_class = name in ("--data", "--model", "--data.class_path", "--model.class_path")
+    return f"{name}={value.rpartition('.')[2]}" if names_class and "fsanet." in value else token
 
 
 def _class_name(part: Any) -> str | None:
