@@ -72,7 +72,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     from fsanet import convert_attention
     from fsanet.cli import options
     from fsanet.cli.parsing import quiet
-    from fsanet.predict.folder import load_model
+    from fsanet import load_model
     from fsanet.train.training import evaluate
 
     quiet()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsanet.attention import BandTreatments, FrequencySelfAttention, SpatialSelfAttention
-    from fsanet.convert import calibrate, convert_attention
+    from fsanet.convert import calibrate, convert_attention, load_model
     from fsanet.models import FsaNet
     from fsanet.predict.predictor import Predictor
 
@@ -28,6 +28,7 @@ _LAZY = {
     "SpatialSelfAttention": "fsanet.attention",
     "calibrate": "fsanet.convert",
     "convert_attention": "fsanet.convert",
+    "load_model": "fsanet.convert",
 }
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "convert_attention",
+    "load_model",
 ]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fsanet import FrequencySelfAttention, FsaNet
 from fsanet.cli import main as cli
-from fsanet.convert import load_converted
+from fsanet.convert import load_model
 
 CLASSES = ("red", "green", "blue")
 
@@ -106,7 +106,7 @@ def test_calibrates_on_files_and_takes_the_grid(model, data, tmp_path, capsys):
     errors = {int(side): error for side, error in found["errors"]["head.attention"].items()}
     assert errors[k] <= 0.7
     assert all(error > 0.7 for side, error in errors.items() if side < k)
-    layer = load_converted(out).head.attention
+    layer = load_model(out).head.attention
     assert (layer.grid, layer.band[1]) == (7, k)
 
 
@@ -127,7 +127,7 @@ def test_segformer_of_transformers(tmp_path, capsys):
         assert torch.equal(kept(images).logits, plain(images).logits)
     bands = {
         name: module.band.h1
-        for name, module in load_converted(out).named_modules()
+        for name, module in load_model(out).named_modules()
         if hasattr(module, "band")
     }
     assert bands == {

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fsanet.convert import load_model
 from fsanet.errors import InputError
 from fsanet.predict.bulk import result_stems
-from fsanet.predict.folder import load_model, predict_to_folder
+from fsanet.predict.folder import predict_to_folder
 
 
 class Strongest(nn.Module):

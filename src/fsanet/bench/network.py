@@ -20,9 +20,9 @@ from fsanet.bench.harness import Watch, no_watch, threads, time_subjects
 from fsanet.bench.probe import Findings, Limits, Subject, run_probe
 from fsanet.bench.results import Timing
 from fsanet.bench.timing import Clock, Quartiles, quartiles, ratios
+from fsanet.convert import load_model
 from fsanet.errors import InputError
 from fsanet.models import FsaNet
-from fsanet.predict.folder import load_model
 from fsanet.provenance import environment
 
 __all__ = ["VARIANTS", "NetworkReport", "NetworkRow", "NetworkSettings", "run_network_bench"]
@@ -117,7 +117,7 @@ def build_network(settings: NetworkSettings) -> FsaNet:
     torch.manual_seed(0)
     source = settings.source
     if Path(source).exists() or "/" in source:
-        model = load_model(source)
+        model = load_model(source, task="semantic")
         if not isinstance(model, FsaNet):
             raise InputError(
                 f"{source}: a {type(model).__name__}; only an FsaNet's attention is exchanged here"

@@ -40,20 +40,18 @@ def run(given: list[str]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler that measures memory
     wanted, rest = _parser().parse_known_args(given)
 
-    from fsanet.predict.folder import check_semantic, network_folder
+    from fsanet.convert.saved import network_folder
 
     out, source = Path(wanted.out), str(network_folder(wanted.model))
     _check(wanted, rest, out, source)
 
-    from fsanet.convert import calibrate, convert_attention, route_error
+    from fsanet.convert import calibrate, convert_attention, load_model, route_error
     from fsanet.convert.report import plain
     from fsanet.files import write_json
-    from fsanet.models import load_model
     from fsanet.provenance import environment
 
     data, how = _data(wanted, rest)
-    network: Any = load_model(source).eval()
-    check_semantic(network, source)
+    network: Any = load_model(source, task="semantic").eval()
     options = {
         "similarity": wanted.similarity,
         "match": tuple(wanted.match),
@@ -287,5 +285,5 @@ def _of_transformers(source: str) -> bool:
 
 def _how_to_load(conversion: Conversion, out: Path) -> str:
     alone = type(conversion.model).__name__ == "FsaNet" and conversion.modules[0].grid is None
-    loader = "FsaNet.from_pretrained" if alone else "fsanet.convert.load_converted"
+    loader = "FsaNet.from_pretrained" if alone else "fsanet.load_model"
     return f"load with {loader}({str(out)!r})"

@@ -19,8 +19,8 @@ def export(
         size: height and width of the image to trace with.
         fixed: export for that size only.
     """
+    from fsanet.convert import load_model
     from fsanet.predict.export import export_network
-    from fsanet.predict.folder import load_model
 
     error = export_network(load_model(model), out, size=size, dynamic=not fixed)
     print(f"{out}: largest difference of logits {error:.1e} of the largest logit")

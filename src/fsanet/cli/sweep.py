@@ -25,8 +25,8 @@ _OWN = ("model", "data", "json", "out", "k", "bands", "cuts", "match", "retrain"
 def run(given: list[str]) -> int:
     quiet()
     from fsanet.cli import options
+    from fsanet.convert import load_model
     from fsanet.errors import InputError
-    from fsanet.predict.folder import load_model
     from fsanet.report.sweep import SweepRecord, fingerprint, sweep_without_training
     from fsanet.report.sweeps import attention_points
     from fsanet.train.run_folder import first_process
@@ -50,7 +50,7 @@ def run(given: list[str]) -> int:
     out = Path(parsed.out) if parsed.out is not None else folder / "sweep"
     data = options.make_data(parser, parsed)
     testing = {key: value for key, value in vars(parsed).items() if key not in _OWN}
-    model = load_model(parsed.model)
+    model = load_model(parsed.model, task="semantic")
     about = {
         "model": str(parsed.model),
         "weights": fingerprint(model),

@@ -4,7 +4,7 @@ from fsanet.convert.calibration import Calibration, calibrate
 from fsanet.convert.modules import convert_attention
 from fsanet.convert.report import Conversion, Converted, Flops
 from fsanet.convert.route_error import RouteError, route_error
-from fsanet.convert.saved import apply_conversion, load_converted, save_converted
+from fsanet.convert.saved import apply_conversion, load_model, save_converted
 
 __all__ = [
     "Calibration",
@@ -15,7 +15,7 @@ __all__ = [
     "apply_conversion",
     "calibrate",
     "convert_attention",
-    "load_converted",
+    "load_model",
     "route_error",
     "save_converted",
 ]

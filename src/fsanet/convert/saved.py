@@ -1,7 +1,8 @@
-"""Converted networks on disk: weights as they were, and a small JSON file that says what to do.
+"""Saved networks: `load_model` opens any of them, `save_converted` writes a converted one.
 
-`fsanet_conversion.json` holds the format's version and, for each module, its name, k, similarity,
-route and grid.
+A converted network is a folder of ``save_pretrained`` with `fsanet_conversion.json` beside the
+weights. That file holds the format version and, for each converted module, its name, k,
+similarity, route and grid.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import glob
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -19,10 +20,99 @@ from fsanet.convert.report import Conversion
 from fsanet.errors import InputError
 from fsanet.files import write_json
 
-__all__ = ["CONVERSION_FILE", "apply_conversion", "load_converted", "save_converted"]
+__all__ = [
+    "CONVERSION_FILE",
+    "Task",
+    "apply_conversion",
+    "load_model",
+    "network_folder",
+    "save_converted",
+    "saved_task",
+]
+
+Task = Literal["semantic", "instances"]
 
 CONVERSION_FILE = "fsanet_conversion.json"
 _FORMAT = 1
+_PURPOSES: dict[Task, str] = {
+    "semantic": "semantic segmentation",
+    "instances": "instance segmentation",
+}
+
+
+def load_model(
+    source: nn.Module | str | os.PathLike[str], *, task: Task | None = None, **overrides: Any
+) -> nn.Module:
+    """Load a saved network of any class; `config.json` says which class it is.
+
+    Args:
+        source: one of
+
+            - a folder written by ``save_pretrained`` (FsaNet, SegformerFsa, MaskRcnnFsa);
+            - the folder of a training run, whose best network is in ``model/``;
+            - a folder with a conversion (``fsanet_conversion.json``): the converted network;
+            - a SegFormer as transformers saves it: a SegformerFsa without attention block;
+            - a hub id, ``owner/name``;
+            - a network, which is returned unchanged.
+        task: "semantic" or "instances" to accept only networks for that task; None for any.
+        **overrides: constructor arguments that replace the saved ones, such as ``k=4``.
+
+    Returns:
+        The network, in training mode as any new module; call ``eval()`` before using it.
+
+    Raises:
+        InputError: no such folder, no network in it, a class this version does not know, or a
+            network for another task.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
+
+    source = network_folder(source)
+    config = _config(source)
+    _check_task(source, config, task)
+    name = _class_name(config)
+    modules = _read(Path(source)) if Path(source, CONVERSION_FILE).is_file() else []
+    if modules and overrides.keys() & {"attention", "k", "similarity"}:
+        raise InputError(
+            f"{source}: its attention is set by {CONVERSION_FILE}; leave attention, k and "
+            "similarity out, or convert the original network again"
+        )
+    if modules and name == "FsaNet":
+        # Its config.json already says "frequency", which would lose the route and the grid.
+        overrides["attention"] = "spatial"
+    if name == "segformer":
+        model: nn.Module = SegformerFsa.from_transformers(source, **overrides)
+    elif name in ("FsaNet", "SegformerFsa", "MaskRcnnFsa"):
+        classes: dict[str, Any] = {
+            "FsaNet": FsaNet,
+            "SegformerFsa": SegformerFsa,
+            "MaskRcnnFsa": MaskRcnnFsa,
+        }
+        model = classes[name].from_pretrained(source, **overrides)
+    else:
+        raise InputError(
+            f"{source}: config.json names the network {name!r}, which this version does not know; "
+            "update fsanet"
+        )
+    return _convert_modules(model, modules).model if modules else model
+
+
+def saved_task(source: str | os.PathLike[str]) -> Task:
+    """The task of a saved network, read from its `config.json` without loading any weights.
+
+    Raises:
+        InputError: no such folder, or a `config.json` that cannot be read.
+    """
+    return _task_of(_config(network_folder(source)))
+
+
+def network_folder(source: str | os.PathLike[str]) -> str:
+    """The folder that holds the network: ``model/`` of a training run, else ``source`` itself."""
+    inner = Path(source, "model")
+    if (inner / "config.json").is_file() and not Path(source, "config.json").is_file():
+        return str(inner)
+    return os.fspath(source)
 
 
 def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> None:
@@ -52,40 +142,18 @@ def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> No
     write_json(Path(folder, CONVERSION_FILE), {"format": _FORMAT, "modules": modules})
 
 
-def load_converted(folder: str | os.PathLike[str]) -> nn.Module:
-    """The network that :func:`save_converted` wrote, converted.
-
-    Args:
-        folder: with ``fsanet_conversion.json``, of an `FsaNet`, a `SegformerFsa` or, in
-            transformers' format, a SegFormer of a published size, which comes back as a
-            `SegformerFsa`. For any other network load the weights as usual, then use
-            :func:`apply_conversion`.
-
-    Raises:
-        InputError: no conversion there, or a network that it does not fit.
-    """
-    from fsanet.models import load_model
-
-    _read(Path(folder))
-    config = Path(folder, "config.json")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{config}: not readable as JSON") from error
-    of_fsanet = "model_type" not in content and content.get("network", "FsaNet") == "FsaNet"
-    # An FsaNet would come converted already, and on route "tokens" only.
-    model = load_model(folder, attention="spatial") if of_fsanet else load_model(folder)
-    return apply_conversion(model, folder).model
-
-
 def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conversion:
     """Convert ``model`` in place as the folder's ``fsanet_conversion.json`` says.
 
     Raises:
         InputError: no such file, or modules that the network does not have.
     """
+    return _convert_modules(model, _read(Path(folder)))
+
+
+def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Conversion:
     done = []
-    for module in _read(Path(folder)):
+    for module in modules:
         grid = module["grid"] or 1  # not used on the other route
         done.append(
             convert_attention(
@@ -122,3 +190,50 @@ def _read(folder: Path) -> list[dict[str, Any]]:
     if not modules or not all(isinstance(m, dict) and keys <= m.keys() for m in modules):
         raise InputError(f"{file}: lists no modules, or not all of {', '.join(sorted(keys))}")
     return modules
+
+
+def _config(source: str) -> dict[str, Any]:
+    """The content of config.json; empty where there is none, which from_pretrained reports."""
+    # Imported here because convert_attention needs neither the hub nor the networks.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from fsanet.models.saving import check_source
+
+    folder = check_source(source)
+    if folder is None:
+        try:
+            file = Path(hf_hub_download(source, "config.json"))
+        except (HfHubHTTPError, OSError, ValueError):
+            return {}
+    else:
+        file = folder / "config.json"
+        if not file.is_file():
+            return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: holds no JSON object")
+    return content
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    """The class that `config.json` names, or "segformer" for a file of transformers."""
+    if config.get("model_type") == "segformer":
+        return "segformer"
+    return str(config.get("network", "FsaNet"))  # files before 0.2 name no class
+
+
+def _task_of(config: dict[str, Any]) -> Task:
+    return "instances" if _class_name(config) == "MaskRcnnFsa" else "semantic"
+
+
+def _check_task(source: str, config: dict[str, Any], task: Task | None) -> None:
+    found = _task_of(config)
+    if task is not None and found != task:
+        raise InputError(
+            f"{source}: a {_class_name(config)}, which is a network for {_PURPOSES[found]}; this "
+            f"needs one for {_PURPOSES[task]}"
+        )

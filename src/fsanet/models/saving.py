@@ -35,7 +35,7 @@ class SegmentationNetwork(
     """Base of networks that know their classes and normalisation, and save them with the weights.
 
     A network of this kind sets `_hub_mixin_config` to what its constructor needs to make it again,
-    "network" in it to the name of its class (see `fsanet.models.load_model`).
+    "network" in it to the name of its class (see `fsanet.load_model`).
 
     Attributes:
         num_classes: classes.

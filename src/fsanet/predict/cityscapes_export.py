@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fsanet.convert import load_model
 from fsanet.data.datasets.cityscapes import LABEL_IDS
 from fsanet.data.datasets.class_names import CITYSCAPES
 from fsanet.data.images import list_images
@@ -31,7 +32,7 @@ from fsanet.files import write_json, write_whole
 from fsanet.fingerprint import about_model
 from fsanet.predict.bulk import predict_all
 from fsanet.predict.bulk_state import Item
-from fsanet.predict.folder import SegmentsFiles, load_model, predictor_settings
+from fsanet.predict.folder import SegmentsFiles, predictor_settings
 from fsanet.predict.predictor import Predictor
 from fsanet.predict.processes import start_processes
 from fsanet.predict.result import Segmentation
@@ -120,7 +121,7 @@ def export_cityscapes(
     )
 
     def make_writer() -> _LabelIdWriter:
-        network = load_model(model)
+        network = load_model(model, task="semantic")
         check_cityscapes_classes(tuple(network.classes))  # type: ignore[arg-type]
         if processes.first:  # names are checked before the work
             submission_names(list_images(paths, recursive=recursive))

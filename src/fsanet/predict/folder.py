@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fsanet.convert import load_model
 from fsanet.errors import InputError
 from fsanet.fingerprint import about_model
 from fsanet.predict.bulk import predict_all
@@ -19,45 +20,7 @@ from fsanet.predict.predictor import Predictor
 from fsanet.predict.processes import start_processes
 from fsanet.predict.result import Segmentation
 
-__all__ = ["load_model", "network_folder", "predict_to_folder", "predictor_settings"]
-
-
-def load_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    """The network itself, from a folder of ``save_pretrained``, a training run, or the hub.
-
-    A folder that holds a conversion gives the converted network.
-
-    Raises:
-        InputError: the folder holds no model, or one of instances.
-    """
-    if isinstance(model, nn.Module):
-        return model
-    from fsanet import models
-    from fsanet.convert.saved import CONVERSION_FILE, load_converted
-
-    model = network_folder(model)
-    if Path(model, CONVERSION_FILE).is_file():
-        return load_converted(model)
-    network = models.load_model(model)
-    check_semantic(network, model)
-    return network
-
-
-def check_semantic(network: nn.Module, source: str | os.PathLike[str]) -> None:
-    """Raises `InputError` for a network that finds instances."""
-    if not hasattr(network, "normalise"):
-        raise InputError(
-            f"{source}: a {type(network).__name__}, which finds instances; this is for semantic "
-            "segmentation (fsanet train, eval and predict take both)"
-        )
-
-
-def network_folder(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The folder of the network itself: that in a run folder, or what was given."""
-    inner = Path(source, "model")  # where a training run keeps its best
-    if (inner / "config.json").is_file() and not Path(source, "config.json").is_file():
-        return inner
-    return source
+__all__ = ["predict_to_folder", "predictor_settings"]
 
 
 def predict_to_folder(
@@ -126,7 +89,7 @@ def predict_to_folder(
 
     def make_writer() -> _SegmentationWriter:
         predictor = Predictor(
-            load_model(model),
+            load_model(model, task="semantic"),
             window=window,
             stride=stride,
             scales=scales,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fsanet.convert import load_model
 from fsanet.data.images import ImageSource, read_image
 from fsanet.errors import InputError
 from fsanet.files import write_json
@@ -19,7 +20,6 @@ from fsanet.predict.bulk import predict_all
 from fsanet.predict.bulk_state import Item
 from fsanet.predict.instance_result import Instances
 from fsanet.predict.processes import start_processes
-from fsanet.train.instance_training import load_instance_model
 from fsanet.train.instances import detect
 
 __all__ = ["InstancePredictor", "predict_instances_to_folder"]
@@ -51,7 +51,7 @@ class InstancePredictor:
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        self.model: Any = load_instance_model(model)
+        self.model: Any = load_model(model, task="instances")
         if device is not None:
             self.model.to(device)
 

@@ -19,11 +19,11 @@ import lightning
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import Tensor, nn
 
+from fsanet.convert import load_model
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.scores import Scores
-from fsanet.predict.folder import load_model
 from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.trainer import check_classes, check_shares, interruptible, make_trainer
 
@@ -79,7 +79,7 @@ def evaluate(
         InputError: the folder holds no model, the model has other classes than the data, an
             option is out of its range.
     """
-    network = load_model(model)
+    network = load_model(model, task="semantic")
     check_classes(network, data)
     edges = None
     if boundary:

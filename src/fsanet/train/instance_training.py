@@ -17,10 +17,10 @@ from typing import Literal
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import nn
 
+from fsanet.convert import load_model
 from fsanet.data.instances import InstanceData
 from fsanet.errors import InputError
 from fsanet.metrics.average_precision import ApScores
-from fsanet.predict.folder import network_folder
 from fsanet.train.instances import InstanceSegmentation
 from fsanet.train.run import Precision, fit
 from fsanet.train.trainer import check_classes, check_shares, interruptible, make_trainer
@@ -135,15 +135,6 @@ def _mask_ap(task: InstanceSegmentation) -> float:
     return math.nan if task.scores is None else task.scores.mask["AP"]
 
 
-def load_instance_model(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    """The network itself, from a folder of ``save_pretrained``, a training run, or the hub."""
-    if isinstance(model, nn.Module):
-        return model
-    from fsanet.models.mask_rcnn import MaskRcnnFsa
-
-    return MaskRcnnFsa.from_pretrained(os.fspath(network_folder(model)))
-
-
 def evaluate_instances(
     model: nn.Module | str | os.PathLike[str],
     data: InstanceData,
@@ -172,7 +163,7 @@ def evaluate_instances(
     Raises:
         InputError: the folder holds no model, or the model has other classes than the data.
     """
-    network = load_instance_model(model)
+    network = load_model(model, task="instances")
     check_classes(network, data)
     task = InstanceSegmentation(network, classes=data.classes)
     trainer = make_trainer(

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from fsanet.convert import load_model
 from fsanet.errors import InputError
-from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa, load_model
-from fsanet.predict.folder import load_model as load_model_or_run
+from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_segformer(tmp_path):
     saved = SegformerFsa(num_classes=3, zero_init=False).eval()
     saved.save_pretrained(tmp_path / "run" / "model")
     images = torch.randn(1, 3, 32, 40)
-    for model in (load_model(tmp_path / "run" / "model"), load_model_or_run(tmp_path / "run")):
+    for model in (load_model(tmp_path / "run" / "model"), load_model(tmp_path / "run")):
         assert type(model) is SegformerFsa
         assert torch.equal(model.eval()(images), saved(images))
     config = transformers.SegformerConfig(num_labels=3)
@@ -49,8 +49,8 @@ def test_detector(tmp_path):
     assert type(found) is MaskRcnnFsa
     for name, value in saved.state_dict().items():
         assert torch.equal(found.state_dict()[name], value)
-    with pytest.raises(InputError, match="MaskRcnnFsa, which finds instances"):
-        load_model_or_run(tmp_path)
+    with pytest.raises(InputError, match=r"a MaskRcnnFsa, which is .* needs one for semantic"):
+        load_model(tmp_path, task="semantic")
 
 
 @pytest.mark.parametrize(
