@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fsanet.errors import InputError
-from fsanet.provenance import environment
+from fsanet.files import environment
 
 VARIANTS = {
     "none": {"attention": "null"},

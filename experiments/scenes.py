@@ -16,12 +16,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fsanet.files import write_json
+from fsanet.files import environment, write_json
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
-from fsanet.provenance import environment
+from fsanet.report.demo import score_look_alikes
 from fsanet.report.demo_recipe import demo_data, demo_network, train_demo
-from fsanet.report.demo_report import told_apart
 from fsanet.train.training import evaluate
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -86,7 +85,7 @@ def score(model: FsaNet, seed: int, steps: int) -> dict[str, float]:
     return {
         "miou": scores.miou,
         "look_alikes": statistics.mean(scores.iou[3:7]),
-        "told_apart": told_apart(Predictor(model, batch_size=10), data),
+        "told_apart": score_look_alikes(Predictor(model, batch_size=10), data),
     }
 
 

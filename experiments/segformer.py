@@ -69,10 +69,9 @@ def table(arguments: argparse.Namespace) -> None:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """mIoU of a trained SegFormer whose encoder attention sees k x k low frequencies alone."""
-    from fsanet import convert_attention
+    from fsanet import convert_attention, load_model
     from fsanet.cli import options
     from fsanet.cli.parsing import quiet
-    from fsanet import load_model
     from fsanet.train.training import evaluate
 
     quiet()

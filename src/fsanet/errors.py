@@ -1,8 +1,8 @@
-"""The one exception the command line turns into a clear line and exit code 2."""
+"""The one exception that the command line reports as a single line with exit code 2."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong.
+    """The user's input is wrong.
 
-    The message is one line: what was wrong, where, and what to do.
+    The message is a single line that says what was given, what is expected and what to do.
     """

@@ -1,25 +1,55 @@
-"""Files that are written whole or not at all."""
+"""What every command shares about its files.
+
+Files are written completely or not at all, weights are read without running code, and results
+record the model, the machine and the library versions that produced them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import os
+import pickle
+import platform
+import re
+import subprocess
 import uuid
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
 from fsanet.errors import InputError
+
+__all__ = [
+    "environment",
+    "fingerprint",
+    "first_process",
+    "model_summary",
+    "read_checkpoint",
+    "read_weights",
+    "write_json",
+    "write_text",
+    "write_whole",
+]
+
+
+# --- writing ----------------------------------------------------------------------------
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
-    """Create or replace ``path`` with what ``write(stream)`` puts out; folders are created.
+    """Create or replace a file atomically; missing folders are created.
 
-    The content goes to a temporary file beside the target, which then takes its place: a reader
-    sees the old file or the new one, and a failure leaves the old one alone.
+    ``write(stream)`` fills a temporary file next to ``path`` which then takes its place. Readers
+    see either the old file or the complete new one, and a failure leaves the old file untouched.
 
     Raises:
-        InputError: the place cannot be written to.
+        InputError: the path is not writable.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.partial")
@@ -42,10 +72,219 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """`write_whole` for UTF-8 text."""
+    """Write UTF-8 text with `write_whole`."""
     return write_whole(path, lambda stream: stream.write(text.encode()))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
-    """`write_whole` for JSON; infinities and nan are an error, because JSON has none."""
+    """Write JSON with `write_whole`; infinity and nan raise, because JSON has neither."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# --- reading weights --------------------------------------------------------------------
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state_dict in a file; see `read_checkpoint`."""
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint on the CPU without running any code it may contain.
+
+    A ``.safetensors`` file is read by safetensors, any other by
+    ``torch.load(weights_only=True)``. The state_dict is the ``"state_dict"`` or ``"model"`` entry,
+    or else the whole file. A ``module.`` prefix shared by all names (`nn.DataParallel`) is removed.
+
+    Returns:
+        The state_dict, and the other entries of the file (empty if the whole file is a state_dict).
+
+    Raises:
+        InputError: the file is missing or damaged, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of a checkpoint")
+    content = _read(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: holds a {type(content).__name__} instead of a state_dict")
+    state, rest = content, {}
+    for entry in ("state_dict", "model"):
+        if isinstance(content.get(entry), Mapping):
+            state = content[entry]
+            rest = {name: value for name, value in content.items() if name != entry}
+            break
+    others = [
+        name
+        for name, value in state.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if others or not state:
+        what = f"{others[0]} is not a tensor" if others else "it is empty"
+        raise InputError(f"{path}: not a state_dict ({what}); give the weights of a network")
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): value for name, value in state.items()}, rest
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # Mapped into memory where the format allows, so that unused entries are not read.
+        mmap = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    except (pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        refused = re.search(r"[Uu]nsupported (?:\w+: )?GLOBAL (\S+)", str(error))
+        if refused is not None:
+            raise InputError(
+                f"{path}: holds {refused[1]} besides its weights, but only tensors and plain "
+                "values are read, because anything else could run code; if you trust the file, "
+                'save its weights alone first (docs/checkpoints.md, "A file that is refused")'
+            ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return InputError(f"{path}: damaged or not a file of weights ({reason})")
+
+
+# --- what produced a result -------------------------------------------------------------
+
+# Attributes outside the state_dict that predictions depend on.
+_ATTRIBUTES = (
+    *("classes", "palette", "category_ids", "mean", "std", "bgr", "align_corners"),
+    "_hub_mixin_config",
+)
+
+
+def fingerprint(model: nn.Module, *, weights_only: bool = False) -> str:
+    """Hash a network, to tell whether two results come from the same one.
+
+    The hash covers every entry of the state_dict, the printed modules, class names, colours,
+    normalisation and the saved options. It does not depend on the device or on training mode. A
+    library version that prints a module differently changes it.
+
+    Args:
+        model: the network.
+        weights_only: cover only the names and values of the state_dict.
+
+    Returns:
+        16 hexadecimal digits of a SHA-256, or 12 with ``weights_only``.
+
+    >>> layers = [nn.Linear(2, 1), nn.Linear(2, 1)]
+    >>> fingerprint(layers[0]) == fingerprint(layers[1])
+    False
+    >>> _ = layers[0].load_state_dict(layers[1].state_dict())
+    >>> fingerprint(layers[0]) == fingerprint(layers[1])
+    True
+    """
+    digest = hashlib.sha256()
+    if not weights_only:
+        printed = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))  # addresses differ between processes
+        attributes = {name: getattr(model, name, None) for name in _ATTRIBUTES}
+        digest.update(f"{type(model).__qualname__}\n{printed}\n".encode())
+        digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() if weights_only else f"\n{name} ".encode())
+        if isinstance(value, Tensor):
+            if not weights_only:
+                digest.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+        else:  # a module's extra state
+            digest.update(repr(value).encode())
+    return digest.hexdigest()[: 12 if weights_only else 16]
+
+
+def model_summary(model: nn.Module) -> dict[str, Any]:
+    """Class name, number of parameters and fingerprint of a network, for the JSON of a result."""
+    return {
+        "name": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "fingerprint": fingerprint(model),
+    }
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Describe the machine and the library versions, to be stored with a result.
+
+    Args:
+        device: the device that did the work.
+
+    Returns:
+        "device", "threads", "python", "torch", "torchvision", "timm", "lightning", "fsanet",
+        "commit" (followed by "+changes" if the working tree differs) and "system". Packages that
+        are not installed and an unknown commit are omitted.
+    """
+    device = torch.device(device)
+    found = {"device": _device_name(device), "threads": str(torch.get_num_threads())}
+    found["python"] = platform.python_version()
+    found["torch"] = torch.__version__  # includes the build, such as +cu128
+    for package in ("torchvision", "timm", "lightning", "fsanet"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = _commit()
+    if commit:
+        found["commit"] = commit
+    found["system"] = f"{platform.system()} {platform.machine()}"
+    return found
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU ({_processor()}, {cores} cores)"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the repository that tracks this file, if there is one."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", here.name):
+            return None  # installed into another project's repository
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def first_process() -> bool:
+    """Whether this process has rank 0 and so writes files and prints.
+
+    It reads the variables of torchrun (``RANK``, ``GROUP_RANK``), Lightning (``NODE_RANK``,
+    ``LOCAL_RANK``) and SLURM (``SLURM_PROCID``), and so can be called before the processes have
+    been connected.
+    """
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    ranks = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)

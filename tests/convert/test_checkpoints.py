@@ -279,7 +279,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="holds a list"):
         convert_checkpoint(tmp_path / "list.pth", "ccnet")
     torch.save({"epoch": 3}, tmp_path / "number.pth")
-    with pytest.raises(InputError, match="epoch is no tensor"):
+    with pytest.raises(InputError, match="epoch is not a tensor"):
         convert_checkpoint(tmp_path / "number.pth", "ccnet")
 
 

@@ -247,5 +247,5 @@ def test_folders_that_hold_no_network(tmp_path):
     with pytest.raises(InputError, match="missing, such as"):
         FsaNet.from_pretrained(tmp_path, encoder="resnet18")
     (tmp_path / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="damaged or not a file of weights"):
         FsaNet.from_pretrained(tmp_path)

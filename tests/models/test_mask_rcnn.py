@@ -263,7 +263,7 @@ def test_file_with_code_is_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "attacked"),)
 
     torch.save({"a": Attack()}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="more than tensors"):
+    with pytest.raises(InputError, match="besides its weights"):
         tiny(weights=str(tmp_path / "bad.pth"))
     assert not (tmp_path / "attacked").exists()
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fsanet.errors import InputError
-from fsanet.predict.processes import Processes, Pulse, is_first, start_processes, started_outside
+from fsanet.files import first_process
+from fsanet.predict.processes import Processes, Pulse, start_processes, started_outside
 
 LAUNCHERS = (
     *("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK"),
@@ -76,7 +77,7 @@ def test_what_launchers_say(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert started_outside() == count
-    assert is_first() is first
+    assert first_process() is first
 
 
 def test_pulse_of_one_process_counts_at_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fsanet.errors import InputError
-from fsanet.report.curves import History, draw_curves
+from fsanet.report.figures import History, draw_curves
 from fsanet.report.page import ClassResult, Example, Report, html_page, write_report
 
 EVIL = "<script>alert(\"1\")</script> & 'co'"
@@ -55,7 +55,7 @@ def report() -> Report:
         figures=[("83.2 %", f"figure {EVIL}")],
         classes=[
             ClassResult(f"class {EVIL}", (1, 2, 3), 0.5, 0.75, 30),
-            ClassResult("absent", (4, 5, 6), None, float("nan"), 0),
+            ClassResult("absent", (4, 5, 6), float("nan"), None, 0),
             ClassResult("other", (7, 8, 9), 1.0, 1.0, 90),
         ],
         curves=draw_curves(history),
@@ -105,9 +105,8 @@ def test_pictures_are_embedded_as_they_are(report: Report) -> None:
 
 def test_table_values(report: Report) -> None:
     text = html_page(report)
-    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", text)
-    cells = [re.sub(r"<[^>]+>", "|", row) for row in rows]
-    assert [re.findall(r"\|(–|[\d.]+ %)\|", cell) for cell in cells] == [
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", text, re.DOTALL)
+    assert [re.findall(r"<td>(.*?)</td>", row) for row in rows] == [
         ["50.0 %", "75.0 %", "25.0 %"],
         ["–", "–", "0.0 %"],
         ["100.0 %", "100.0 %", "75.0 %"],
@@ -126,7 +125,7 @@ def test_light_and_dark(report: Report) -> None:
 def test_empty_parts_are_left_out() -> None:
     text = html_page(Report(title="t", lead=[], figures=[], classes=[]))
     Page(text)
-    assert re.findall("<h2>(.*?)</h2>", text) == ["Scores of each class"]
+    assert "<h2>" not in text
 
 
 def test_written_whole(report: Report, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fsanet.errors import InputError
 from fsanet.metrics.scores import scores_of
 from fsanet.models import FsaNet
 from fsanet.report import sweep as sweep_run
-from fsanet.report.sweep import SweepRecord, fingerprint, sweep_without_training, train_point
+from fsanet.report.sweep import SweepRecord, sweep_without_training, train_point
 from fsanet.report.sweeps import Point, attention_points, with_point
 
 SIZE = (10, 13)
@@ -210,11 +210,3 @@ def test_trained_point_of_other_options_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 3\n")
     with pytest.raises(InputError, match="a run with other options"):
         train_point(lambda: (None, None, "steps: 4\n"), tmp_path, training={}, testing={})
-
-
-def test_fingerprint_tells_weights_apart():
-    a, b = layers()
-    assert fingerprint(a) == fingerprint(b)  # the same weights
-    with torch.no_grad():
-        b.query.weight[0, 0] += 1e-6
-    assert fingerprint(a) != fingerprint(b)

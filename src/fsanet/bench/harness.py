@@ -23,7 +23,7 @@ from fsanet.bench.timing import (
     strides,
     timed_turn,
 )
-from fsanet.provenance import environment
+from fsanet.files import environment
 
 __all__ = ["LayerJob", "Watch", "run_bench", "time_subjects"]
 

@@ -22,8 +22,8 @@ from fsanet.bench.results import Timing
 from fsanet.bench.timing import Clock, Quartiles, quartiles, ratios
 from fsanet.convert import load_model
 from fsanet.errors import InputError
+from fsanet.files import environment
 from fsanet.models import FsaNet
-from fsanet.provenance import environment
 
 __all__ = ["VARIANTS", "NetworkReport", "NetworkRow", "NetworkSettings", "run_network_bench"]
 

@@ -47,8 +47,7 @@ def run(given: list[str]) -> int:
 
     from fsanet.convert import calibrate, convert_attention, load_model, route_error
     from fsanet.convert.report import plain
-    from fsanet.files import write_json
-    from fsanet.provenance import environment
+    from fsanet.files import environment, write_json
 
     data, how = _data(wanted, rest)
     network: Any = load_model(source, task="semantic").eval()

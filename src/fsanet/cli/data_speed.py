@@ -33,7 +33,7 @@ def run(given: list[str]) -> int:
     data = _data(rest)
 
     from fsanet.data.speed import measure_rate, measure_stages
-    from fsanet.provenance import environment
+    from fsanet.files import environment
 
     with _bar() as bar:
         data.dataset("train")  # decodes everything where that is wanted

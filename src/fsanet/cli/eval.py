@@ -19,8 +19,7 @@ def run(given: list[str]) -> int:
     quiet()
     given = listed(switches(given, ("--flip", "--boundary")), _LISTS)
     from fsanet.cli import instances, options
-    from fsanet.files import write_json
-    from fsanet.train.run_folder import first_process
+    from fsanet.files import first_process, write_json
     from fsanet.train.training import evaluate
 
     folders = [Path(text) for text in given if not text.startswith("-") and Path(text).is_dir()]
@@ -47,7 +46,7 @@ def run(given: list[str]) -> int:
     _print_scores(scores, f"{parsed.model}, {parsed.split} split")
     about = {"model": str(parsed.model), "split": parsed.split}
     if parsed.json is not None or parsed.out is not None:
-        from fsanet.provenance import environment
+        from fsanet.files import environment
 
         versions = {"versions": environment()}
         if parsed.json is not None:

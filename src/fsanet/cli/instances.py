@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 def evaluate(given: list[str], run_data: dict | None, testing: dict | None) -> int:
     """`fsanet eval`; ``run_data`` and ``testing`` are what the run says, where it is known."""
     from fsanet.cli import options
-    from fsanet.files import write_json
-    from fsanet.provenance import environment
+    from fsanet.files import environment, first_process, write_json
     from fsanet.train.instance_training import evaluate_instances
-    from fsanet.train.run_folder import first_process
 
     parser = options.eval_parser(run_data, testing, kind=options.INSTANCES)
     parsed = options.parse(parser, given, kind=options.INSTANCES)

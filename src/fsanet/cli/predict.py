@@ -12,17 +12,17 @@ from fsanet.errors import InputError
 
 
 def run(given: list[str]) -> int:
-    from fsanet.predict.processes import is_first
+    from fsanet.files import first_process
 
     quiet()
     try:
         return _run(given)
     except InputError:
-        if is_first():
+        if first_process():
             raise
         return 0  # the first process says it; a code here would have it killed while it does
     except KeyboardInterrupt:
-        if not is_first():
+        if not first_process():
             return 0
         again = "" if "--resume" in given else " with --resume"
         print(f"fsanet: interrupted; the same command{again} goes on", file=sys.stderr)
@@ -125,9 +125,9 @@ def sharing(options: argparse.Namespace) -> dict[str, Any]:
 
 def told(summary: dict[str, Any], what: str, out: str) -> int:
     """Say what was done; raises `InputError` for images that could not be read."""
-    from fsanet.predict.processes import is_first
+    from fsanet.files import first_process
 
-    if not is_first():
+    if not first_process():
         return 0
     before = summary["done_before"]
     kept = f" ({before} of them before)" if before else ""
@@ -139,11 +139,11 @@ def told(summary: dict[str, Any], what: str, out: str) -> int:
 
 
 def _export(options: argparse.Namespace, how: dict[str, Any]) -> int:
+    from fsanet.files import first_process
     from fsanet.predict.cityscapes_export import TEST_IMAGES, export_cityscapes
-    from fsanet.predict.processes import is_first
 
     done = export_cityscapes(options.model, options.images, options.cityscapes_export, **how)
-    if not is_first():
+    if not first_process():
         return 0
     print(f"{done.images} predictions in {done.file} (the test set has {TEST_IMAGES} images)")
     if done.other_sizes:

@@ -27,9 +27,9 @@ def run(given: list[str]) -> int:
     from fsanet.cli import options
     from fsanet.convert import load_model
     from fsanet.errors import InputError
-    from fsanet.report.sweep import SweepRecord, fingerprint, sweep_without_training
+    from fsanet.files import fingerprint, first_process
+    from fsanet.report.sweep import SweepRecord, sweep_without_training
     from fsanet.report.sweeps import attention_points
-    from fsanet.train.run_folder import first_process
 
     given = switches(given, ("--flip", "--boundary"))
     given = listed(given, ("--scales", "--window", "--stride", "--resize", "--trimap"))
@@ -53,7 +53,7 @@ def run(given: list[str]) -> int:
     model = load_model(parsed.model, task="semantic")
     about = {
         "model": str(parsed.model),
-        "weights": fingerprint(model),
+        "weights": fingerprint(model, weights_only=True),
         "match": parsed.match,
         "data": parsed.data.as_dict() if hasattr(parsed.data, "as_dict") else parsed.data,
         "split": parsed.split,
@@ -111,8 +111,8 @@ def _retrain(
     parsed: Any, points: list[Point], record: SweepRecord, testing: dict[str, Any]
 ) -> None:
     """Train every point with every seed under the same budget; goes on where it was stopped."""
+    from fsanet.files import first_process
     from fsanet.report.sweep import train_point
-    from fsanet.train.run_folder import first_process
 
     todo = [(seed, point) for seed in parsed.seeds for point in points]
     for number, (seed, point) in enumerate(todo, 1):

@@ -88,7 +88,7 @@ class Calibration:
 
     def draw(self, *, dark: bool = False) -> bytes:
         """Energy and error against k, a line a module: a PNG file."""
-        from fsanet.report.calibration_figure import draw_calibration
+        from fsanet.report.figures import draw_calibration
 
         return draw_calibration(self, dark=dark)
 

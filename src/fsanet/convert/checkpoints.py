@@ -17,11 +17,11 @@ from torch import Tensor
 
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.convert.published_files import read_state
 from fsanet.convert.published_names import Source, encoder_arguments, published_name, weight
 from fsanet.data.datasets.class_names import CITYSCAPES, LABEL_SETS, LabelSet
 from fsanet.data.palette import class_palette
 from fsanet.errors import InputError
+from fsanet.files import read_checkpoint
 from fsanet.models import FsaNet
 
 __all__ = ["PublishedNetwork", "convert_checkpoint", "convert_state", "match_state"]
@@ -64,14 +64,16 @@ def convert_checkpoint(file: str | Path, source: Source, **options: Any) -> Publ
     """Read a published checkpoint as a network of this library that computes the same.
 
     Args:
-        file: ``.pth`` or ``.safetensors``; see :func:`~fsanet.convert.published_files.read_state`.
+        file: ``.pth`` or ``.safetensors``; see :func:`fsanet.files.read_checkpoint`.
         source: "ccnet" or "mmseg".
         **options: of :func:`convert_state`.
 
     Raises:
         InputError: one line that names the file and what does not fit.
     """
-    state, meta = read_state(file)
+    state, rest = read_checkpoint(file)
+    meta = rest.get("meta")
+    meta = meta if isinstance(meta, Mapping) else None
     try:
         return convert_state(state, source, meta=meta, **options)
     except InputError as error:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fsanet.errors import InputError
+from fsanet.files import read_weights
 from fsanet.models.saving import check_state
 
-__all__ = ["load_detector", "load_resnet", "read_state"]
+__all__ = ["load_detector", "load_resnet"]
 
 _PUBLISHED = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 
@@ -30,7 +26,7 @@ def load_detector(model: nn.Module, source: str, *, replace_predictors: bool = F
     Raises:
         InputError: unless every other key fits, exactly once.
     """
-    state = _published(source, _PUBLISHED) if _is_name(source) else read_state(Path(source))
+    state = _published(source, _PUBLISHED) if _is_name(source) else read_weights(source)
     own = model.state_dict()
     state = {n: v for n, v in state.items() if n in own or not n.endswith("num_batches_tracked")}
     added = {name: value for name, value in own.items() if ".attention." in name}
@@ -49,7 +45,7 @@ def load_detector(model: nn.Module, source: str, *, replace_predictors: bool = F
 
 def load_resnet(body: nn.Module, name: str, source: str) -> None:
     """ImageNet weights into the stages of a ResNet; the classifier in them is set aside."""
-    state = _published(source, (name,)) if _is_name(source) else read_state(Path(source))
+    state = _published(source, (name,)) if _is_name(source) else read_weights(source)
     own = body.state_dict()
     state = {n: v for n, v in state.items() if not n.startswith("fc.")}
     state = {n: v for n, v in state.items() if n in own or not n.endswith("num_batches_tracked")}
@@ -72,25 +68,3 @@ def _published(source: str, models: Sequence[str]) -> dict[str, Tensor]:
         return dict(known[source].get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise InputError(f"weights {source}: download failed ({error})") from error
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a ``.safetensors`` file, or from one of torch, without running code.
-
-    Raises:
-        InputError: no such file, damaged, or anything but tensors by name.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: holds more than tensors, so it is not read") from error
-    except (OSError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: damaged, or not a file of weights") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path}: not tensors by name; give a state_dict")
-    return state

@@ -13,12 +13,13 @@ from typing import Any, cast
 import timm
 from torch import Tensor
 
+from fsanet.attention import AttentionKind
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.errors import InputError
 from fsanet.models.encoder import build_encoder
-from fsanet.models.heads import Attention, FcnHead, FsaHead
+from fsanet.models.heads import FcnHead, FsaHead
 from fsanet.models.saving import SegmentationNetwork, band_to_json
 
 __all__ = ["FsaNet"]
@@ -71,7 +72,7 @@ class FsaNet(SegmentationNetwork):
         encoder: str = "resnet101s",
         *,
         num_classes: int,
-        attention: Attention | None = "frequency",
+        attention: AttentionKind | None = "frequency",
         k: BandLike = 8,
         similarity: Similarity = "dot",
         recurrence: int = 1,

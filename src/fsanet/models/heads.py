@@ -8,20 +8,15 @@ Legend: B batch, C channels, h x w feature grid.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 from torch import Tensor, nn
 
-from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
+from fsanet.attention import AttentionKind, make_attention
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.errors import InputError
 
-__all__ = ["Attention", "FcnHead", "FsaHead", "conv_bn_relu"]
-
-Attention = Literal["frequency", "spatial"]
+__all__ = ["FcnHead", "FsaHead", "conv_bn_relu"]
 
 
 def conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -55,7 +50,7 @@ class FsaHead(nn.Module):
         num_classes: int,
         *,
         channels: int = 512,
-        attention: Attention | None = "frequency",
+        attention: AttentionKind | None = "frequency",
         k: BandLike = 8,
         similarity: Similarity = "dot",
         recurrence: int = 1,
@@ -65,22 +60,16 @@ class FsaHead(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.attention: nn.Module
-        shared: dict[str, Any] = {
-            "similarity": similarity,
-            "recurrence": recurrence,
-            "block": block,
-            "qkv_bias": qkv_bias,
-            "zero_init": zero_init,
-        }
-        if attention == "frequency":
-            self.attention = FrequencySelfAttention(channels, k=k, **shared)
-        elif attention == "spatial":
-            self.attention = SpatialSelfAttention(channels, **shared)
-        elif attention is None:
-            self.attention = nn.Identity()
-        else:
-            raise InputError(f'attention={attention!r}: use "frequency", "spatial" or None')
+        self.attention = make_attention(
+            attention,
+            channels,
+            k=k,
+            similarity=similarity,
+            recurrence=recurrence,
+            block=block,
+            qkv_bias=qkv_bias,
+            zero_init=zero_init,
+        )
         self.reduce = conv_bn_relu(in_channels, channels)
         self.refine = conv_bn_relu(channels, channels)
         self.join = conv_bn_relu(in_channels + channels, channels)

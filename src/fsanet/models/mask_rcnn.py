@@ -27,15 +27,15 @@ from torchvision.models.detection.faster_rcnn import (
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
 
+from fsanet.attention import AttentionKind
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.data.palette import class_palette
 from fsanet.errors import InputError
-from fsanet.files import write_whole
-from fsanet.models.detector_weights import load_detector, load_resnet, read_state
+from fsanet.files import read_weights, write_whole
+from fsanet.models.detector_weights import load_detector, load_resnet
 from fsanet.models.encoder import build_encoder
-from fsanet.models.heads import Attention
 from fsanet.models.pyramid import (
     Position,
     check_positions,
@@ -115,7 +115,7 @@ class MaskRcnnFsa(
         *,
         num_classes: int,
         version: Literal["v1", "v2"] = "v1",
-        attention: Attention | None = "frequency",
+        attention: AttentionKind | None = "frequency",
         positions: Sequence[Position] = ("res4",),
         k: BandLike = 8,
         similarity: Similarity = "dot",
@@ -143,8 +143,6 @@ class MaskRcnnFsa(
     ) -> None:
         if version not in ("v1", "v2"):
             raise InputError(f"version={version!r}: use v1 or v2")
-        if attention not in ("frequency", "spatial", None):
-            raise InputError(f'attention={attention!r}: use "frequency", "spatial" or None')
         if min(num_classes, fpn_channels, box_channels, mask_channels) < 1:
             raise InputError("num_classes and the widths of the heads have to be at least 1")
         if not 0 <= trainable_stages <= 5:
@@ -245,7 +243,7 @@ class MaskRcnnFsa(
     def _load_as_safetensor(  # type: ignore[override]
         cls, model: MaskRcnnFsa, model_file: str, map_location: str, strict: bool
     ) -> MaskRcnnFsa:
-        state = read_state(Path(model_file))
+        state = read_weights(model_file)
         check_state(model, state, model_file)  # the mixin's own loading accepts partial fits
         model.load_state_dict(state)
         return model.to(map_location)

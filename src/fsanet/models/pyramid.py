@@ -18,9 +18,8 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
+from fsanet.attention import AttentionKind, make_attention
 from fsanet.errors import InputError
-from fsanet.models.heads import Attention
 
 __all__ = ["LEVELS", "Position", "Pyramid", "resnet_pyramid", "timm_pyramid"]
 
@@ -77,14 +76,6 @@ class TimmBody(nn.Module):
         return {str(level): features[index] for level, index in enumerate(self.indices)}
 
 
-def make_attention(kind: Attention, channels: int, options: Mapping[str, Any]) -> nn.Module:
-    """An attention layer that starts as the identity; ``k`` goes to the frequency layer only."""
-    if kind == "frequency":
-        return FrequencySelfAttention(channels, zero_init=True, **options)
-    shared = {name: value for name, value in options.items() if name != "k"}
-    return SpatialSelfAttention(channels, zero_init=True, **shared)
-
-
 def check_positions(positions: Sequence[str]) -> tuple[str, ...]:
     """The positions, with "fpn" spelt out as its levels, each once.
 
@@ -127,7 +118,7 @@ def resnet_pyramid(
     channels: int,
     norm_eps: float,
     positions: Sequence[str],
-    attention: Attention,
+    attention: AttentionKind,
     attention_options: Mapping[str, Any],
 ) -> Pyramid:
     """torchvision's ResNet with a pyramid, as in its Mask R-CNN of that version.
@@ -138,7 +129,7 @@ def resnet_pyramid(
         channels: of the pyramid.
         norm_eps: of frozen batch norms.
         positions: see :func:`check_positions`.
-        attention, attention_options: see :func:`make_attention`.
+        attention, attention_options: see :func:`fsanet.attention.make_attention`.
     """
 
     def frozen(width: int) -> nn.Module:
@@ -147,7 +138,7 @@ def resnet_pyramid(
     norm: Any = frozen if version == "v1" else nn.BatchNorm2d
     network = getattr(resnet, name)(weights=None, norm_layer=norm)
     if "res4" in positions:
-        block = make_attention(attention, 1024, attention_options)
+        block = make_attention(attention, 1024, **attention_options)
         network.layer3 = insert_before_last(network.layer3, "attention", block)
     whole = BackboneWithFPN(
         network,
@@ -166,7 +157,7 @@ def timm_pyramid(
     *,
     channels: int,
     positions: Sequence[str],
-    attention: Attention,
+    attention: AttentionKind,
     attention_options: Mapping[str, Any],
 ) -> Pyramid:
     """A timm encoder of ``features_only`` with a pyramid; arguments as in `resnet_pyramid`.
@@ -183,7 +174,7 @@ def timm_pyramid(
     widths = [info.channels()[index] for index in body.indices]
     if "res4" in positions:
         stage = info.module_name()[body.indices[2]]
-        block = make_attention(attention, widths[2], attention_options)
+        block = make_attention(attention, widths[2], **attention_options)
         try:
             changed = insert_before_last(encoder.get_submodule(stage), "attention", block)
         except AttributeError:
@@ -194,9 +185,9 @@ def timm_pyramid(
 
 
 def _level_blocks(
-    channels: int, positions: Sequence[str], kind: Attention, options: Mapping[str, Any]
+    channels: int, positions: Sequence[str], kind: AttentionKind, options: Mapping[str, Any]
 ) -> dict[str, nn.Module]:
-    return {p: make_attention(kind, channels, options) for p in positions if p in LEVELS}
+    return {p: make_attention(kind, channels, **options) for p in positions if p in LEVELS}
 
 
 def freeze_stages(body: nn.Module, trainable: int) -> None:

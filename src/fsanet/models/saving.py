@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from fsanet.attention.dct import Band, BandLike
 from fsanet.data.palette import class_palette
 from fsanet.errors import InputError
-from fsanet.files import write_whole
+from fsanet.files import read_weights, write_whole
 
 __all__ = ["SegmentationNetwork", "band_to_json", "check_source", "check_state"]
 
@@ -151,13 +151,10 @@ class SegmentationNetwork(
         cls, model: Self, model_file: str, map_location: str, strict: bool
     ) -> Self:
         # The mixin's own loading would accept weights that only partly fit.
-        try:
-            state = safetensors.torch.load_file(model_file, device=map_location)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"{model_file}: cannot be read ({error})") from error
+        state = read_weights(model_file)
         check_state(model, state, model_file)
         model.load_state_dict(state)
-        return model
+        return model.to(map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {name: value.contiguous() for name, value in self.state_dict().items()}

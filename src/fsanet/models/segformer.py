@@ -14,12 +14,16 @@ from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
-from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
+from fsanet.attention import (
+    AttentionKind,
+    FrequencySelfAttention,
+    SpatialSelfAttention,
+    make_attention,
+)
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.errors import InputError
-from fsanet.models.heads import Attention
 from fsanet.models.saving import SegmentationNetwork, band_to_json
 from fsanet.models.segformer_weights import (
     SIZES,
@@ -82,7 +86,7 @@ class SegformerFsa(SegmentationNetwork):
         *,
         num_classes: int,
         variant: Variant = "b0",
-        attention: Attention | None = "frequency",
+        attention: AttentionKind | None = "frequency",
         k: BandLike = 8,
         similarity: Similarity = "dot",
         recurrence: int = 1,
@@ -136,21 +140,17 @@ class SegformerFsa(SegmentationNetwork):
         )
         self.segformer = plain.segformer
         self.decode_head = plain.decode_head
-        shared: dict[str, Any] = {
-            "similarity": similarity,
-            "recurrence": recurrence,
-            "block": block,
-            "qkv_bias": qkv_bias,
-            "zero_init": zero_init,
-        }
-        layer: nn.Module | None = None
-        if attention == "frequency":
-            layer = FrequencySelfAttention(size.decoder, k=k, **shared)
-        elif attention == "spatial":
-            layer = SpatialSelfAttention(size.decoder, **shared)
-        elif attention is not None:
-            raise InputError(f'attention={attention!r}: use "frequency", "spatial" or None')
-        if layer is not None:  # fused features (B, D, h, w) pass here, dropout and classifier next
+        if attention is not None:  # between the fused features (B, D, h, w) and the classifier
+            layer = make_attention(
+                attention,
+                size.decoder,
+                k=k,
+                similarity=similarity,
+                recurrence=recurrence,
+                block=block,
+                qkv_bias=qkv_bias,
+                zero_init=zero_init,
+            )
             relu = self.decode_head.activation
             both = nn.Sequential(OrderedDict(activation=relu, attention=layer))
             self.decode_head.add_module("activation", both)

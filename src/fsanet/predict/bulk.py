@@ -18,7 +18,7 @@ from typing import Any
 
 from fsanet.data.images import locate_images
 from fsanet.errors import InputError
-from fsanet.files import write_json
+from fsanet.files import environment, write_json
 from fsanet.predict.bulk_state import (
     SUMMARY,
     Item,
@@ -32,7 +32,6 @@ from fsanet.predict.bulk_state import (
 )
 from fsanet.predict.processes import Processes, Pulse
 from fsanet.predict.progress import image_progress
-from fsanet.provenance import environment
 
 __all__ = ["predict_all", "result_stems"]
 

@@ -28,8 +28,7 @@ from fsanet.data.datasets.cityscapes import LABEL_IDS
 from fsanet.data.datasets.class_names import CITYSCAPES
 from fsanet.data.images import list_images
 from fsanet.errors import InputError
-from fsanet.files import write_json, write_whole
-from fsanet.fingerprint import about_model
+from fsanet.files import model_summary, write_json, write_whole
 from fsanet.predict.bulk import predict_all
 from fsanet.predict.bulk_state import Item
 from fsanet.predict.folder import SegmentsFiles, predictor_settings
@@ -178,7 +177,7 @@ class _LabelIdWriter(SegmentsFiles):
         self.predictor = predictor
         self.batch_size = predictor.batch_size
         self.settings = {"values": "label ids"} | predictor_settings(predictor)
-        self.model = about_model(predictor.model)
+        self.model = model_summary(predictor.model)
         self._table = np.array(LABEL_IDS, dtype=np.uint8)
 
     def save(

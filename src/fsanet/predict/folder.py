@@ -13,7 +13,7 @@ from torch import nn
 
 from fsanet.convert import load_model
 from fsanet.errors import InputError
-from fsanet.fingerprint import about_model
+from fsanet.files import model_summary
 from fsanet.predict.bulk import predict_all
 from fsanet.predict.bulk_state import Item
 from fsanet.predict.predictor import Predictor
@@ -155,7 +155,7 @@ class _SegmentationWriter(SegmentsFiles):
             "alpha": alpha,
             "legend": legend,
         }
-        self.model = about_model(predictor.model) | {"num_classes": len(predictor.model.classes)}
+        self.model = model_summary(predictor.model) | {"num_classes": len(predictor.model.classes)}
 
     def save(
         self, result: Segmentation, folder: Path, stem: str, extra: dict[str, Any]

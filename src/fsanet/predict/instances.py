@@ -14,8 +14,7 @@ from torch import nn
 from fsanet.convert import load_model
 from fsanet.data.images import ImageSource, read_image
 from fsanet.errors import InputError
-from fsanet.files import write_json
-from fsanet.fingerprint import about_model
+from fsanet.files import model_summary, write_json
 from fsanet.predict.bulk import predict_all
 from fsanet.predict.bulk_state import Item
 from fsanet.predict.instance_result import Instances
@@ -163,7 +162,7 @@ class _InstanceWriter:
         self.predictor = predictor
         self.score, self.alpha, self.names = score, alpha, names
         self.settings: dict[str, Any] = {"score": score, "alpha": alpha, "names": names}
-        self.model = about_model(predictor.model)
+        self.model = model_summary(predictor.model)
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ from torch import distributed
 
 from fsanet.errors import InputError
 
-__all__ = ["Processes", "Pulse", "is_first", "start_processes", "started_outside"]
+__all__ = ["Processes", "Pulse", "start_processes", "started_outside"]
 
 T = TypeVar("T")
 
@@ -242,17 +242,6 @@ def started_outside() -> int:
         return int(environment.get("WORLD_SIZE", "1"))
     # Set by srun for a step, not by sbatch for the script in which a single process may run.
     return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-
-
-def is_first() -> bool:
-    """Whether this process speaks: by what a launcher or Lightning says, or because it is alone."""
-    environment = os.environ
-    if "RANK" in environment:
-        return environment["RANK"] == "0"
-    names = ["LOCAL_RANK", "NODE_RANK"]
-    if started_outside() > 1:
-        names.append("SLURM_PROCID")
-    return all(environment.get(name, "0") == "0" for name in names)
 
 
 def _device(accelerator: str) -> str | None:

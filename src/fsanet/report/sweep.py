@@ -6,7 +6,6 @@ a run folder a point and seed where networks are trained anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +17,16 @@ from torch import nn
 
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
-from fsanet.files import write_json, write_text, write_whole
+from fsanet.files import environment, first_process, write_json, write_text, write_whole
 from fsanet.metrics.confusion import markdown_table
 from fsanet.metrics.scores import Scores
-from fsanet.provenance import environment
-from fsanet.report.sweep_figure import draw_sweep
+from fsanet.report.figures import draw_sweep
 from fsanet.report.sweeps import Point, with_point
 from fsanet.train.evaluation import evaluate
-from fsanet.train.run_folder import first_process
 from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.training import train
 
-__all__ = ["SweepRecord", "fingerprint", "sweep_without_training", "train_point"]
+__all__ = ["SweepRecord", "sweep_without_training", "train_point"]
 
 _FILE = "sweep.json"
 
@@ -221,15 +218,6 @@ def train_point(
     if first_process():
         write_json(file, scores.as_dict())
     return scores.as_dict()
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Twelve digits that tell weights apart."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def percent(value: float | None) -> str:

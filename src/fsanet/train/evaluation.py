@@ -24,6 +24,7 @@ from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.scores import Scores
+from fsanet.models.segmenter import Segmenter
 from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.trainer import check_classes, check_shares, interruptible, make_trainer
 
@@ -98,7 +99,7 @@ def evaluate(
         task.segment = _segmenter(
             network,
             resize,
-            scales,
+            scales=scales,
             window=window,
             stride=stride,
             flip=flip,
@@ -130,23 +131,15 @@ def evaluate(
 
 
 def _segmenter(
-    network: nn.Module, resize: tuple[int, int] | None, scales: Sequence[float], **options: Any
+    network: nn.Module, resize: tuple[int, int] | None, **options: Any
 ) -> Callable[[Tensor], Tensor]:
     """Images uint8 (B, 3, H, W) -> class ids (B, H, W), by prediction in one or several views."""
-    from fsanet.predict.predictor import Predictor
-
-    def predictor(factor: float) -> Predictor:
-        return Predictor(network, scales=[factor * scale for scale in scales], **options)
-
-    plain = predictor(1.0)  # refuses options that make no sense, before any data is read
-    if resize is None:
-        return lambda images: plain.masks(images)[0]
-    longest, shortest = resize
+    segmenter = Segmenter(network, **options)
 
     def segment(images: Tensor) -> Tensor:
         sides = images.shape[-2:]
-        factor = min(longest / max(sides), shortest / min(sides))
-        return predictor(factor).masks(images)[0]
+        scale = 1.0 if resize is None else min(resize[0] / max(sides), resize[1] / min(sides))
+        return segmenter.masks(images, scale=scale)[0]
 
     return segment
 

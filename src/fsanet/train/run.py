@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from fsanet.errors import InputError
-from fsanet.files import write_text
+from fsanet.files import first_process, write_text
 from fsanet.train.callbacks import (
     KeepBest,
     SeedEachBatch,
@@ -25,7 +25,7 @@ from fsanet.train.callbacks import (
     export_model,
 )
 from fsanet.train.logs import MetricsFile
-from fsanet.train.run_folder import first_process, prepare, steps_done
+from fsanet.train.run_folder import prepare, steps_done
 from fsanet.train.trainer import (
     check_batch,
     check_classes,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from torch import nn
 
 from fsanet.errors import InputError
-from fsanet.files import write_text
+from fsanet.files import read_checkpoint, write_text
 from fsanet.models.saving import check_state
-from fsanet.train.checkpoints import read_checkpoint
 
 _PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
 
@@ -37,15 +35,8 @@ def steps_done(last: Path, task: nn.Module) -> int:
     """Optimiser steps done in the checkpoint, once it is clear that it fits."""
     if not last.is_file():
         raise InputError(f"{last}: nothing to resume; leave out --resume to start a run")
-    checkpoint = read_checkpoint(last)
-    check_state(task, checkpoint["state_dict"], last)
-    return int(checkpoint["global_step"])
-
-
-def first_process() -> bool:
-    """Whether this is the process that owns the run folder, before Lightning has ranks."""
-    environment = os.environ
-    if "RANK" in environment:
-        return environment["RANK"] == "0"
-    ranks = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(environment.get(name, "0") == "0" for name in ranks)
+    weights, rest = read_checkpoint(last)
+    if "global_step" not in rest:
+        raise InputError(f"{last}: not a checkpoint written by fsanet train (no 'global_step')")
+    check_state(task, weights, last)
+    return int(rest["global_step"])

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import nn
 
 from fsanet.errors import InputError
+from fsanet.files import first_process
 from fsanet.train.callbacks import EpochLines
-from fsanet.train.run_folder import first_process
 
 if TYPE_CHECKING:
     from fsanet.data.instances import InstanceData

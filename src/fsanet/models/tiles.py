@@ -1,21 +1,28 @@
-"""Several looks at an image, each scaled or mirrored, averaged without holding any of them whole.
+"""Logits of an image of any size, row by row: sliding windows, several scales, mirror images.
 
-Shapes: B images, C classes, (H, W) an image, (H', W') the same scaled, r rows.
+An image is covered by a grid of windows whose logits are averaged where they overlap. Only a band
+of sums as high as one window is kept: rows that no later window touches are finished, handed on
+and forgotten. So the logits of a large image never exist as a whole.
+
+Shapes: B images, C classes, (H, W) image, (H', W') the same scaled, (h, w) window, r rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsanet.predict.tiles import Forward, sliding_rows
+__all__ = ["ResizedRows", "class_scores", "resized", "sliding_rows", "window_starts"]
+
+# uint8 (b, 3, h', w') and the size (h, w) to pad it to -> float32 logits (b, C, h, w)
+Forward = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
-def scores(
+def class_scores(
     images: Tensor,
     forward: Forward,
     *,
@@ -26,16 +33,16 @@ def scores(
     batch_size: int,
     probabilities: bool,
 ) -> Iterator[Tensor]:
-    """Yield what the classes score at each pixel, from top to bottom.
+    """Yield the score of each class at each pixel, averaged over all views, from top to bottom.
 
     Args:
         images: uint8 (B, 3, H, W).
-        forward: the model; see `fsanet.predict.tiles.Forward`.
+        forward: the model; see `Forward`.
         window, stride: pixels, (vertical, horizontal), or None for the whole image at once.
         scales: factors the images are resized by.
         flip: add each scale mirrored.
-        batch_size: windows in one forward pass.
-        probabilities: give probabilities also where logits would do.
+        batch_size: windows per forward pass.
+        probabilities: yield probabilities even where logits would do.
 
     Yields:
         float32 (B, C, r, W), the r adding up to H: probabilities averaged over the views, or the
@@ -75,6 +82,83 @@ def _average(pieces: Iterator[Tensor], count: int, softmax: bool) -> Tensor:
     for piece in pieces:
         total += piece.softmax(1)
     return total.div_(count)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First positions of the windows along one axis; the last window ends at the border.
+
+    >>> window_starts(10, 4, 3)
+    [0, 3, 6]
+    >>> window_starts(11, 4, 3)
+    [0, 3, 6, 7]
+    >>> window_starts(3, 4, 3)
+    [0]
+    """
+    if length <= window:
+        return [0]
+    return [*range(0, length - window, stride), length - window]
+
+
+def sliding_rows(
+    images: Tensor,
+    forward: Forward,
+    *,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Yield the averaged logits of ``images`` from top to bottom.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        forward: the model for up to ``batch_size`` tiles at once. An image smaller than the window
+            gives smaller tiles, which ``forward`` pads at the bottom and the right.
+        window, stride: pixels, (vertical, horizontal); stride <= window.
+
+    Yields:
+        float32 (B, C, r, W); the r add up to H, each is at most h.
+
+    Memory besides the model's own: a band of (B, C, h, W) float32, and the rows being yielded.
+    """
+    count, _, height, width = images.shape
+    tops = window_starts(height, window[0], stride[0])
+    lefts = window_starts(width, window[1], stride[1])
+    tile = min(window[0], height), min(window[1], width)
+    places = [(image, left) for image in range(count) for left in lefts]
+    across = torch.zeros(width)  # windows over each column
+    for left in lefts:
+        across[left : left + tile[1]] += 1
+    down = torch.zeros(tile[0])  # windows so far over each row of the band
+    band: Tensor | None = None
+    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
+        strip = images[:, :, top : top + tile[0]]  # (B, 3, h', W)
+        for first in range(0, len(places), batch_size):
+            chosen = places[first : first + batch_size]
+            tiles = torch.stack([strip[i, :, :, x : x + tile[1]] for i, x in chosen])
+            logits = forward(tiles, window)[:, :, : tile[0], : tile[1]]  # (b, C, h', w')
+            if band is None:
+                band = logits.new_zeros(count, logits.shape[1], tile[0], width)
+                across, down = across.to(band.device), down.to(band.device)
+            for (image, left), one in zip(chosen, logits, strict=True):
+                band[image, :, :, left : left + tile[1]] += one
+        if band is None:
+            return
+        down += 1
+        finished = next_top - top
+        del tiles, logits, one  # freed while others work with the rows
+        # A copy of the finished rows alone, so that the band itself can move on.
+        yield band[:, :, :finished] / (down[:finished, None] * across)  # (B, C, r, W)
+        _scroll(band, finished, dim=2)
+        _scroll(down, finished, dim=0)
+
+
+def _scroll(band: Tensor, rows: int, dim: int) -> None:
+    """Move the band up by ``rows`` in place, zeros entering below."""
+    size = band.shape[dim]
+    for start in range(0, size - rows, rows):  # pieces, because overlapping copies are undefined
+        piece = min(rows, size - rows - start)
+        band.narrow(dim, start, piece).copy_(band.narrow(dim, start + rows, piece))
+    band.narrow(dim, max(size - rows, 0), min(rows, size)).zero_()
 
 
 class ResizedRows:

@@ -1,0 +1,204 @@
+"""Images of any size -> class ids: in one piece, by sliding window, at several scales, mirrored.
+
+Evaluation and prediction both use it.
+
+Shapes: B images, C classes, (H, W) image, (h, w) window.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsanet.errors import InputError
+from fsanet.models.tiles import class_scores, window_starts
+
+__all__ = ["Segmenter"]
+
+
+class Segmenter:
+    """Runs a segmentation network on batches of images of any size.
+
+    With a window, the logits of an image never exist as a whole: besides the forward pass, at
+    most four bands of (C, window height, scaled width) float32 are held for each view (a scale, or
+    its mirror image). None of this grows with the height of the image; only the image itself and
+    its uint8 mask do. A batch of images multiplies it by at most ``batch_size``.
+
+    Args:
+        model: network with ``model(images) -> logits`` at the size of the images, ``normalise``,
+            ``classes`` and ``palette``, like `fsanet.FsaNet`. Each prediction puts it into
+            evaluation mode and restores the previous mode afterwards.
+        window: side of the sliding window in pixels, or (height, width). None feeds the whole
+            image. An image smaller than the window is padded with the mean colour.
+        stride: step of the window in pixels, or (vertical, horizontal); two thirds of the window
+            by default. The last window is aligned with the border. Logits are averaged where
+            windows overlap.
+        scales: factors by which the image is resized (bilinear, antialiased when it shrinks); the
+            window keeps its size. Logits are resized back to the image, and the softmax
+            probabilities of all scales are averaged.
+        flip: also predict each scale mirrored left to right, averaged like a scale.
+        batch_size: windows (or whole images of one size) per forward pass.
+        device: where to run the model, which is moved there; by default where it is.
+        dtype: run the model under autocast with this type, such as ``torch.bfloat16``.
+        offload: keep logits on the CPU, so that a GPU holds only those of one forward pass.
+        confidence: also keep the probability of the chosen class at each pixel.
+
+    Raises:
+        InputError: a setting out of range, named with its value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        batch_size: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        offload: bool = False,
+        confidence: bool = False,
+    ) -> None:
+        for name in ("normalise", "classes", "palette"):
+            if not hasattr(model, name):
+                raise TypeError(f"{type(model).__name__} has no '{name}'; give a model like FsaNet")
+        self.model = cast(Any, model if device is None else model.to(device))
+        if len(self.model.classes) > 256:
+            raise InputError(f"{len(self.model.classes)} classes; an 8-bit mask holds at most 256")
+        channels = len(getattr(self.model, "mean", (0, 0, 0)))
+        if channels != 3:
+            raise InputError(f"the model takes {channels} channels; images are read as 3 (RGB)")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        if not scales or not all(0 < scale < float("inf") for scale in scales):
+            raise InputError(f"scales are {tuple(scales)}; give one or more factors above 0")
+        self.window = None if window is None else _pair("window", window)
+        self.stride: tuple[int, int] | None = None
+        if self.window is None:
+            if stride is not None:
+                raise InputError(f"stride is {stride}, but there is no window; give window as well")
+        elif stride is None:
+            self.stride = ((2 * self.window[0] + 2) // 3, (2 * self.window[1] + 2) // 3)
+        else:
+            self.stride = _pair("stride", stride)
+            if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
+                raise InputError(
+                    f"stride {self.stride} exceeds window {self.window}: pixels would be skipped; "
+                    "lower the stride"
+                )
+        self.scales = tuple(float(scale) for scale in scales)
+        self.flip = flip
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.offload = offload
+        self.confidence = confidence
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        for tensor in itertools.chain(self.model.parameters(), self.model.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def masks(self, images: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """Segment images of one size.
+
+        Args:
+            images: uint8 (B, 3, H, W), any device.
+            scale: multiplies each of ``scales``.
+
+        Returns:
+            class ids, uint8 (B, H, W), and, if ``confidence`` is set, the probability of the
+            chosen class, float32 (B, H, W); both on the CPU.
+
+        Raises:
+            InputError: an image does not fit into memory.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)"
+            )
+        batch, _, height, width = images.shape
+        # Made before inference mode, so that the caller may write to them.
+        ids = torch.empty(batch, height, width, dtype=torch.uint8)
+        confidence = torch.empty(batch, height, width) if self.confidence else None
+        group = self.batch_size
+        if self.window is not None and self.stride is not None:
+            columns = len(window_starts(width, self.window[1], self.stride[1]))
+            group = max(1, self.batch_size // columns)
+        try:
+            with _evaluating(self.model), torch.inference_mode():
+                for first in range(0, batch, group):
+                    part = slice(first, first + group)
+                    start = 0
+                    for piece in class_scores(
+                        images[part],
+                        self._forward,
+                        window=self.window,
+                        stride=self.stride,
+                        scales=[scale * factor for factor in self.scales],
+                        flip=self.flip,
+                        batch_size=self.batch_size,
+                        probabilities=self.confidence,
+                    ):
+                        stop = start + piece.shape[2]
+                        best = piece.max(dim=1)  # (b, r, W)
+                        ids[part, start:stop] = best.indices.to("cpu", torch.uint8)
+                        if confidence is not None:
+                            confidence[part, start:stop] = best.values.cpu()
+                        start = stop
+                        del piece, best  # freed before the next is made
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"an image of {width} x {height} pixels does not fit into the memory of "
+                f"{self.device}; use a window, a smaller one, or a smaller batch"
+            ) from error
+        return ids, confidence
+
+    def _forward(self, tiles: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 (b, 3, h', w') -> float32 logits (b, C, h, w) where logits are kept."""
+        device = self.device
+        inputs = self.model.normalise(tiles.to(device, non_blocking=True))
+        # Zero is the mean colour after normalisation.
+        missing = (0, size[1] - tiles.shape[3], 0, size[0] - tiles.shape[2])
+        inputs = F.pad(inputs, missing)  # (b, 3, h, w)
+        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if self.dtype is not None:
+            autocast = torch.autocast(device.type, self.dtype)
+        with autocast:
+            logits = self.model(inputs)
+        if logits.shape[-2:] != inputs.shape[-2:]:
+            raise ValueError(
+                f"the model gives logits of {tuple(logits.shape)} for images of "
+                f"{tuple(inputs.shape)}; they must have the size of the images"
+            )
+        return logits.to("cpu" if self.offload else device, torch.float32)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to what each module was in: frozen batch norms stay frozen."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+        raise InputError(
+            f"{name} is {value}; give pixels, or (height, width) in pixels, at least 1"
+        )
+    return pair[0], pair[1]
