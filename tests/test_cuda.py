@@ -5,14 +5,15 @@ is in question, so the CPU is the reference.
 """
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from support.layers import BLOCKS, SIMILARITIES, opened, relative_error
 
 from fsanet import FrequencySelfAttention, FsaNet, Predictor, SpatialSelfAttention
-from fsanet.bench.harness import LayerJob
-from fsanet.bench.probe import Limits, run_probe
+from fsanet.bench.compare_layers import LayerSettings, make_layer
+from fsanet.bench.measure import Findings, measure_alone
 from fsanet.data import SceneData
 from fsanet.train import SemanticSegmentation, train
 
@@ -101,8 +102,11 @@ def test_all_frequencies_equal_the_regular_layer():
 
 @pytest.mark.parametrize("name", ["floor", "sdpa", "dot-R1", "linear_softmax-R2"])
 def test_bench_measures_memory_of_the_device(name):
-    job = LayerJob(name, 33, 33, 64, 2, dtype="float32", device=DEVICE, backward=name != "floor")
-    found = run_probe(job, Limits(seconds=120, memory=None, threads=1))
+    settings = LayerSettings(
+        layers=(name,), sizes=((33, 33),), channels=64, batch=2, device=DEVICE, threads=1
+    )
+    make = partial(make_layer, settings, name, (33, 33))
+    found = measure_alone(make, settings, Findings(), backward=name != "floor")
     assert found.problem is None
     assert found.peak > 0
 

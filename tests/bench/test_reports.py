@@ -1,4 +1,4 @@
-"""Tables, claims and figures from a report whose numbers are made up."""
+"""Tables, claims and figures from a report with made-up numbers."""
 
 import io
 import json
@@ -9,12 +9,19 @@ import pytest
 from PIL import Image
 
 from fsanet.bench.cases import find_cases
+from fsanet.bench.compare_layers import LayerReport, LayerRow, LayerSettings
 from fsanet.bench.figures import draw_scaling, spread_out, write_figures
-from fsanet.bench.paper import paper_grid
-from fsanet.bench.probe import Findings
-from fsanet.bench.results import Report, Row, Settings, Timing
-from fsanet.bench.tables import cost_grid, markdown, mebibytes, scaling_grid, spread, time_grid
-from fsanet.bench.timing import Quartiles
+from fsanet.bench.measure import Findings, Timing
+from fsanet.bench.tables import (
+    cost_grid,
+    layers_markdown,
+    mebibytes,
+    paper_grid,
+    scaling_grid,
+    spread,
+    time_grid,
+)
+from fsanet.cost import Quartiles
 from fsanet.files import write_json
 
 
@@ -31,15 +38,19 @@ def report():
         n = side * side
         findings = Findings(None, None, 64, 1000 * n * n, 1000 * n * n, 2**20 * n, 5 * 2**20, 2**22)
         if side == 10:
-            rows.append(Row(softmax, side, side, findings, timing(1e-5 * n * n), None))
+            rows.append(LayerRow(softmax, side, side, findings, timing(1e-5 * n * n), None))
         else:
             problem = Findings("out of memory", "out of memory")
-            rows.append(Row(softmax, side, side, problem))
+            rows.append(LayerRow(softmax, side, side, problem))
         findings = Findings(None, "over 80 s", 64, 10 * n, 11 * n, 2**10 * n, 2**18, 2**19)
-        rows.append(Row(dot, side, side, findings, timing(1e-6 * n), timing(2e-6 * n)))
-        rows.append(Row(floor, side, side, Findings(), timing(1e-7 * n)))
-    settings = Settings(("softmax", "dot-R1", "floor"), ((10, 10), (20, 20)), baseline="softmax")
-    return Report(settings, {"device": "a device", "torch": "9.9", "commit": "abc"}, tuple(rows))
+        rows.append(LayerRow(dot, side, side, findings, timing(1e-6 * n), timing(2e-6 * n)))
+        rows.append(LayerRow(floor, side, side, Findings(), timing(1e-7 * n)))
+    settings = LayerSettings(
+        layers=("softmax", "dot-R1", "floor"), sizes=((10, 10), (20, 20)), baseline="softmax"
+    )
+    return LayerReport(
+        settings, {"device": "a device", "torch": "9.9", "commit": "abc"}, tuple(rows)
+    )
 
 
 def test_cells_say_what_was_found_and_why_not(report):
@@ -71,7 +82,7 @@ def test_savings_against_the_materialised_layer(report):
 
 
 def test_markdown_is_complete(report):
-    text = markdown(report, command="fsanet bench --x")
+    text = layers_markdown(report, command="fsanet bench --x")
     tables = [line for line in text.splitlines() if line.startswith("| layer")]
     assert len(tables) == 5  # cost and time at two sizes, scaling
     assert text.startswith("    fsanet bench --x\n")

@@ -1,12 +1,14 @@
 """`fsanet bench`: options, files, and one line for bad input."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from support.behaving import run_in_process
 
-from fsanet.bench import harness
-from fsanet.cli import bench
+from fsanet.bench import compare_layers, compare_networks, measure
 from fsanet.cli import main as cli
+from fsanet.errors import InputError
 
 
 def line(capsys, *arguments):
@@ -24,16 +26,16 @@ def line(capsys, *arguments):
         (["--layers", "sdpa", "--baseline", "softmaxx"], "did you mean 'softmax'?"),
         (["--sizes", "97"], "--sizes 97: give height x width, such as 97x97"),
         (["--sizes", "0x4"], "--sizes 0x4: give height x width"),
-        (["--rounds", "0"], "--rounds 0: give more than 0"),
-        (["--seconds", "nan"], "--seconds nan: give more than 0"),
-        (["--limit-seconds", "-1"], "--limit-seconds -1.0: give more than 0"),
-        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--rounds", "0"], "rounds=0: expected a positive number"),
+        (["--seconds", "0"], "seconds=0.0: expected a positive number"),
+        (["--limit-seconds", "-1"], "limit_seconds=-1.0: expected a positive number"),
+        (["--dtype", "int8"], "int8"),
         (["--device", "nonsense"], "--device nonsense: not available"),
         (["--k", "4"], "--k is for whole networks; give --model with it"),
         (["--model", "--sizes", "9x9"], "--sizes is for layers; leave it out with --model"),
         (["--model", "--figures", "x"], "--figures is for layers"),
         (["--model", "--paper"], "--paper is for layers"),
-        (["--paper", "--layers", "sdpa"], "--paper chooses layers and baseline itself"),
+        (["--paper", "--layers", "sdpa"], "--layers cannot be combined with --paper"),
         (["--model", "runs/no/such"], "runs/no/such"),
     ],
 )
@@ -41,16 +43,37 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     assert message in line(capsys, *arguments)
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(measure, "run_isolated", run_in_process)
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_run_prints_tables_and_writes_files(capsys, tmp_path):
     arguments = ["--sizes", "6x5", "8x8", "--channels", "8", "--layers", "floor", "dot-R1"]
     arguments += ["--baseline", "floor", "--rounds", "2", "--no-backward", "--threads", "1"]
-    arguments += ["--limit-seconds", "300", "--limit-memory", "2", "--dtype", "float64"]
+    arguments += ["--limit-seconds", "300", "--limit_memory", "2", "--dtype", "float64"]
     files = ["--json", str(tmp_path / "a" / "b.json"), "--markdown", str(tmp_path / "b.md")]
     assert cli.main(["bench", *arguments, *files, "--figures", str(tmp_path / "f")]) == 0
     out = capsys.readouterr().out
     for part in ("6x5: cost", "8x8: time", "dot-R1", "Scaling of the forward pass", "float64"):
         assert part in out
     content = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert content["settings"] == {
+        "layers": ["floor", "dot-R1"],
+        "sizes": [[6, 5], [8, 8]],
+        "channels": 8,
+        "batch": 1,
+        "dtype": "float64",
+        "device": "cpu",
+        "threads": 1,
+        "baseline": "floor",
+        "rounds": 2,
+        "seconds": 60.0,
+        "backward": False,
+        "limit_seconds": 300.0,
+        "limit_memory": 2**31,
+    }
     assert [(row["layer"], row["width"]) for row in content["rows"]] == [
         ("floor", 5),
         ("dot-R1", 5),
@@ -65,39 +88,40 @@ def test_a_run_prints_tables_and_writes_files(capsys, tmp_path):
     assert {path.name for path in (tmp_path / "f").iterdir()} == {"time.png", "memory.png"}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_papers_claims_come_first_in_the_file(monkeypatch, capsys, tmp_path):
-    asked = {}
+    settings = []
 
-    def fake(settings, *, watch, done):
-        asked["settings"] = settings
-        tiny = harness.Settings(
-            layers=("softmax", "dot-R1"),
-            sizes=((16, 16),),
-            channels=8,
-            baseline="softmax",
-            rounds=1,
-            limit_seconds=300,
-            limit_memory=2**31,
-        )
-        return real(tiny, watch=watch, done=done)
+    def small(asked, **options):
+        settings.append(asked)
+        layers = ("softmax", "dot-R1")
+        return real(replace(asked, layers=layers, sizes=((4, 4),), channels=8, rounds=1), **options)
 
-    real = harness.run_bench
-    monkeypatch.setattr(harness, "run_bench", fake)
+    real = compare_layers.compare_layers
+    monkeypatch.setattr(compare_layers, "compare_layers", small)
     assert cli.main(["bench", "--paper", "--markdown", str(tmp_path / "p.md")]) == 0
-    assert asked["settings"].sizes == ((97, 97), (129, 129))
-    assert asked["settings"].channels == 512
-    assert asked["settings"].baseline == "softmax"
-    assert {"linear_softmax-R2", "paper-R1"} <= set(asked["settings"].layers)
+    (asked,) = settings
+    assert asked.sizes == ((97, 97), (129, 129))
+    assert (asked.channels, asked.baseline, asked.backward) == (512, "softmax", True)
+    assert (asked.rounds, asked.seconds, asked.limit_seconds) == (20, 60, 20)
+    assert {"linear_softmax-R2", "paper-R1"} <= set(asked.layers)
     text = (tmp_path / "p.md").read_text()
     assert text.startswith("### The paper's claims")
     assert "| the paper | 87.29 - 90.04 |" in text
     assert "the paper" in capsys.readouterr().out
 
 
-def test_defaults_of_the_command():
-    options = bench._parser().parse_args([])
-    bench._check(options)
-    assert options.backward
-    assert bench._SIZES == ((97, 97), (128, 128), (128, 256), (256, 512))
-    assert "rounds" not in bench._common(options)  # networks have another default
-    assert bench._parser().parse_args(["--model"]).model == "resnet101s"
+@pytest.mark.parametrize("model", [["--model"], ["--model", "resnet18"], ["--model=resnet18"]])
+def test_a_network_is_measured_with_its_own_defaults(monkeypatch, model):
+    asked = []
+
+    def stop(settings, **options):
+        asked.append(settings)
+        raise InputError("enough")
+
+    monkeypatch.setattr(compare_networks, "compare_networks", stop)
+    assert cli.main(["bench", *model, "--image", "64x32", "--k", "4", "--seconds", "7"]) == 2
+    (settings,) = asked
+    assert settings.source == ("resnet18" if "resnet18" in model[-1] else "resnet101s")
+    assert (settings.size, settings.k, settings.similarity) == ((64, 32), 4, None)
+    assert (settings.rounds, settings.seconds, settings.limit_seconds) == (10, 7, 120)

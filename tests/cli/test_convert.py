@@ -99,7 +99,7 @@ def test_calibrates_on_files_and_takes_the_grid(model, data, tmp_path, capsys):
     arguments += ["--images", str(data / "val" / "images")]
     assert cli.main(["convert", *arguments, "--route", "grid", "--grid", "7", "--route-error"]) == 0
     text = capsys.readouterr().out
-    assert "route grid against route tokens" in text
+    assert "route grid compared with route tokens" in text
     found = json.loads((out / "calibration.json").read_text())
     assert (out / "calibration.png").stat().st_size > 10_000
     k = found["k"]["head.attention"]
@@ -142,7 +142,7 @@ def test_segformer_of_transformers(tmp_path, capsys):
     [
         (["--k", "x"], "--k x: give a side (8), two sides (8,6), ranges (0:8,0:6), or all"),
         (["--k", "4", "5"], "--k 4: with more than one, each has to be PATTERN=K"),
-        (["--match", "tail*"], "the pattern 'tail*' fits no attention to convert; there are head."),
+        (["--match", "tail*"], "'tail*' matches no attention to convert; there are head."),
         (["--calibrate", "0.1", "--k", "4"], "--calibrate chooses k itself"),
         (["--calibrate", "0.1"], "not a run folder, so its data are not known; give --data"),
         (["--by", "miou"], "--by miou is of --calibrate, which is missing"),

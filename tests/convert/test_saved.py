@@ -91,7 +91,7 @@ def test_bad_folders(trained, tmp_path):
     content = json.loads(file.read_text())
     content["modules"][0]["name"] = "head.other"
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"'head\.other' fits no attention .* head\.attention"):
+    with pytest.raises(InputError, match=r"'head\.other' matches no attention .* head\.attention"):
         load_model(tmp_path)
     with pytest.raises(InputError, match="has no save_pretrained"):
         save_converted(convert_attention(trained.head), tmp_path)

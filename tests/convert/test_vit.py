@@ -11,7 +11,7 @@ from timm.layers import Attention
 from torch import nn
 
 from fsanet import convert_attention
-from fsanet.convert import route_error
+from fsanet.convert import compare_grids
 from fsanet.convert.vit import PatchGrid, VitFrequencyAttention
 from fsanet.errors import InputError
 
@@ -76,18 +76,18 @@ def test_against_dense_attention(options, prefix, points):
     x = torch.randn(2, prefix + 35, 12, dtype=torch.float64)
     route = "tokens" if points == (5, 7) else "grid"
     converted = VitFrequencyAttention(
-        module, grid_of=PatchGrid((5, 7)), prefix=prefix, k=3, route=route, grid=points
+        module, patch_grid=PatchGrid((5, 7)), prefix=prefix, k=3, route=route, grid=points
     )
     expected = dense(module, x, (5, 7), 3, prefix, points)
     torch.testing.assert_close(converted(x), expected, rtol=0, atol=1e-10)
-    full = VitFrequencyAttention(module, grid_of=PatchGrid((5, 7)), prefix=prefix, k=None)
+    full = VitFrequencyAttention(module, patch_grid=PatchGrid((5, 7)), prefix=prefix, k=None)
     torch.testing.assert_close(full(x), module(x), rtol=0, atol=1e-10)
 
 
 def test_prefix_tokens_pass_unharmed():
     """A class token's own query, key and value are never low-passed, whatever the patches are."""
     module = attention()
-    converted = VitFrequencyAttention(module, grid_of=PatchGrid((4, 4)), prefix=2, k=1)
+    converted = VitFrequencyAttention(module, patch_grid=PatchGrid((4, 4)), prefix=2, k=1)
     x = torch.randn(1, 18, 12, dtype=torch.float64)
     constant = x.clone()
     constant[:, 2:] = x[:, 2:].mean(1, keepdim=True)  # what k=1 leaves of the patches
@@ -110,7 +110,7 @@ def test_network_of_any_size_follows_its_images():
     again = copy.deepcopy(found.model)
     with torch.no_grad():
         torch.testing.assert_close(again(images), expected, rtol=0, atol=1e-10)
-    assert again.blocks[0].attn.grid_of is not found.model.blocks[0].attn.grid_of
+    assert again.blocks[0].attn.patch_grid is not found.model.blocks[0].attn.patch_grid
 
 
 def test_network_of_one_size():
@@ -124,8 +124,8 @@ def test_network_of_one_size():
 
 def test_grid_converges_to_all_keys():
     model, images = network(), torch.randn(1, 3, 160, 160, dtype=torch.float64)
-    found = route_error(model, images, k=3, grids=(2, 3, 5, 8, 10), match="blocks.3.attn")
-    (row,) = found.errors.values()
+    found = compare_grids(model, images, k=3, grids=(2, 3, 5, 8, 10), match="blocks.3.attn")
+    (row,) = found.values()
     assert row[2] > row[3] > row[5] > row[8]
     assert row[8] < 1e-4 * row[2]
     assert row[10] < 1e-12
@@ -133,12 +133,12 @@ def test_grid_converges_to_all_keys():
 
 def test_attention_without_a_grid():
     alone = nn.Sequential(attention())
-    with pytest.raises(InputError, match=r"0: tokens of a grid .* give token_grid"):
+    with pytest.raises(InputError, match=r"0: the grid of its tokens .* give token_grid"):
         convert_attention(alone)
     found = convert_attention(alone, k=None, token_grid=(3, 4), prefix_tokens=1)
     x = torch.randn(1, 13, 12, dtype=torch.float64)
     torch.testing.assert_close(found.model(x), alone(x), rtol=0, atol=1e-10)
-    with pytest.raises(InputError, match="11 patch tokens after 1 prefix tokens are no 3x4 grid"):
+    with pytest.raises(InputError, match=r"11 patch tokens after 1 .* do not form a 3x4 grid"):
         found.model(x[:, :12])
 
 
@@ -146,7 +146,7 @@ def test_masks():
     module = attention()
     x = torch.randn(1, 12, 12, dtype=torch.float64)
     mask = torch.randn(12, 12, dtype=torch.float64)
-    options = {"grid_of": PatchGrid((3, 4)), "prefix": 0, "k": None}
+    options = {"patch_grid": PatchGrid((3, 4)), "prefix": 0, "k": None}
     converted = VitFrequencyAttention(module, **options)
     expected = module(x, attn_mask=mask)
     torch.testing.assert_close(converted(x, attn_mask=mask), expected, rtol=0, atol=1e-10)

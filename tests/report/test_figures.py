@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fsanet.convert import Calibration
+from fsanet.convert.variants import attention_variants
 from fsanet.errors import InputError
-from fsanet.report.figures import History, draw_curves, draw_sweep, read_history, running_mean
-from fsanet.report.sweeps import attention_points
+from fsanet.report.figures import (
+    History,
+    draw_calibration,
+    draw_curves,
+    draw_sweep,
+    read_history,
+    running_mean,
+)
 
 
 def test_read_history(tmp_path: Path) -> None:
@@ -61,7 +69,7 @@ def test_smoothing_is_a_running_mean() -> None:
     assert running_mean(np.array([3.0])).tolist() == [3.0]
 
 
-POINTS = attention_points(["2", "8", "full"], ["low", "high"])
+POINTS = attention_variants(["2", "8", "full"], ["low", "high"])
 PLAIN = {"as trained": 0.6, "attention removed": 0.2, "k=2": 0.4, "k=8": 0.58, "k=full": 0.6}
 BANDS = {"low 0:8": 0.58, "high 16:": 0.25}
 
@@ -96,3 +104,16 @@ def test_values_move_what_is_drawn():
 
 def test_nothing_measured():
     assert picture(POINTS, {}).shape[2] == 3
+
+
+def test_calibration_draws_a_line_for_each_module() -> None:
+    ks = (1, 2, 4)
+    errors = {name: {k: scale / k for k in ks} for name, scale in (("a", 0.1), ("b", 0.4))}
+    energy = {name: {k: k / 4 for k in ks} for name in errors}
+    found = Calibration(k={"a": 2}, tolerance=0.05, errors=errors, energy=energy)
+    light, dark = pixels(draw_calibration(found)), pixels(draw_calibration(found, dark=True))
+    assert light.shape[1] == 2400
+    assert light.mean() > 200 > 60 > dark.mean()
+    red, green, blue = light.reshape(-1, 3).T
+    assert ((red < 80) & (green < 20) & (blue > 70)).any()  # the first module: dark violet
+    assert ((red > 150) & (green > 200) & (blue < 60)).any()  # the last: yellow

@@ -1,1 +1,1 @@
-"""Attention layers of others, and the harness that measures all of them side by side."""
+"""Attention layers and networks, measured side by side: `fsanet bench`."""

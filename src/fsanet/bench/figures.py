@@ -1,13 +1,12 @@
-"""Time and memory against the number of positions, both axes logarithmic, as PNG files."""
+"""Time and memory against the number of positions, on logarithmic axes, as PNG files."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,71 +14,68 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from fsanet.bench.results import Report, Row
+from fsanet.bench.compare_layers import LayerReport, LayerRow
 from fsanet.files import write_whole
 
 __all__ = ["draw_scaling", "write_figures"]
 
-_INK, _GRID = "#2b3138", "#e3e7eb"
-# Okabe and Ito's colours, told apart by readers with any colour vision.
+_INK, _GRID, _GREY = "#2b3138", "#e3e7eb", "#59626b"
+# The colours of Okabe and Ito, which readers with any colour vision can distinguish.
 _OURS = {"dot": "#0072B2", "linear_softmax": "#009E73", "linear": "#56B4E9"}
 _REGULAR = {"softmax": "#D55E00", "sdpa": "#E69F00", "sdpa-compiled": "#CC79A7"}
 _OTHER, _PUBLISHED = "#8a939c", "#5b4a8a"
 _MARKERS = "osD^vPX<>*ph"
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A layer's points, and how they are drawn."""
-
-    label: str
-    points: tuple[tuple[int, float], ...]  # (N, value)
-    colour: str
-    width: float
-    dashes: str | tuple[int, tuple[int, ...]]
-    marker: str
-
-
-def write_figures(report: Report, folder: str | Path) -> list[Path]:
-    """Write ``time.png`` and ``memory.png``, and ``training_time.png`` where that was measured.
+def write_figures(report: LayerReport, folder: str | Path) -> list[Path]:
+    """Write ``time.png``, ``memory.png`` and, if it was measured, ``training_time.png``.
 
     Raises:
         InputError: the folder cannot be written to.
     """
-    kinds: list[tuple[str, str, Callable[[Row], float | None]]] = [
-        ("time", "forward, milliseconds", _milliseconds),
-        ("memory", "peak memory of forward above the input, MiB", _mebibytes),
-    ]
+    figures: dict[str, tuple[str, Callable[[LayerRow], float | None]]] = {
+        "time": (
+            "forward, milliseconds",
+            lambda row: row.forward and 1e3 * row.forward.seconds.median,
+        ),
+        "memory": (
+            "peak memory of forward above the input, MiB",
+            lambda row: row.findings.peak and row.findings.peak / 2**20,
+        ),
+    }
     if any(row.training is not None for row in report.rows):
-        kinds.append(("training_time", "forward + backward, milliseconds", _training_milliseconds))
+        figures["training_time"] = (
+            "forward + backward, milliseconds",
+            lambda row: row.training and 1e3 * row.training.seconds.median,
+        )
     written = []
-    for name, axis, value in kinds:
+    for name, (axis, value) in figures.items():
         png = draw_scaling(report, axis=axis, value=value)
         path = Path(folder) / f"{name}.png"
-        written.append(write_whole(path, partial(_put, png)))
+        written.append(write_whole(path, lambda stream, png=png: stream.write(png)))
     return written
 
 
-def _put(png: bytes, stream: BinaryIO) -> None:
-    stream.write(png)
+def draw_scaling(
+    report: LayerReport, *, axis: str, value: Callable[[LayerRow], float | None]
+) -> bytes:
+    """Draw one line per layer, labelled at its right end.
 
-
-def draw_scaling(report: Report, *, axis: str, value: Callable[[Row], float | None]) -> bytes:
-    """One line a layer, named at its right end; this library's layers thick, the floor dashed.
+    This library's layers are drawn thick, the floor dashed.
 
     Args:
-        report: rows to draw.
+        report: its rows are drawn.
         axis: what the vertical axis shows, with its unit.
-        value: of a row; None or 0 is not drawn.
+        value: the value of a row; None or 0 is not drawn.
 
     Returns:
-        a PNG file, 2200 pixels wide.
+        A PNG file, 2200 pixels wide.
     """
     lines = _lines(report, value)
     figure = Figure(figsize=(11, max(5.0, 0.235 * len(lines) + 2)), dpi=200, facecolor="#fff")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.075, 0.13, 0.585, 0.79))
-    _style(axes, axis, report)
+    _style(axes, axis, report.sizes())
     for line in lines:
         n, y = np.array(line.points).T
         axes.plot(
@@ -111,40 +107,49 @@ def draw_scaling(report: Report, *, axis: str, value: Callable[[Row], float | No
     return stream.getvalue()
 
 
-def _lines(report: Report, value: Callable[[Row], float | None]) -> list[_Line]:
-    lines = []
-    others = 0
+@dataclass(frozen=True)
+class _Line:
+    """The points of a layer, and how they are drawn."""
+
+    label: str
+    points: tuple[tuple[int, float], ...]  # (N, value)
+    colour: str
+    width: float
+    dashes: Any  # as matplotlib's linestyle
+    marker: str
+
+
+def _lines(report: LayerReport, value: Callable[[LayerRow], float | None]) -> list[_Line]:
+    lines: list[_Line] = []
     for name in dict.fromkeys(row.case.name for row in report.rows):
         rows = report.of(name)
-        points = [(row.positions, value(row)) for row in rows]
-        drawn = tuple((n, y) for n, y in points if y)
-        if not drawn:
+        points = tuple((row.positions, y) for row in rows if (y := value(row)))
+        if not points:
             continue
-        stop = next((row for row in rows if row.findings.problem is not None), None)
         label = name
+        stop = next((row for row in rows if row.findings.problem is not None), None)
         if stop is not None:
             reason = (stop.findings.problem or "").split(" at ")[0].split(" (")[0]
             label = f"{name}: {reason} at {stop.height}x{stop.width}"
         similarity, _, recurrence = name.partition("-R")
-        dashes: str | tuple[int, tuple[int, ...]] = {"2": "--", "4": ":"}.get(recurrence, "-")
+        dashes = {"2": "--", "4": ":"}.get(recurrence, "-")
         if name == "floor":
-            lines.append(_Line(label, drawn, "#000000", 2.0, (0, (6, 3)), "_"))
+            line = _Line(label, points, "#000000", 2.0, (0, (6, 3)), "_")
         elif rows[0].case.ours:
-            colour = _OURS.get(similarity, "#0072B2")
-            lines.append(_Line(label, drawn, colour, 2.4, dashes, "o"))
+            line = _Line(label, points, _OURS[similarity], 2.4, dashes, "o")
         elif name in _REGULAR:
-            lines.append(_Line(label, drawn, _REGULAR[name], 1.8, "-", "s"))
+            line = _Line(label, points, _REGULAR[name], 1.8, "-", "s")
         elif similarity == "paper":
-            lines.append(_Line(label, drawn, _PUBLISHED, 1.4, dashes, "D"))
+            line = _Line(label, points, _PUBLISHED, 1.4, dashes, "D")
         else:
-            marker = _MARKERS[others % len(_MARKERS)]
-            lines.append(_Line(label, drawn, _OTHER, 1.0, "-", marker))
-            others += 1
+            marker = _MARKERS[len(lines) % len(_MARKERS)]
+            line = _Line(label, points, _OTHER, 1.0, "-", marker)
+        lines.append(line)
     return lines
 
 
 def _label_ends(axes: Axes, lines: Sequence[_Line]) -> None:
-    """Names right of the axes, in the order of the lines' ends, with room between them."""
+    """Write the names to the right of the axes, in the order of the lines' ends, spread out."""
     axes.figure.canvas.draw()
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = [tuple(to_axes.transform(line.points[-1])) for line in lines]
@@ -160,7 +165,7 @@ def _label_ends(axes: Axes, lines: Sequence[_Line]) -> None:
             textcoords="axes fraction",
             va="center",
             fontsize=8,
-            color=line.colour if line.width > 1 else "#59626b",
+            color=line.colour if line.width > 1 else _GREY,
             weight="bold" if line.width > 2 else "normal",
             arrowprops={
                 "arrowstyle": "-",
@@ -176,7 +181,7 @@ def _label_ends(axes: Axes, lines: Sequence[_Line]) -> None:
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights moved apart to ``gap`` or more, as little as needed in sum.
+    """Move ascending heights apart to at least ``gap``, by as little as possible in total.
 
     Neighbours that are too close become a block that keeps its mean, inside [0, 1] if it fits.
 
@@ -195,12 +200,11 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     return [mean + index * gap for mean, count in blocks for index in range(count)]
 
 
-def _style(axes: Axes, axis: str, report: Report) -> None:
+def _style(axes: Axes, axis: str, sizes: Sequence[tuple[int, int]]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(axis, loc="left", fontsize=11, weight="bold", color=_INK)
     axes.set_xlabel("positions N = H x W", color=_INK)
-    sizes = report.sizes()
     axes.set_xticks(
         [h * w for h, w in sizes], [f"{h * w:,}\n{h}x{w}" for h, w in sizes], fontsize=8
     )
@@ -212,15 +216,3 @@ def _style(axes: Axes, axis: str, report: Report) -> None:
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-
-
-def _milliseconds(row: Row) -> float | None:
-    return None if row.forward is None else 1e3 * row.forward.seconds.median
-
-
-def _training_milliseconds(row: Row) -> float | None:
-    return None if row.training is None else 1e3 * row.training.seconds.median
-
-
-def _mebibytes(row: Row) -> float | None:
-    return None if row.findings.peak is None else row.findings.peak / 2**20

@@ -1,4 +1,4 @@
-"""Tables of a report: the same cells on the console and as Markdown."""
+"""Tables of a report: the same cells on the console and in Markdown."""
 
 from __future__ import annotations
 
@@ -8,25 +8,45 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from fsanet.bench.results import Report, Row, Timing
-from fsanet.bench.timing import Quartiles
+from fsanet.bench.cases import PAPER_CLAIMS, PAPER_LAYERS
+from fsanet.bench.compare_layers import LayerReport, LayerRow
+from fsanet.bench.compare_networks import NetworkReport, NetworkRow
+from fsanet.bench.measure import Timing
+from fsanet.cost import Quartiles
 
-__all__ = ["Grid", "about", "cost_grid", "markdown", "scaling_grid", "time_grid"]
+__all__ = [
+    "Grid",
+    "cost_grid",
+    "describe_layers",
+    "describe_network",
+    "layers_markdown",
+    "network_grid",
+    "network_markdown",
+    "paper_grid",
+    "scaling_grid",
+    "time_grid",
+]
 
-CONVENTIONS = """\
+LAYER_CONVENTIONS = """\
 FLOPs: 2 per multiply-add, matrix products and convolutions of a forward pass; "counted" by
-`torch.utils.flop_counter`, which sees no FFT, "by hand" from the layer's formula. Peak: tensor
-memory above the input, "forward" without gradients, "training" in forward + backward with the
-gradients of input and parameters. Kept: storages that autograd holds for backward, without
-parameters and input. Times: median of interleaved rounds (evaluation mode without gradients;
-training mode for forward + backward), quartiles in brackets; speed-up and ratio to the floor are
-medians over rounds of the ratio within a round. Floor: `x.sum()`, then
-`x + x` into fresh memory."""
+`torch.utils.flop_counter`; "by hand" adds what it cannot see (FFTs). Peak: tensor memory above the
+input, "forward" without gradients, "training" in forward + backward with the gradients of input and
+parameters. Kept: storages that autograd holds for backward, without parameters and input. Times:
+median of interleaved rounds (evaluation mode without gradients; training mode for forward +
+backward), quartiles in brackets; speed-up and ratio to the floor are medians over rounds of the
+ratio within a round. Floor: `x.sum()`, then `x + x` into fresh memory."""
+
+NETWORK_CONVENTIONS = """\
+One network of which only the attention layer is exchanged ("none": left out). Latency: median of
+interleaved rounds of a forward pass without gradients, quartiles in brackets; "times that of none":
+median over rounds of the ratio within a round. Shares: time between entering and leaving the module
+over the time of the whole pass, median of all passes. Peak: tensor memory above the weights and the
+images. FLOPs as counted by `torch.utils.flop_counter`, 2 per multiply-add."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A title, a heading and rows of text; the first column is flush left."""
+    """A table of text: the first column is left-aligned, ``strong`` rows are in bold."""
 
     title: str
     heading: tuple[str, ...]
@@ -34,18 +54,17 @@ class Grid:
     strong: frozenset[int] = frozenset()
 
     def rich(self) -> Table:
-        """For the console; ``strong`` rows in bold."""
+        """The table for the console."""
         table = Table(title=escape(self.title), title_justify="left")
         for index, name in enumerate(self.heading):
             table.add_column(escape(name), justify="right" if index else "left", no_wrap=not index)
         for index, row in enumerate(self.rows):
-            table.add_row(
-                *(escape(cell) for cell in row), style="bold" if index in self.strong else None
-            )
+            style = "bold" if index in self.strong else None
+            table.add_row(*(escape(cell) for cell in row), style=style)
         return table
 
     def markdown(self) -> str:
-        """With the title as a heading of the third level."""
+        """The table in Markdown, under its title as a heading of the third level."""
         lines = [
             f"| {' | '.join(self.heading)} |",
             f"| --- |{' ---: |' * (len(self.heading) - 1)}",
@@ -54,29 +73,34 @@ class Grid:
         return f"### {self.title}\n\n" + "\n".join(lines) + "\n"
 
 
-def cost_grid(report: Report, size: tuple[int, int]) -> Grid:
-    """Parameters, FLOPs and memory at one size."""
+def cost_grid(report: LayerReport, size: tuple[int, int]) -> Grid:
+    """Parameters, FLOPs and memory of the layers at one size."""
+    heading = "layer, parameters, GFLOP counted, by hand, peak MiB forward, training, kept MiB"
     rows = report.at(size)
-    heading = (
-        "layer",
-        "parameters",
-        "GFLOP counted",
-        "by hand",
-        "peak MiB forward",
-        "training",
-        "kept MiB",
-    )
-    cells = tuple(_cost_cells(row) for row in rows)
-    return Grid(f"{_name(size)}: cost", heading, cells, _ours(rows))
+    cells = []
+    for row in rows:
+        found = row.findings
+        cells.append(
+            (
+                row.case.name,
+                thousands(found.parameters),
+                gigaflop(found.flops),
+                gigaflop(found.flops_by_hand),
+                mebibytes(found.peak) or found.problem or "",
+                mebibytes(found.training_peak) or found.training_problem or "",
+                mebibytes(found.kept),
+            )
+        )
+    return Grid(f"{_name(size)}: cost", tuple(heading.split(", ")), tuple(cells), _ours(rows))
 
 
-def time_grid(report: Report, size: tuple[int, int]) -> Grid:
-    """Forward, and forward + backward if measured, at one size."""
+def time_grid(report: LayerReport, size: tuple[int, int]) -> Grid:
+    """Time of forward, and of forward + backward if measured, at one size."""
     rows, settings = report.at(size), report.settings
-    part = ("ms", f"times faster than {settings.baseline}", "times the floor", "rounds")
-    heading: tuple[str, ...] = ("layer", f"forward {part[0]}", *part[1:])
+    ratios = (f"times faster than {settings.baseline}", "times the floor", "rounds")
+    heading: tuple[str, ...] = ("layer", "forward ms", *ratios)
     if settings.backward:
-        heading += (f"fwd + bwd {part[0]}", *part[1:])
+        heading += ("fwd + bwd ms", *ratios)
     cells = []
     for row in rows:
         line = (row.case.name, *_time_cells(row.forward, row.findings.problem))
@@ -84,101 +108,6 @@ def time_grid(report: Report, size: tuple[int, int]) -> Grid:
             line += _time_cells(row.training, row.findings.training_problem)
         cells.append(line)
     return Grid(f"{_name(size)}: time", heading, tuple(cells), _ours(rows))
-
-
-def scaling_grid(report: Report) -> Grid | None:
-    """Exponent of the forward time over N; None where no layer ran at two sizes."""
-    exponents = report.exponents()
-    if not exponents:
-        return None
-    rows, strong = [], set()
-    for index, (name, p) in enumerate(exponents.items()):
-        measured = [row for row in report.of(name) if row.forward is not None]
-        sizes = ", ".join(_name((row.height, row.width)) for row in measured)
-        rows.append((name, f"{p:.2f}", sizes))
-        if measured[0].case.ours:
-            strong.add(index)
-    heading = ("layer", "exponent p of time ~ N^p", "fitted over")
-    return Grid("Scaling of the forward pass", heading, tuple(rows), frozenset(strong))
-
-
-def about(report: Report) -> str:
-    """One line on settings and machine."""
-    s = report.settings
-    line = (
-        f"C={s.channels}, batch {s.batch}, {s.dtype}, k=8, "
-        f"at most {s.rounds} rounds in {s.seconds:g} s a size, limit {s.limit_seconds:g} s; "
-    )
-    return line + ", ".join(f"{name} {value}" for name, value in report.environment.items())
-
-
-def markdown(report: Report, *, command: str) -> str:
-    """The whole report as a Markdown page section.
-
-    Args:
-        command: what prints it again.
-    """
-    parts = [f"    {command}\n", about(report) + "\n"]
-    for size in report.sizes():
-        parts += [cost_grid(report, size).markdown(), time_grid(report, size).markdown()]
-    scaling = scaling_grid(report)
-    if scaling is not None:
-        parts.append(scaling.markdown())
-    titles = dict.fromkeys((row.case.name, row.case.title) for row in report.rows)
-    parts.append("\n".join(f"- `{name}`: {title}" for name, title in titles) + "\n")
-    parts.append(CONVENTIONS + "\n")
-    return "\n".join(parts)
-
-
-def mebibytes(count: int | None) -> str:
-    """Bytes as MiB with two digits or more; "" for None."""
-    if count is None:
-        return ""
-    value = count / 2**20
-    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
-
-
-def significant(value: float) -> str:
-    """Three digits, no exponent.
-
-    >>> [significant(v) for v in (0.01234, 1.5, 123.4, 12345.6)]
-    ['0.0123', '1.50', '123', '12,346']
-    """
-    if value >= 100:
-        return f"{value:,.0f}"
-    if value >= 10:
-        return f"{value:.1f}"
-    if value >= 1:
-        return f"{value:.2f}"
-    return f"{value:.3g}"
-
-
-def spread(values: Quartiles | None, factor: float = 1.0) -> str:
-    """ "median (low - high)"; the median alone of one measurement, "" of none."""
-    if values is None:
-        return ""
-    middle = significant(factor * values.median)
-    if values.count < 2:
-        return middle
-    return f"{middle} ({significant(factor * values.low)} - {significant(factor * values.high)})"
-
-
-def gigaflop(count: int | None) -> str:
-    return "" if count is None else significant(count / 1e9)
-
-
-def _cost_cells(row: Row) -> tuple[str, ...]:
-    found = row.findings
-    parameters = "" if found.parameters is None else f"{found.parameters:,}"
-    return (
-        row.case.name,
-        parameters,
-        gigaflop(found.flops),
-        gigaflop(found.flops_by_hand),
-        mebibytes(found.peak) or found.problem or "",
-        mebibytes(found.training_peak) or found.training_problem or "",
-        mebibytes(found.kept),
-    )
 
 
 def _time_cells(timing: Timing | None, problem: str | None) -> tuple[str, ...]:
@@ -192,7 +121,182 @@ def _time_cells(timing: Timing | None, problem: str | None) -> tuple[str, ...]:
     )
 
 
-def _ours(rows: Sequence[Row]) -> frozenset[int]:
+def scaling_grid(report: LayerReport) -> Grid | None:
+    """Exponent of the forward time over N; None if no layer ran at two sizes."""
+    rows, ours = [], []
+    for name, p in report.exponents().items():
+        measured = [row for row in report.of(name) if row.forward is not None]
+        sizes = ", ".join(_name((row.height, row.width)) for row in measured)
+        rows.append((name, f"{p:.2f}", sizes))
+        ours.append(measured[0])
+    if not rows:
+        return None
+    heading = ("layer", "exponent p of time ~ N^p", "fitted over")
+    return Grid("Scaling of the forward pass", heading, tuple(rows), _ours(ours))
+
+
+def paper_grid(report: LayerReport) -> Grid:
+    """Percent saved against the materialised layer at each size, above the paper's claims."""
+    heading = (
+        "layer",
+        "memory saved %: forward",
+        "training",
+        "FLOPs saved %",
+        "time saved %: forward",
+        "fwd + bwd",
+    )
+    rows: list[tuple[str, ...]] = []
+    shown = []
+    for size in report.sizes():
+        base, *others = sorted(report.at(size), key=lambda row: row.case.name != PAPER_LAYERS[0])
+        for row in others:
+            a, b = base.findings, row.findings
+            cells: tuple[str, ...] = (
+                saved(a.peak, b.peak),
+                saved(a.training_peak, b.training_peak),
+                saved(a.flops, b.flops),
+                saved(_median(base.forward), _median(row.forward)),
+                saved(_median(base.training), _median(row.training)),
+            )
+            if b.problem is not None:
+                cells = (b.problem, "", "", "", "")
+            rows.append((f"{_name(size)} {row.case.name}", *cells))
+            shown.append(row)
+    claims = {name: f"{low:.2f} - {high:.2f}" for name, (low, high) in PAPER_CLAIMS.items()}
+    rows.append(("the paper", claims["memory"], "", claims["FLOPs"], claims["time"], ""))
+    title = "The paper's claims: saved against materialised regular attention"
+    return Grid(title, heading, tuple(rows), _ours(shown))
+
+
+def describe_layers(report: LayerReport) -> str:
+    """Settings and machine, on one line."""
+    s = report.settings
+    return (
+        f"C={s.channels}, batch {s.batch}, {s.dtype}, k=8, at most {s.rounds} rounds in "
+        f"{s.seconds:g} s a size, limit {s.limit_seconds:g} s; {_machine(report.environment)}"
+    )
+
+
+def layers_markdown(report: LayerReport, *, command: str) -> str:
+    """The whole report as a section of a Markdown page; ``command`` is what writes it again."""
+    parts = [f"    {command}\n", describe_layers(report) + "\n"]
+    for size in report.sizes():
+        parts += [cost_grid(report, size).markdown(), time_grid(report, size).markdown()]
+    scaling = scaling_grid(report)
+    if scaling is not None:
+        parts.append(scaling.markdown())
+    titles = dict.fromkeys((row.case.name, row.case.title) for row in report.rows)
+    parts.append("\n".join(f"- `{name}`: {title}" for name, title in titles) + "\n")
+    parts.append(LAYER_CONVENTIONS + "\n")
+    return "\n".join(parts)
+
+
+def network_grid(report: NetworkReport) -> Grid:
+    """Cost and time of the network with each kind of attention."""
+    heading = (
+        "attention",
+        "parameters",
+        "GFLOP",
+        "peak MiB",
+        "latency ms",
+        "times that of none",
+        "images/s",
+        "head's share",
+        "attention's share",
+        "rounds",
+    )
+    s = report.settings
+    title = f"{s.source}, {_name(s.size)}, batch {s.batch}"
+    rows = tuple(_network_cells(row, s.batch) for row in report.rows)
+    ours = frozenset(i for i, row in enumerate(report.rows) if row.variant == "frequency")
+    return Grid(title, heading, rows, ours)
+
+
+def _network_cells(row: NetworkRow, batch: int) -> tuple[str, ...]:
+    found, latency, rate = row.findings, row.latency, row.images_per_second(batch)
+    cost = thousands(found.parameters), gigaflop(found.flops), mebibytes(found.peak)
+    if latency is None or rate is None:
+        return (row.variant, *cost, found.problem or "", "", "", "", "", "")
+    shares = (row.head, row.attention)
+    return (
+        row.variant,
+        *cost,
+        spread(latency.seconds, 1e3),
+        spread(row.over_none),
+        significant(rate),
+        *("" if share is None else f"{100 * share.median:.2f} %" for share in shares),
+        str(latency.seconds.count),
+    )
+
+
+def describe_network(report: NetworkReport) -> str:
+    """Settings and machine, on one line."""
+    attention, dtype = report.attention, report.settings.dtype
+    return f"frequency: {attention}; {dtype}; {_machine(report.environment)}"
+
+
+def network_markdown(report: NetworkReport, *, command: str) -> str:
+    """The whole report as a section of a Markdown page; ``command`` is what writes it again."""
+    grid = network_grid(report).markdown()
+    parts = (f"    {command}", describe_network(report), grid, NETWORK_CONVENTIONS)
+    return "\n\n".join(parts) + "\n"
+
+
+def saved(base: float | None, own: float | None) -> str:
+    """Percent of ``base`` that ``own`` saves; "" if either is not known.
+
+    >>> saved(200.0, 3.0)
+    '98.50'
+    """
+    return "" if not base or own is None else f"{100 * (1 - own / base):.2f}"
+
+
+def thousands(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+def gigaflop(count: int | None) -> str:
+    return "" if count is None else significant(count / 1e9)
+
+
+def mebibytes(count: int | None) -> str:
+    """Bytes in MiB, with two decimals below 100."""
+    if count is None:
+        return ""
+    value = count / 2**20
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, no exponent.
+
+    >>> [significant(v) for v in (0.01234, 1.5, 123.4, 12345.6)]
+    ['0.0123', '1.50', '123', '12,346']
+    """
+    if value < 1:
+        return f"{value:.3g}"
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def spread(values: Quartiles | None, factor: float = 1.0) -> str:
+    """ "median (low - high)"; of a single measurement the median alone."""
+    if values is None:
+        return ""
+    middle = significant(factor * values.median)
+    if values.count < 2:
+        return middle
+    return f"{middle} ({significant(factor * values.low)} - {significant(factor * values.high)})"
+
+
+def _median(timing: Timing | None) -> float | None:
+    return None if timing is None else timing.seconds.median
+
+
+def _machine(environment: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in environment.items())
+
+
+def _ours(rows: Sequence[LayerRow]) -> frozenset[int]:
     return frozenset(index for index, row in enumerate(rows) if row.case.ours)
 
 

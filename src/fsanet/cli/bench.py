@@ -1,119 +1,177 @@
-"""`fsanet bench`: attention layers, or whole networks, measured side by side."""
+"""`fsanet bench`: attention layers, or a whole network, measured side by side."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fsanet.cli.parsing import Parser, available_device
+from fsanet.cli.parsing import CommandParser, available_device
 from fsanet.errors import InputError
+from fsanet.files import write_json, write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from fsanet.bench.results import Report
+    from fsanet.bench.compare_layers import LayerReport
     from fsanet.bench.tables import Grid
+    from fsanet.cost import Watch
 
-_SIZES = ((97, 97), (128, 128), (128, 256), (256, 512))
-_NETWORK = "resnet101s"
+_SIZES = ("97x97", "128x128", "128x256", "256x512")
+_ENCODER = "resnet101s"
 
 
-def run(given: list[str]) -> int:
-    options = _parser().parse_args(given)
-    _check(options)
-    options.device = available_device(options.device)
-    command = shlex.join(["fsanet", "bench", *given])
-    from fsanet.predict.progress import make_progress
-
-    with make_progress() as progress:
-        if options.model is not None:
-            _networks(options, progress, command)
-        else:
-            _layers(options, progress, command)
+def run(given: Sequence[str]) -> int:
+    arguments = ["--backward=false" if text == "--no-backward" else text for text in given]
+    for index, text in enumerate(given):  # --model may stand alone
+        if text == "--model" and (index + 1 == len(given) or given[index + 1].startswith("--")):
+            arguments[index] = f"--model={_ENCODER}"
+    parser = CommandParser("bench", (bench.__doc__ or "").partition("Args:")[0])
+    parser.add_function_arguments(bench, as_group=False, skip={"command"})
+    bench(**parser.parse(arguments).as_dict(), command=shlex.join(["fsanet", "bench", *given]))
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="fsanet bench",
-        description="Measure attention layers side by side on the same tensors: FLOPs, memory, "
-        "time. Every layer is first tried in a process of its own; one that runs out of memory or "
-        "time is reported so. All layers at all sizes take about half an hour on two cores; "
-        "--sizes 97x97 --layers floor sdpa dot-R1 takes one minute.",
-    )
-    add = parser.add_argument
-    add("--layers", nargs="+", metavar="NAME", help="which (default: all; a wrong name lists them)")
-    add("--sizes", nargs="+", metavar="HxW", help="default: 97x97 128x128 128x256 256x512")
-    add("--channels", type=int, default=512, metavar="N", help="default: 512")
-    add("--batch", type=int, default=1, metavar="N", help="default: 1")
-    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "float64"])
-    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    add("--threads", type=int, metavar="N", help="of CPU operators (default: torch's)")
-    add("--baseline", metavar="NAME", help="layer that times refer to (default: sdpa)")
-    add("--rounds", type=int, metavar="N", help="at most (default: 20, networks 10)")
-    add("--seconds", type=float, metavar="S", help="for the rounds of a size (default: 60)")
-    add(
-        "--backward",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="time forward + backward, too",
-    )
-    add(
-        "--limit-seconds",
-        type=float,
-        metavar="S",
-        help="leave out what takes longer for one forward pass (default: 20, networks 120)",
-    )
-    add("--limit-memory", type=float, metavar="GIB", help="default: 80 %% of what is free (Linux)")
-    add("--json", metavar="FILE", help="write all numbers to this file")
-    add("--markdown", metavar="FILE", help="write the tables to this file")
-    add("--figures", metavar="DIR", help="draw time and memory against N into this folder")
-    add(
-        "--paper",
-        action="store_true",
-        help="the paper's claims, at its sizes: 97x97 and 129x129, materialised baseline",
-    )
-    network = parser.add_argument_group("whole networks")
-    network.add_argument(
-        "--model",
-        nargs="?",
-        const=_NETWORK,
-        metavar="ENCODER_OR_FOLDER",
-        help=f"without, with regular and with frequency attention (default: {_NETWORK})",
-    )
-    network.add_argument("--image", default=None, metavar="HxW", help="default: 769x769")
-    network.add_argument("--k", type=int, metavar="N", help="frequencies kept per axis")
-    network.add_argument(
-        "--similarity", choices=["dot", "linear_softmax", "linear", "softmax"], metavar="NAME"
-    )
-    network.add_argument("--recurrence", type=int, metavar="R")
-    return parser
+def bench(
+    *,
+    command: str,
+    layers: list[str] | None = None,
+    sizes: list[str] | None = None,
+    channels: int = 512,
+    baseline: str | None = None,
+    backward: bool = True,
+    paper: bool = False,
+    figures: str | None = None,
+    model: str | None = None,
+    image: str | None = None,
+    k: int | None = None,
+    similarity: Literal["dot", "linear_softmax", "linear", "softmax"] | None = None,
+    recurrence: int | None = None,
+    json: str | None = None,
+    markdown: str | None = None,
+    device: str | None = None,
+    limit_memory: float | None = None,
+    batch: int = 1,
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+    threads: int | None = None,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    limit_seconds: float | None = None,
+) -> None:
+    """Measure attention layers side by side on the same map: FLOPs, memory, time.
 
+    Each layer is first run in a process of its own, and one that runs out of memory or time is
+    reported as such. All layers at all sizes take about half an hour on two cores;
+    --sizes 97x97 --layers floor sdpa dot-R1 takes one minute.
 
-def _check(options: argparse.Namespace) -> None:
-    if options.model is not None:
-        layer_only = ("layers", "sizes", "baseline", "figures")
-        for name in layer_only:
-            if getattr(options, name) is not None:
-                raise InputError(f"--{name} is for layers; leave it out with --model")
-        if options.paper:
-            raise InputError("--paper is for layers; leave it out with --model")
+    Args:
+        command: the command line, for the reports.
+        layers: names of layers; by default all of them, and a wrong name lists them.
+        sizes: height x width of the maps; by default 97x97 128x128 128x256 256x512.
+        channels: channels of the maps.
+        baseline: layer that speed-ups refer to; by default sdpa.
+        backward: measure forward + backward too; --no-backward leaves it out.
+        paper: compare with the paper's claims, at its sizes, 97x97 and 129x129, and with its
+            baseline, which stores the N x N matrix.
+        figures: folder to draw time and memory against N into.
+        model: measure a whole network instead, without, with regular and with frequency attention;
+            a timm encoder (resnet101s if none is given) or the folder of a saved FsaNet.
+        image: height x width of the network's images; by default 769x769.
+        k: frequencies that the network keeps per axis; by default its own.
+        similarity: similarity of the network's frequency attention; by default its own.
+        recurrence: rounds of the network's frequency attention; by default its own.
+        json: file to write all numbers to.
+        markdown: file to write the tables to.
+        device: cpu, cuda, cuda:1 or mps; by default a GPU if there is one.
+        limit_memory: memory in GiB that a layer or network may take; by default 80 percent of what
+            is free (Linux).
+        batch: maps or images per call.
+        dtype: dtype of parameters and input.
+        threads: threads of CPU operators; by default as many as torch uses.
+        rounds: largest number of rounds; by default 20, for a network 10.
+        seconds: time for the rounds of one size; by default 60, for a network 120.
+        limit_seconds: leave out what takes longer than this for a forward pass; by default 20, for
+            a network 120.
+    """
+    for_layers = {"layers": layers, "sizes": sizes, "baseline": baseline, "figures": figures}
+    for_networks = {"image": image, "k": k, "similarity": similarity, "recurrence": recurrence}
+    if model is not None:
+        _refuse(for_layers | {"paper": paper or None}, "is for layers; leave it out with --model")
     else:
-        for name in ("image", "k", "similarity", "recurrence"):
-            if getattr(options, name) is not None:
-                raise InputError(f"--{name} is for whole networks; give --model with it")
-    if options.paper and (options.layers or options.baseline):
-        raise InputError("--paper chooses layers and baseline itself; leave those options out")
-    for name in (
-        *("channels", "batch", "threads", "rounds", "k", "recurrence"),
-        *("seconds", "limit_seconds", "limit_memory"),
-    ):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} {value}: give more than 0")
+        _refuse(for_networks, "is for whole networks; give --model with it")
+    if paper:
+        chosen = {"layers": layers, "baseline": baseline}
+        _refuse(chosen, "cannot be combined with --paper, which chooses the layers itself")
+    options: dict[str, Any] = {
+        "batch": batch,
+        "dtype": dtype,
+        "device": available_device(device),
+        "threads": threads,
+        "rounds": rounds,
+        "seconds": seconds,
+        "limit_seconds": limit_seconds,
+        "limit_memory": None if limit_memory is None else int(limit_memory * 2**30),
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    from fsanet.bench import cases, tables
+    from fsanet.bench.compare_layers import LayerSettings, compare_layers
+    from fsanet.bench.compare_networks import NetworkSettings, compare_networks
+    from fsanet.predict.progress import make_progress
+
+    def save(content: dict[str, Any], text: str) -> None:
+        if json is not None:
+            write_json(json, content)
+        if markdown is not None:
+            write_text(markdown, text)
+
+    with make_progress() as progress:
+        if model is not None:
+            size = _size(image or "769x769", "image")
+            chosen = {"similarity": similarity, "recurrence": recurrence, "k": k}
+            network = compare_networks(
+                NetworkSettings(source=model, size=size, **chosen, **options),
+                watch=_watch(progress),
+            )
+            save(network.as_dict(), tables.network_markdown(network, command=command))
+            _print(progress, tables.network_grid(network), tables.describe_network(network))
+            return
+
+        def save_layers(report: LayerReport, first: Grid | None = None) -> None:
+            text = tables.layers_markdown(report, command=command)
+            save(report.as_dict(), text if first is None else f"{first.markdown()}\n{text}")
+            if figures is not None:
+                from fsanet.bench.figures import write_figures
+
+                write_figures(report, figures)
+
+        def on_size(report: LayerReport, size: tuple[int, int]) -> None:
+            _print(progress, tables.cost_grid(report, size), tables.time_grid(report, size))
+            save_layers(report)  # an interrupted run leaves what it has
+
+        if paper:
+            layers, baseline = list(cases.PAPER_LAYERS), cases.PAPER_LAYERS[0]
+        asked = [_size(text, "sizes") for text in sizes or _SIZES]
+        settings = LayerSettings(
+            layers=tuple(layers or [case.name for case in cases.CASES]),
+            sizes=cases.PAPER_SIZES if paper and not sizes else tuple(asked),
+            channels=channels,
+            baseline=baseline or "sdpa",
+            backward=backward,
+            **options,
+        )
+        layer_report = compare_layers(settings, watch=_watch(progress), on_size=on_size)
+        claims = tables.paper_grid(layer_report) if paper else None
+        save_layers(layer_report, claims)
+        grids = [tables.scaling_grid(layer_report), claims]
+        _print(progress, *(grid for grid in grids if grid is not None))
+        _print(progress, tables.describe_layers(layer_report))
+
+
+def _refuse(options: dict[str, Any], reason: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name} {reason}")
 
 
 def _size(text: str, option: str) -> tuple[int, int]:
@@ -123,84 +181,19 @@ def _size(text: str, option: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _common(options: argparse.Namespace) -> dict[str, Any]:
-    """Options of layers and networks alike; those not given are left to their defaults."""
-    given = {
-        "batch": options.batch,
-        "dtype": options.dtype,
-        "device": options.device,
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "limit_seconds": options.limit_seconds,
-        "limit_memory": None if options.limit_memory is None else int(options.limit_memory * 2**30),
-    }
-    return {name: value for name, value in given.items() if value is not None}
+def _watch(progress: Progress) -> Watch:
+    """One bar, which starts again at each phase."""
+    task = progress.add_task("", total=None, current="")
 
+    def watch(title: str, count: int) -> Any:
+        progress.reset(task, total=count, description=title, current="")
+        return lambda name: progress.update(task, advance=1, current=name)
 
-def _layers(options: argparse.Namespace, progress: Progress, command: str) -> None:
-    from fsanet.bench import paper
-    from fsanet.bench.cases import CASES, find_cases
-    from fsanet.bench.harness import run_bench
-    from fsanet.bench.progress import watch_on
-    from fsanet.bench.results import Settings
-    from fsanet.bench.tables import about, cost_grid, markdown, scaling_grid, time_grid
-
-    sizes: Sequence[tuple[int, int]] = paper.SIZES if options.paper else _SIZES
-    if options.sizes is not None:
-        sizes = [_size(text, "sizes") for text in options.sizes]
-    names = paper.LAYERS if options.paper else options.layers or [case.name for case in CASES]
-    settings = Settings(
-        layers=tuple(names),
-        sizes=tuple(sizes),
-        channels=options.channels,
-        baseline=paper.BASELINE if options.paper else options.baseline or "sdpa",
-        backward=options.backward,
-        **_common(options),
-    )
-    find_cases([settings.baseline])
-
-    def save(report: Report, first: Grid | None = None) -> None:
-        text = markdown(report, command=command)
-        text = text if first is None else f"{first.markdown()}\n{text}"
-        _write(options, report.as_dict(), text)
-        if options.figures is not None:
-            from fsanet.bench.figures import write_figures
-
-            write_figures(report, options.figures)
-
-    def show(report: Report, size: tuple[int, int]) -> None:
-        _print(progress, cost_grid(report, size), time_grid(report, size))
-        save(report)  # an interrupted run leaves what it has
-
-    report = run_bench(settings, watch=watch_on(progress), done=show)
-    scaling = scaling_grid(report)
-    claims = paper.paper_grid(report) if options.paper else None
-    save(report, claims)
-    _print(progress, *(grid for grid in (scaling, claims) if grid is not None))
-    _print(progress, about(report))
-
-
-def _networks(options: argparse.Namespace, progress: Progress, command: str) -> None:
-    from fsanet.bench.network import NetworkSettings, run_network_bench
-    from fsanet.bench.network_table import network_about, network_grid, network_markdown
-    from fsanet.bench.progress import watch_on
-
-    settings = NetworkSettings(
-        source=options.model,
-        size=_size(options.image or "769x769", "image"),
-        similarity=options.similarity,
-        recurrence=options.recurrence,
-        k=options.k,
-        **_common(options),
-    )
-    report = run_network_bench(settings, watch=watch_on(progress))
-    _write(options, report.as_dict(), network_markdown(report, command=command))
-    _print(progress, network_grid(report), network_about(report))
+    return watch
 
 
 def _print(progress: Progress, *parts: Grid | str) -> None:
-    """To stdout, with the bar out of the way."""
+    """Print to stdout with the bar out of the way."""
     from rich.console import Console
 
     console = Console()
@@ -210,12 +203,3 @@ def _print(progress: Progress, *parts: Grid | str) -> None:
     for part in parts:
         console.print(part if isinstance(part, str) else part.rich(), highlight=False, markup=False)
     progress.start()
-
-
-def _write(options: argparse.Namespace, values: dict[str, Any], text: str) -> None:
-    from fsanet.files import write_json, write_text
-
-    if options.json is not None:
-        write_json(options.json, values)
-    if options.markdown is not None:
-        write_text(options.markdown, text)

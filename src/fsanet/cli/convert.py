@@ -6,6 +6,7 @@ import argparse
 import glob
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fsanet.attention.dct import BandLike
-    from fsanet.convert import Conversion
+    from fsanet.convert import Calibration, Conversion
 
 _EPILOG = """\
 examples:
@@ -45,8 +46,9 @@ def run(given: list[str]) -> int:
     out, source = Path(wanted.out), str(network_folder(wanted.model))
     _check(wanted, rest, out, source)
 
-    from fsanet.convert import calibrate, convert_attention, load_model, route_error
-    from fsanet.convert.report import plain
+    from fsanet.convert import calibrate, compare_grids, convert_attention, load_model
+    from fsanet.convert.calibration import error_table
+    from fsanet.convert.conversion import to_json
     from fsanet.files import environment, write_json
 
     data, how = _data(wanted, rest)
@@ -68,7 +70,7 @@ def run(given: list[str]) -> int:
                 return _evaluate(candidate, data, how).miou
 
         found = calibrate(network, images, tolerance=wanted.calibrate, metric=metric, **options)
-        found.save(out)
+        _save_calibration(found, out)
         print(f"{found.table()}\ndrawn in {out / 'calibration.png'}\n")
         if not found.k:
             raise InputError(
@@ -78,10 +80,9 @@ def run(given: list[str]) -> int:
         k = {glob.escape(name): side for name, side in found.k.items()}
         options["match"] = "*"
     if wanted.route_error:
-        band = 8 if isinstance(k, dict) else k
-        errors = route_error(network, images, k=band, match=options["match"])
-        print(f"route grid against route tokens, relative error:\n{errors.table()}\n")
-        report["route_error"] = errors.errors
+        errors = compare_grids(network, images, k, match=options["match"])
+        print(f"route grid compared with route tokens, relative error:\n{error_table(errors)}\n")
+        report["route_error"] = errors
     conversion = convert_attention(network, k, **options)
     size = tuple(wanted.size if len(wanted.size) == 2 else wanted.size * 2)
     print(conversion.table(size))
@@ -91,7 +92,7 @@ def run(given: list[str]) -> int:
     if wanted.eval:
         report["evaluation"] = _compare(network, conversion.model, data, how)
     _save(conversion, source, out)
-    write_json(out / _REPORT, plain(report) | {"versions": environment()})
+    write_json(out / _REPORT, to_json(report) | {"versions": environment()})
     print(f"saved in {out}; {_how_to_load(conversion, out)}")
     return 0
 
@@ -225,8 +226,8 @@ def _compare(
     """Print and return mIoU, time and memory of both networks."""
     import torch
 
-    from fsanet.convert.cost import forward_costs
-    from fsanet.convert.report import aligned
+    from fsanet.convert.conversion import align_columns
+    from fsanet.cost import Quartiles, Timed, peak_memory, time_calls
     from fsanet.data.images import read_image
 
     networks = {"before": before, "after": after}
@@ -235,24 +236,37 @@ def _compare(
     device = torch.device("cuda" if gpu else "cpu")
     picture = read_image(data.dataset(how["split"])[0][0])
     image = before.normalise(picture[None].to(device))
-    costs = forward_costs({n: m.to(device).eval() for n, m in networks.items()}, image)
+    calls = {name: partial(net.to(device).eval(), image) for name, net in networks.items()}
+    with torch.inference_mode():
+        timed = {name: Timed(call) for name, call in calls.items()}
+        seconds = time_calls(timed, device=device, rounds=5)
+        peaks = {name: peak_memory(call, device) or 0 for name, call in calls.items()}
     before.cpu(), after.cpu()
     rows = [["", "mIoU %", "pixel accuracy %", "ms", "peak MiB"]]
     found = {}
     for name, score in scores.items():
-        cost = costs[name]
+        middle = Quartiles.of(list(seconds[name].values())).median
         found[name] = {
             "miou": score.miou,
             "pixel_accuracy": score.pixel_accuracy,
-            "seconds": cost.seconds,
-            "peak_bytes": cost.bytes,
+            "seconds": middle,
+            "peak_bytes": peaks[name],
         }
-        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * cost.seconds)
-        rows.append([name, *(f"{v:.2f}" for v in figures), f"{cost.bytes / 2**20:.1f}"])
+        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
+        rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
     height, width = picture.shape[-2:]
     print(f"\n{how['split']} split; time and memory of one {width} x {height} image on {device}:")
-    print("\n".join(aligned(rows, left=1)))
+    print("\n".join(align_columns(rows, left=1)))
     return found
+
+
+def _save_calibration(calibration: Calibration, out: Path) -> None:
+    from fsanet.files import write_json, write_whole
+    from fsanet.report.figures import draw_calibration
+
+    picture = draw_calibration(calibration)
+    write_json(out / "calibration.json", calibration.as_dict())
+    write_whole(out / "calibration.png", lambda stream: stream.write(picture))
 
 
 def _save(conversion: Conversion, source: str, out: Path) -> None:

@@ -13,9 +13,9 @@ from fsanet.cli.eval import TESTING, listed, writable
 from fsanet.cli.parsing import quiet, switches
 
 if TYPE_CHECKING:
+    from fsanet.convert.variants import Variant
     from fsanet.data.module import SegmentationData
     from fsanet.report.sweep import SweepRecord
-    from fsanet.report.sweeps import Point
     from fsanet.train.semantic import SemanticSegmentation
 
 _K = ["2", "4", "6", "8", "12", "16", "full"]
@@ -26,10 +26,10 @@ def run(given: list[str]) -> int:
     quiet()
     from fsanet.cli import options
     from fsanet.convert import load_model
+    from fsanet.convert.variants import attention_variants
     from fsanet.errors import InputError
     from fsanet.files import fingerprint, first_process
     from fsanet.report.sweep import SweepRecord, sweep_without_training
-    from fsanet.report.sweeps import attention_points
 
     given = switches(given, ("--flip", "--boundary"))
     given = listed(given, ("--scales", "--window", "--stride", "--resize", "--trimap"))
@@ -39,7 +39,7 @@ def run(given: list[str]) -> int:
     parsed = options.parse(parser, given)
     if parsed.k is None and parsed.bands is None:
         parsed.k = _K
-    points = attention_points(parsed.k or (), parsed.bands or (), tuple(parsed.cuts))
+    points = attention_variants(parsed.k or (), parsed.bands or (), tuple(parsed.cuts))
     if (parsed.retrain is None) != (parsed.steps is None):
         raise InputError("--retrain CONFIG and --steps N: give both, or neither")
     if len(set(parsed.seeds)) < len(parsed.seeds):
@@ -63,7 +63,7 @@ def run(given: list[str]) -> int:
         writable(out)
     record = SweepRecord.open(out, _plain(about), points)
 
-    def say(point: Point, scores: dict[str, Any]) -> None:
+    def say(point: Variant, scores: dict[str, Any]) -> None:
         if first_process():
             miou = scores["miou"]
             text = "no label" if miou is None else f"{100 * miou:.2f} %"
@@ -108,7 +108,7 @@ def _parser(run_data: dict[str, Any] | None) -> Any:
 
 
 def _retrain(
-    parsed: Any, points: list[Point], record: SweepRecord, testing: dict[str, Any]
+    parsed: Any, points: list[Variant], record: SweepRecord, testing: dict[str, Any]
 ) -> None:
     """Train every point with every seed under the same budget; goes on where it was stopped."""
     from fsanet.files import first_process
@@ -126,7 +126,7 @@ def _retrain(
         record.write()
 
 
-def _training(parsed: Any, point: Point, seed: int, out: Path) -> tuple[dict[str, Any], Any]:
+def _training(parsed: Any, point: Variant, seed: int, out: Path) -> tuple[dict[str, Any], Any]:
     """Options of the training of a point, and a function that makes its network and data."""
     from fsanet.cli import options
     from fsanet.models.saving import band_to_json

@@ -1,21 +1,22 @@
-"""Existing networks in, networks with frequency attention out."""
+"""Convert networks with attention of their own to frequency attention, and open saved networks."""
 
-from fsanet.convert.calibration import Calibration, calibrate
-from fsanet.convert.modules import convert_attention
-from fsanet.convert.report import Conversion, Converted, Flops
-from fsanet.convert.route_error import RouteError, route_error
+from fsanet.convert.calibration import Calibration, calibrate, compare_grids
+from fsanet.convert.conversion import Conversion, Converted, Flops, convert_attention
+from fsanet.convert.kinds import KINDS, ConversionOptions, Kind
 from fsanet.convert.saved import apply_conversion, load_model, save_converted
 
 __all__ = [
+    "KINDS",
     "Calibration",
     "Conversion",
+    "ConversionOptions",
     "Converted",
     "Flops",
-    "RouteError",
+    "Kind",
     "apply_conversion",
     "calibrate",
+    "compare_grids",
     "convert_attention",
     "load_model",
-    "route_error",
     "save_converted",
 ]

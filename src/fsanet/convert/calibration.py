@@ -1,7 +1,7 @@
 """How many frequencies each attention module of a network needs.
 
-Source: FsaNet (arXiv 2211.15595), section III, for the energy of low frequencies, and section IV
-for attention on them with no retraining.
+Sources: FsaNet (arXiv 2211.15595), section III, for the energy in low frequencies, and section IV
+for attention on them without retraining.
 
 Legend: B batch, C channels, H x W grid.
 """
@@ -9,43 +9,50 @@ Legend: B batch, C channels, H x W grid.
 from __future__ import annotations
 
 import copy
-import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import glob
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsanet.attention.dct import Band, analyse, dct_bases
-from fsanet.attention.similarity import Similarity
-from fsanet.convert.kinds import KINDS, Kind, Wanted
-from fsanet.convert.modules import chosen_modules, replacement_of
-from fsanet.convert.observe import Call, Images, input_map, observe, relative_error
-from fsanet.convert.report import aligned, plain, set_module
-from fsanet.convert.token_attention import Route
+from fsanet.attention.block import AttentionBlock
+from fsanet.attention.dct import Band, BandLike, analyse, dct_bases
+from fsanet.convert.conversion import (
+    align_columns,
+    convert_attention,
+    find_attention,
+    make_replacement,
+    to_json,
+)
+from fsanet.convert.kinds import ConversionOptions
+from fsanet.convert.variants import Variant, evaluate_variants
 from fsanet.errors import InputError
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "compare_grids", "error_table"]
 
 CANDIDATES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+GRIDS = (2, 4, 8, 16, 32)
+
+Images = Tensor | Iterable[Tensor]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The frequencies each module needs, and what that was decided on.
+    """The frequencies each module needs, and the measurements behind that choice.
 
     Attributes:
-        k: ``{module: k}``, for ``convert_attention(model, k=...)``; modules for which no
-            candidate was good enough are absent, and so stay as they are.
+        k: ``{module: k}``, for ``convert_attention(model, k=...)``. Modules for which no candidate
+            was good enough are absent, so that they are not converted.
         tolerance: largest relative error, or largest drop of the metric.
         errors: ``{module: {k: relative error}}`` of the module's contribution.
-        energy: ``{module: {k: share}}`` of the energy of the attention's input, 0..1, that lies
+        energy: ``{module: {k: share}}``, 0 to 1, of the energy of the attention's input that lies
             in its k x k lowest frequencies.
-        metrics: ``{module: {k: metric}}`` of what was tried, each with the modules before it
-            converted as decided; None if decided by error.
+        grid_errors: ``{module: {m: relative error}}`` of route "grid" at the chosen k, see
+            :func:`compare_grids`; None if no grids were requested.
+        metrics: ``{module: {k: metric}}`` of the candidates tried, each with the preceding modules
+            converted as chosen; None if chosen by error.
         baseline: metric of the original, or None.
         final: metric with all of ``k``, or None.
     """
@@ -54,55 +61,37 @@ class Calibration:
     tolerance: float
     errors: dict[str, dict[int, float]]
     energy: dict[str, dict[int, float]]
+    grid_errors: dict[str, dict[int, float]] | None = None
     metrics: dict[str, dict[int, float]] | None = None
     baseline: float | None = None
     final: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; numbers that are not finite are null."""
-        return plain(self.__dict__)
+        """The attributes as JSON values; numbers that are not finite become null."""
+        return to_json(self.__dict__)
 
     def table(self) -> str:
-        """A line a module: k, and error and energy at it."""
+        """One line per module: k, and the error and energy at this k."""
         rows = [["module", "k", "error", "energy inside"]]
         for name, errors in self.errors.items():
-            k = self.k.get(name)
-            shown = max(errors) if k is None else k
-            rows.append(
-                [
-                    name or "(the network)",
-                    "left" if k is None else str(k),
-                    f"{errors[shown]:.1e}",
-                    f"{100 * self.energy[name][shown]:.1f} %",
-                ]
+            k = self.k.get(name, max(errors))
+            chosen = str(k) if name in self.k else "none"
+            inside = f"{100 * self.energy[name][k]:.1f} %"
+            rows.append([name or "(the network)", chosen, f"{errors[k]:.1e}", inside])
+        lines = align_columns(rows, left=1)
+        if len(self.k) < len(self.errors):
+            lines.append(
+                "none: no candidate is within the tolerance; shown are the values of the largest"
             )
-        lines = aligned(rows, left=1)
-        if any(name not in self.k for name in self.errors):
-            lines.append("left: no candidate is within the tolerance; the figures are of the last")
         if self.baseline is not None and self.final is not None:
             lines.append(f"metric {self.baseline:.4f} before, {self.final:.4f} after")
+        if self.grid_errors:
+            lines += ["", "route grid compared with route tokens, relative error:"]
+            lines.append(error_table(self.grid_errors))
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.table()
-
-    def draw(self, *, dark: bool = False) -> bytes:
-        """Energy and error against k, a line a module: a PNG file."""
-        from fsanet.report.figures import draw_calibration
-
-        return draw_calibration(self, dark=dark)
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``calibration.json`` and ``calibration.png``.
-
-        Raises:
-            InputError: the folder cannot be written to.
-        """
-        from fsanet.files import write_json, write_whole
-
-        write_json(Path(folder, "calibration.json"), self.as_dict())
-        picture = self.draw()
-        write_whole(Path(folder, "calibration.png"), lambda stream: stream.write(picture))
 
 
 def calibrate(
@@ -112,125 +101,229 @@ def calibrate(
     tolerance: float = 0.05,
     metric: Callable[[nn.Module], float] | None = None,
     candidates: Sequence[int] = CANDIDATES,
-    similarity: Similarity | None = None,
-    match: str | Sequence[str] = "*",
-    route: Route = "tokens",
-    grid: int | tuple[int, int] = 16,
-    drop_biases: bool = False,
-    token_grid: tuple[int, int] | None = None,
-    prefix_tokens: int = 0,
-    kinds: Sequence[Kind] = KINDS,
+    grids: Sequence[int] = (),
+    **options: Any,
 ) -> Calibration:
     """Choose k for each attention module: the smallest that is good enough on a few images.
 
-    By error: each module is given what it gets in the original network, and its contribution
-    (its output; for a layer with the residual inside, what it adds to its input) may differ from
+    By error: each module receives the input it has in the original network, and its contribution
+    (its output; for a layer with an internal residual, what it adds to its input) may differ from
     the original's by ``tolerance``, relative to its norm. By metric: modules are converted one
-    after the other, each with the smallest k that keeps the metric of the network, as converted
-    so far, within ``tolerance`` of the original's.
+    after the other, each with the smallest k that keeps the metric of the network, as converted so
+    far, within ``tolerance`` of the original's.
 
     Args:
         model: the network; it is not changed.
-        images: what it takes, its own normalisation done: (B, C, H, W), or several such, of any
-            sizes.
+        images: what it takes, already normalised: (B, C, H, W), or several such of any size, or
+            single images (C, H, W).
         tolerance: largest relative error, or largest absolute drop of the metric.
         metric: ``metric(network) -> float``, higher is better.
         candidates: the k to try.
-        similarity, match, route, grid, drop_biases, token_grid, prefix_tokens, kinds: of the
-            conversion, see :func:`fsanet.convert_attention`.
+        grids: the m for which to report the error of route "grid", see :func:`compare_grids`.
+        **options: those of :func:`fsanet.convert_attention`, except k and in_place.
 
     Raises:
-        InputError: no attention, no images, or an option that makes no sense.
+        InputError: no attention, no images, or an invalid option.
     """
     if tolerance < 0:
         raise InputError(f"tolerance={tolerance}: give a number of at least 0")
     ks = sorted(set(candidates))
     if not ks or not all(type(k) is int and k >= 1 for k in ks):
         raise InputError(f"candidates={tuple(candidates)}: give one or more k of at least 1")
+    if "k" in options:
+        raise InputError("calibrate chooses k itself; give the values to try as candidates")
+    if not isinstance(images, Tensor):
+        images = list(images)
     subject = copy.deepcopy(model).eval()
-    layers: dict[str, dict[int, nn.Module]] = {}
-    for name, module in chosen_modules(subject, match, kinds):
-        layers[name] = {}
-        for k in ks:
-            wanted = Wanted(
-                name=name,
-                network=subject,
-                k=k,
-                similarity=similarity,
-                route=route,
-                grid=grid,
-                drop_biases=drop_biases,
-                token_grid=token_grid,
-                prefix_tokens=prefix_tokens,
-            )
-            replacement = replacement_of(module, wanted, kinds)
-            layers[name][k] = replacement.eval()  # type: ignore[union-attr]
-    squares: dict[str, dict[int, list[float]]] = {
-        name: defaultdict(lambda: [0.0, 0.0]) for name in layers
-    }
-    inside: dict[str, dict[int, float]] = {name: defaultdict(float) for name in layers}
-    total: dict[str, float] = defaultdict(float)
-
-    def look(call: Call) -> None:
-        for k, replacement in layers[call.name].items():
-            for index, value in enumerate(call.difference(replacement)):
-                squares[call.name][k][index] += value
-        energy = _corner_energy(input_map(layers[call.name][ks[0]], call))  # (H, W)
-        height, width = energy.shape
-        for k in ks:
-            inside[call.name][k] += energy[min(k, height) - 1, min(k, width) - 1].item()
-        total[call.name] += energy[-1, -1].item()
-
-    observe(subject, layers, images, look)
-    errors = {name: relative_error(row) for name, row in squares.items()}
-    energy = {
-        name: {k: inside[name][k] / total[name] if total[name] else 1.0 for k in ks}
-        for name in layers
-    }
+    errors, energy = _measure(subject, images, ks, ConversionOptions(**options))
     if metric is None:
-        smallest = {
-            name: next((k for k in ks if row[k] <= tolerance), None) for name, row in errors.items()
-        }
-        chosen = {name: k for name, k in smallest.items() if k is not None}
-        return Calibration(k=chosen, tolerance=tolerance, errors=errors, energy=energy)
-    return _by_metric(subject, layers, metric, tolerance, errors, energy)
+        good = {name: [k for k in ks if row[k] <= tolerance] for name, row in errors.items()}
+        found = Calibration({n: g[0] for n, g in good.items() if g}, tolerance, errors, energy)
+    else:
+        found = Calibration({}, tolerance, errors, energy)
+        found = _choose_by_metric(found, subject, ks, metric, options)
+    if not grids or not found.k:
+        return found
+    k_of = {glob.escape(name): k for name, k in found.k.items()}
+    return replace(found, grid_errors=compare_grids(model, images, k_of, grids, **options))
 
 
-def _by_metric(
+def _choose_by_metric(
+    calibration: Calibration,
     network: nn.Module,
-    layers: dict[str, dict[int, nn.Module]],
+    ks: Sequence[int],
     metric: Callable[[nn.Module], float],
-    tolerance: float,
-    errors: dict[str, dict[int, float]],
-    energy: dict[str, dict[int, float]],
+    options: Mapping[str, Any],
 ) -> Calibration:
-    baseline = final = float(metric(network))
+    """The calibration with `k` chosen by the metric."""
     chosen: dict[str, int] = {}
-    metrics: dict[str, dict[int, float]] = {}
-    for name, replacements in layers.items():
-        original = network.get_submodule(name)
-        metrics[name] = {}
-        for k, replacement in replacements.items():
-            network = set_module(network, name, replacement)
-            value = metrics[name][k] = float(metric(network))
-            if baseline - value <= tolerance:
-                chosen[name], final = k, value
+    metrics: dict[str, dict[int, float]] = {name: {} for name in calibration.errors}
+    baseline = final = float(metric(network))
+    for name, row in metrics.items():
+        changes = {**options, "match": glob.escape(name)}
+        evaluated = evaluate_variants(network, map(Variant.low_pass, ks), metric, **changes)
+        for k, (_, value) in zip(ks, evaluated, strict=True):
+            row[k] = float(value)
+            if baseline - row[k] <= calibration.tolerance:
+                chosen[name], final = k, row[k]
+                network = convert_attention(network, k, **changes).model
                 break
-        else:
-            network = set_module(network, name, original)
-    return Calibration(
-        k=chosen,
-        tolerance=tolerance,
-        errors=errors,
-        energy=energy,
-        metrics=metrics,
-        baseline=baseline,
-        final=final,
-    )
+    return replace(calibration, k=chosen, metrics=metrics, baseline=baseline, final=final)
 
 
-def _corner_energy(x: Tensor) -> Tensor:
-    """Energy of the frequencies up to (u, v), both included, for each (u, v): (H, W)."""
-    rows, columns = dct_bases(x, Band.of(None).clip(x.shape[-2], x.shape[-1]))
-    power = analyse(x, rows, columns).to(torch.float64).square().sum((0, 1))  # (H, W)
-    return power.cumsum(0).cumsum(1)
+def compare_grids(
+    model: nn.Module,
+    images: Images,
+    k: BandLike | Mapping[str, BandLike] = 8,
+    grids: Sequence[int] = GRIDS,
+    **options: Any,
+) -> dict[str, dict[int, float]]:
+    """Relative error of softmax over m x m keys compared with softmax over all keys.
+
+    Both routes receive the input that each module has in the original network.
+
+    Args:
+        model: a network with softmax attention; it is not changed.
+        images: as for :func:`calibrate`.
+        k: low frequencies to keep, as for :func:`fsanet.convert_attention`.
+        grids: the m to compare.
+        **options: those of :func:`fsanet.convert_attention`, except route and grid.
+
+    Returns:
+        ``{module: {m: error}}``: the norm of the difference divided by the norm of what route
+        "tokens" contributes.
+
+    Raises:
+        InputError: no attention, no images, or a similarity other than softmax.
+    """
+    subject = copy.deepcopy(model).eval()
+    tokens = ConversionOptions(k=k, **options | {"route": "tokens"})
+    exact, replacements = {}, {}
+    for name in find_attention(subject, tokens):
+        exact[name] = make_replacement(subject, name, tokens)
+        replacements[name] = {
+            m: make_replacement(subject, name, replace(tokens, route="grid", grid=m)) for m in grids
+        }
+    errors = _Errors(replacements)
+
+    def look(name: str, arguments: Any, keywords: Any, output: Any) -> None:
+        errors.add(name, arguments, keywords, exact[name](*arguments, **keywords))
+
+    _observe(subject, replacements, images, look)
+    return errors.relative()
+
+
+def error_table(errors: Mapping[str, Mapping[int, float]]) -> str:
+    """The result of :func:`compare_grids` with one line per module and one column per m."""
+    grids = sorted({m for row in errors.values() for m in row})
+    rows = [["module", *(f"m={m}" for m in grids)]]
+    rows += [
+        [name or "(the network)", *(f"{row[m]:.1e}" for m in grids)] for name, row in errors.items()
+    ]
+    return "\n".join(align_columns(rows, left=1))
+
+
+def _measure(
+    network: nn.Module, images: Images, ks: Sequence[int], options: ConversionOptions
+) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
+    """`errors` and `energy` of a calibration."""
+    replacements = {
+        name: {k: make_replacement(network, name, replace(options, k=k)) for k in ks}
+        for name in find_attention(network, options)
+    }
+    errors = _Errors(replacements)
+    power = {name: dict.fromkeys((*ks, None), 0.0) for name in replacements}
+
+    def look(name: str, arguments: Any, keywords: Any, output: Any) -> None:
+        errors.add(name, arguments, keywords, output)
+        own = getattr(replacements[name][ks[0]], "input_map", None)
+        x = arguments[0] if own is None else own(*arguments, **keywords)  # (B, C, H, W)
+        rows, columns = dct_bases(x, Band.of(None).clip(x.shape[-2], x.shape[-1]))
+        squares = analyse(x, rows, columns).double().square().sum((0, 1))  # (H, W)
+        for k in power[name]:
+            power[name][k] += squares[:k, :k].sum().item()
+
+    _observe(network, replacements, images, look)
+    energy = {
+        name: {k: row[k] / row[None] if row[None] else 1.0 for k in ks}
+        for name, row in power.items()
+    }
+    return errors.relative(), energy
+
+
+class _Errors:
+    """Squared norms of the errors of replacements, summed over calls.
+
+    Args:
+        replacements: ``{module: {key: replacement}}``.
+    """
+
+    def __init__(self, replacements: Mapping[str, Mapping[int, nn.Module]]) -> None:
+        self.replacements = replacements
+        self.sums = {name: {key: [0.0, 0.0] for key in row} for name, row in replacements.items()}
+
+    def add(self, name: str, arguments: Any, keywords: Any, output: Any) -> None:
+        """Compare the replacements of a module with the output of one of its calls."""
+        expected = _tensor(output).double()
+        for key, replacement in self.replacements[name].items():
+            given = _tensor(replacement(*arguments, **keywords)).double()
+            inside = isinstance(replacement, AttentionBlock)  # the residual is part of the layer
+            contribution = expected - arguments[0].double() if inside else expected
+            sums = self.sums[name][key]
+            sums[0] += (given - expected).square().sum().item()
+            sums[1] += contribution.square().sum().item()
+
+    def relative(self) -> dict[str, dict[int, float]]:
+        """Norm of the error divided by the norm of the contribution."""
+        return {
+            name: {
+                key: (error / norm) ** 0.5 if norm else 0.0 if not error else float("inf")
+                for key, (error, norm) in row.items()
+            }
+            for name, row in self.sums.items()
+        }
+
+
+def _tensor(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _observe(
+    network: nn.Module,
+    names: Iterable[str],
+    images: Images,
+    on_call: Callable[[str, Any, Any, Any], None],
+) -> None:
+    """Run a network on images; ``on_call(name, arguments, keywords, output)`` for named modules.
+
+    Raises:
+        InputError: there is no image, or a module is not called.
+    """
+    called = set()
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+            called.add(name)
+            on_call(name, arguments, keywords, output)
+
+        return hook
+
+    handles = [
+        network.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True)
+        for name in names
+    ]
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    if not batches:
+        raise InputError("no images given: calibration needs at least one")
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                network(batch.unsqueeze(0) if batch.ndim == 3 else batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    unused = [name for name in names if name not in called]
+    if unused:
+        raise InputError(
+            f"{unused[0]}: not called in the forward pass of the network; exclude it with match"
+        )

@@ -1,7 +1,7 @@
-"""Softmax attention of a map over a coarse grid of keys, evaluated from coefficients.
+"""Softmax attention over a map with a coarse grid of keys, evaluated from coefficients.
 
 Legend: B batch, C channels, H x W grid, N = H*W, M points of the coarse grid, d query/key
-channels, e value channels, K coefficients.
+channels, e value channels.
 """
 
 from __future__ import annotations
@@ -11,30 +11,29 @@ from typing import Any
 from torch import Tensor
 
 from fsanet.attention import FrequencySelfAttention
-from fsanet.attention.dct import Band, analyse
-from fsanet.attention.frequency import full_precision
+from fsanet.attention.dct import analyse, full_precision
 from fsanet.attention.similarity import attend
-from fsanet.convert.spectra import TokenSpectrum, points_of
 from fsanet.convert.token_attention import check_route, compute_dtype
+from fsanet.convert.token_spectrum import TokenSpectrum, grid_points
 
 __all__ = ["GridSelfAttention"]
 
 
 class GridSelfAttention(FrequencySelfAttention):
-    """:class:`FrequencySelfAttention` with softmax over m x m keys: O(N m^2).
+    """:class:`FrequencySelfAttention` with softmax over m x m keys: O(N m^2) in place of O(N^2).
 
-    The low-passed keys and values are known between positions, too: they are evaluated at m x m
-    evenly spread points (the m-point DCT of their coefficients), and stand for the keys at all N
-    positions. From m = max(H, W) on this is the layer itself, and for smaller m a midpoint rule
-    for its sums over keys. Queries stay at all positions.
+    Low-passed keys and values are known between the positions of the map, too. They are evaluated
+    at m x m evenly spaced points (the m-point DCT of their coefficients), which stand for the keys
+    at all N positions; queries stay at all N. With m >= max(H, W) the output is the one of the
+    layer itself; a smaller m is a midpoint rule for its sums over keys.
 
     Args:
         channels: C.
-        grid: m, or (mh, mw); best not below k.
-        **options: of :class:`FrequencySelfAttention`; the similarity is softmax.
+        grid: m, or (mh, mw); preferably at least k.
+        **options: those of :class:`FrequencySelfAttention`; the similarity is softmax.
 
     Raises:
-        InputError: for an option that makes no sense.
+        InputError: for an invalid option.
 
     >>> import torch
     >>> layer = GridSelfAttention(16, grid=6, k=4)
@@ -50,20 +49,21 @@ class GridSelfAttention(FrequencySelfAttention):
     def add(
         self, residual: Tensor, coefficients: Tensor, rows: Tensor, columns: Tensor, has_dc: bool
     ) -> Tensor:
-        """Attention over given coefficients, added to a map; see the base class."""
-        size = (rows.shape[1], columns.shape[1])
-        points = points_of(self.grid, *size)
-        band = self.band.clip(*size)
+        """Add the attention over the given coefficients to a map; see the base class."""
+        height, width = rows.shape[1], columns.shape[1]
+        points = grid_points(self.grid, height, width)
+        band = self.band.clip(height, width)
         y, dtype = residual, compute_dtype(residual)
         for round_ in range(self.recurrence):
             with full_precision(residual):
-                s = TokenSpectrum(coefficients.permute(0, 2, 3, 1), rows, columns, Band(*band))
-                q = s.tokens(self.query.weight, self.query.bias)  # (B, N, d)
-                k = s.at_points(self.key.weight, self.key.bias, points)  # (B, M, d)
-                v = s.at_points(self.value.weight, self.value.bias, points)  # (B, M, e)
+                s = TokenSpectrum(coefficients.permute(0, 2, 3, 1), rows, columns, band)
+                q = s.project(self.query.weight, self.query.bias)  # (B, N, d)
+                k = s.project(self.key.weight, self.key.bias, points)  # (B, M, d)
+                v = s.project(self.value.weight, self.value.bias, points)  # (B, M, e)
                 q, k, v = (t.mT.to(dtype) for t in (q, k, v))
                 out = attend(q, k, v, "softmax", self.scale)  # (B, e, N)
-                out = self.finish_map(out.unflatten(2, size).to(self.query.weight.dtype))
+                out = out.unflatten(2, (height, width)).to(self.query.weight.dtype)
+                out = self.finish_map(out)  # (B, C, H, W)
                 y = y + out.to(y.dtype)
                 if round_ + 1 < self.recurrence:
                     coefficients = coefficients + analyse(out.to(rows.dtype), rows, columns)

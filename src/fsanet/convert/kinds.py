@@ -1,20 +1,12 @@
-"""The kinds of attention that can be converted, one function each.
-
-A kind is a plain function ``(module, wanted) -> replacement or None``: None where the module is
-not of that kind, an InputError where it is but cannot be converted. ``convert_attention`` takes
-further ones as ``kinds=(my_kind, *KINDS)``.
-
-A replacement shares the parameters of what it replaces, and takes the same arguments. If its
-first argument is not the (B, C, H, W) map that is low-passed, it has a method ``input_map`` that
-gives it, called with the arguments of ``forward``.
-"""
+"""The kinds of attention that can be converted, and the options of a conversion."""
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -23,70 +15,134 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.block import rename_published_keys
-from fsanet.attention.dct import BandLike
+from fsanet.attention.dct import Band, BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.grid import GridSelfAttention
+from fsanet.convert.segformer import SegformerFrequencyAttention
 from fsanet.convert.token_attention import Route, check_route
+from fsanet.convert.vit import PatchGrid, VitFrequencyAttention
 from fsanet.errors import InputError
 
-__all__ = [
-    "KINDS",
-    "Kind",
-    "Wanted",
-    "mmseg_nonlocal",
-    "segformer_attention",
-    "spatial_self_attention",
-    "timm_vit_attention",
-]
+__all__ = ["KINDS", "ConversionOptions", "Kind"]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What one module shall become.
+class Kind:
+    """A kind of attention module that can be converted.
+
+    ``convert(module, network, options)`` returns the replacement: a module that shares the
+    parameters of ``module`` and is called with the same arguments. ``network`` is what the module
+    is part of, and ``options.k`` the band for this module. It raises an InputError for a module
+    that cannot be converted. If the first argument of the replacement's ``forward`` is not the
+    (B, C, H, W) map to low-pass, it needs a method ``input_map`` that returns this map, given the
+    arguments of ``forward``.
 
     Attributes:
-        name: of the module in the network.
-        network: that the module is part of.
-        k: band of frequencies.
-        similarity: None keeps the module's own.
-        route: "tokens" or "grid".
-        grid: points of a side on route "grid".
-        drop_biases: leave out the biases of queries, keys and values of non-local blocks.
-        token_grid: (H, W) of token attention whose network does not tell.
-        prefix_tokens: tokens before those of that grid.
+        description: the modules in words, for error messages.
+        matches: whether a module is of this kind.
+        convert: returns the replacement of a module.
     """
 
-    name: str
-    network: nn.Module
-    k: BandLike = 8
+    description: str
+    matches: Callable[[nn.Module], bool]
+    convert: Callable[[Any, nn.Module, ConversionOptions], nn.Module]
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What to convert, and how.
+
+    Attributes:
+        k: low frequencies to keep (a band, see :class:`fsanet.FrequencySelfAttention`), or
+            ``{pattern: k}``: the first pattern that matches a module's name applies, and modules
+            without a match are not converted.
+        similarity: "dot", "linear_softmax", "linear" or "softmax"; None keeps each module's own.
+        match: glob pattern or patterns for the names of the modules to convert.
+        route: the keys of softmax. "tokens": all N positions. "grid": ``grid x grid`` points,
+            evaluated from the coefficients, O(N m^2); with m >= max(H, W) both are equal.
+        grid: m, or (mh, mw), for route "grid"; preferably at least k.
+        drop_biases: omit the biases of queries, keys and values of MMSegmentation's non-local
+            blocks, as the paper's no-retraining study did.
+        token_grid: (rows, columns) of the tokens, where the network does not provide it.
+        prefix_tokens: tokens before that grid, such as a class token.
+        kinds: the kinds of attention to convert; ``(my_kind, *KINDS)`` adds one.
+
+    Raises:
+        InputError: for an invalid option.
+    """
+
+    k: BandLike | Mapping[str, BandLike] = 8
     similarity: Similarity | None = None
+    match: str | Sequence[str] = "*"
     route: Route = "tokens"
     grid: int | tuple[int, int] = 16
     drop_biases: bool = False
     token_grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    kinds: Sequence[Kind] = field(default_factory=lambda: KINDS)
+
+    def __post_init__(self) -> None:
+        for band in self.bands.values():
+            Band.of(band)
+        check_route(self.route, self.grid, self.similarity or "softmax")
+
+    @property
+    def bands(self) -> dict[str, BandLike]:
+        """The band for each pattern of module names."""
+        return dict(self.k) if isinstance(self.k, Mapping) else {"*": self.k}
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of `match`."""
+        return (self.match,) if isinstance(self.match, str) else tuple(self.match)
 
     @property
     def token_options(self) -> dict[str, Any]:
-        """Arguments of a TokenAttention whose network was trained with softmax."""
-        return {
-            "k": self.k,
-            "similarity": self.similarity or "softmax",
-            "route": self.route,
-            "grid": self.grid,
-        }
+        """The arguments of a TokenAttention; the original similarity is softmax."""
+        similarity = self.similarity or "softmax"
+        return {"k": self.k, "similarity": similarity, "route": self.route, "grid": self.grid}
+
+    def selects(self, name: str) -> bool:
+        """Whether a module is to be converted, by its name."""
+        return all(
+            any(fnmatchcase(name, pattern) for pattern in patterns)
+            for patterns in (self.patterns, self.bands)
+        )
+
+    def band_of(self, name: str) -> BandLike:
+        """The band for a selected module."""
+        return next(band for pattern, band in self.bands.items() if fnmatchcase(name, pattern))
+
+    def for_module(self, name: str) -> ConversionOptions:
+        """These options with the band for a selected module as `k`."""
+        return replace(self, k=self.band_of(name))
+
+    def kind_of(self, module: nn.Module) -> Kind | None:
+        """The first kind that matches a module."""
+        return next((kind for kind in self.kinds if kind.matches(module)), None)
 
 
-Kind = Callable[[nn.Module, Wanted], nn.Module | None]
+# --- this library's layer, and non-local blocks -----------------------------------------
 
 
-def spatial_self_attention(module: nn.Module, wanted: Wanted) -> nn.Module | None:
-    """This library's :class:`SpatialSelfAttention`, exactly, on the low-passed map."""
-    if type(module) is not SpatialSelfAttention:
-        return None
+def _frequency_layer(
+    channels: int, options: ConversionOptions, **block: Any
+) -> FrequencySelfAttention:
+    """The layer, its parameters not yet allocated."""
+    if options.similarity is not None:
+        block["similarity"] = options.similarity
+    block |= {"k": options.k, "device": "meta"}
+    if options.route == "grid":
+        return GridSelfAttention(channels, grid=options.grid, **block)
+    return FrequencySelfAttention(channels, **block)
+
+
+def _convert_spatial(
+    module: SpatialSelfAttention, network: nn.Module, options: ConversionOptions
+) -> nn.Module:
     layer = _frequency_layer(
         module.channels,
-        wanted,
+        options,
         similarity=module.similarity,
         recurrence=module.recurrence,
         block=module.block,
@@ -97,64 +153,52 @@ def spatial_self_attention(module: nn.Module, wanted: Wanted) -> nn.Module | Non
         scale=module.scale,
     )
     layer.load_state_dict(module.state_dict(keep_vars=True), assign=True)
-    layer.norm = module.norm  # its momentum and epsilon, too, and SyncBatchNorm if it is that
+    layer.norm = module.norm  # keeps its momentum and epsilon, and SyncBatchNorm
     return layer
 
 
-def mmseg_nonlocal(module: nn.Module, wanted: Wanted) -> nn.Module | None:
-    """A non-local block with the names of MMSegmentation: theta, phi, g, conv_out.
+_SIMILARITIES: dict[str, Similarity] = {"embedded_gaussian": "softmax", "dot_product": "dot"}
 
-    Known by its parts, not by its class: each holds a 1x1 ``conv``, conv_out a ``bn`` or none.
-    ``mode`` (default "embedded_gaussian") and ``use_scale`` (default True) are those of the
-    published block; the scale is 1/sqrt(d) with the channels d of theta.
+
+def _is_nonlocal(module: nn.Module) -> bool:
+    g, conv_out = getattr(module, "g", None), getattr(module, "conv_out", None)
+    return isinstance(g, nn.Module) and hasattr(conv_out, "conv")
+
+
+def _convert_nonlocal(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
+    """Convert a non-local block with the names of MMSegmentation: theta, phi, g, conv_out.
+
+    Each part holds a 1x1 ``conv``, and conv_out possibly a ``bn``. ``mode`` (default
+    "embedded_gaussian") and ``use_scale`` (default True) are those of the published block; the
+    scale is 1/sqrt(d) with the d channels of theta.
     """
-    parts: dict[str, Any] = {
-        name: getattr(module, name, None) for name in ("theta", "phi", "g", "conv_out")
-    }
-    if not all(isinstance(part, nn.Module) for part in (parts["g"], parts["conv_out"])):
-        return None
-    if not hasattr(parts["conv_out"], "conv"):
-        return None
     mode = getattr(module, "mode", "embedded_gaussian")
-    similarities: dict[str, Similarity] = {"embedded_gaussian": "softmax", "dot_product": "dot"}
-    if mode not in similarities:
+    if mode not in _SIMILARITIES:
         raise InputError(
-            f"{wanted.name}: a non-local block of mode {mode!r}; only embedded_gaussian and "
-            "dot_product are linear in the map before the similarity; leave it out with match"
+            f"a non-local block of mode {mode!r}; only embedded_gaussian and dot_product are "
+            "linear in the map before the similarity; exclude it with match"
         )
-    convolutions: dict[str, Any] = {
-        name: getattr(part, "conv", None) for name, part in parts.items()
-    }
-    for name, convolution in convolutions.items():
-        plain = isinstance(convolution, nn.Conv2d) and convolution.weight[0, 0].numel() == 1
-        if not plain or getattr(parts[name], "with_activation", False):
-            raise InputError(
-                f"{wanted.name}.{name}: not a plain 1x1 convolution (a sub-sampled or activated "
-                "non-local block is not convertible); leave it out with match"
-            )
-    theta, g, out = (convolutions[name] for name in ("theta", "g", "conv_out"))
-    norm = getattr(parts["conv_out"], "bn", None)
+    convolutions = {part: _pointwise(module, part) for part in ("theta", "phi", "g", "conv_out")}
+    theta, out = convolutions["theta"], convolutions["conv_out"]
+    norm = getattr(module.conv_out, "bn", None)
     if norm is not None and not isinstance(norm, _BatchNorm):
-        raise InputError(f"{wanted.name}.conv_out: {type(norm).__name__} is no batch norm")
-    biases = theta.bias is not None and not wanted.drop_biases
+        raise InputError(f"conv_out: expected a batch norm, got {type(norm).__name__}")
+    biases = theta.bias is not None and not options.drop_biases
     layer = _frequency_layer(
         out.out_channels,
-        wanted,
-        similarity=similarities[mode],
+        options,
+        similarity=_SIMILARITIES[mode],
         qk_channels=theta.out_channels,
-        value_channels=g.out_channels,
+        value_channels=convolutions["g"].out_channels,
         qkv_bias=biases,
         norm=norm is not None,
         scale=theta.out_channels**-0.5 if getattr(module, "use_scale", True) else 1.0,
     )
-    state = {
-        f"{name}.conv.{key}": value
-        for name, convolution in convolutions.items()
-        for key, value in convolution.state_dict().items()
-        if key == "weight" or (biases and name != "conv_out")
-    }
-    if norm is not None:
-        state |= {f"conv_out.bn.{key}": value for key, value in norm.state_dict().items()}
+    state = {} if norm is None else norm.state_dict(prefix="conv_out.bn.")
+    for part, convolution in convolutions.items():
+        state[f"{part}.conv.weight"] = convolution.weight.detach()
+        if biases and part != "conv_out" and convolution.bias is not None:
+            state[f"{part}.conv.bias"] = convolution.bias.detach()
     layer.load_state_dict(rename_published_keys(state, "nonlocal"), assign=True)
     linears: tuple[Any, ...] = (layer.query, layer.key, layer.value, layer.out)
     for linear, convolution in zip(linears, convolutions.values(), strict=True):
@@ -165,80 +209,83 @@ def mmseg_nonlocal(module: nn.Module, wanted: Wanted) -> nn.Module | None:
     return layer
 
 
-def _keep_output_bias(layer: FrequencySelfAttention, bias: torch.Tensor) -> None:
-    if layer.norm is None:
-        layer.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-    elif layer.norm.running_mean is not None:  # norm(x + b) is norm with its mean moved by -b
-        layer.norm = _moved(layer.norm, bias)
-
-
-def _moved(norm: _BatchNorm, bias: torch.Tensor) -> _BatchNorm:
-    norm = copy.deepcopy(norm)  # the original's running mean stays
-    with torch.no_grad():
-        norm.running_mean -= bias  # type: ignore[operator]
-    return norm
-
-
-def _frequency_layer(channels: int, wanted: Wanted, **options: Any) -> FrequencySelfAttention:
-    """The layer with its parameters not yet allocated."""
-    if wanted.similarity is not None:
-        options["similarity"] = wanted.similarity
-    check_route(wanted.route, wanted.grid, options["similarity"])
-    if wanted.route == "grid":
-        return GridSelfAttention(channels, grid=wanted.grid, k=wanted.k, device="meta", **options)
-    return FrequencySelfAttention(channels, k=wanted.k, device="meta", **options)
-
-
-def segformer_attention(module: nn.Module, wanted: Wanted) -> nn.Module | None:
-    """The attention of transformers' SegFormer, with or without reduction of its keys."""
-    if type(module) is not _loaded(
-        "transformers.models.segformer.modeling_segformer", "SegformerAttention"
+def _pointwise(module: Any, part: str) -> nn.Conv2d:
+    unit = getattr(module, part, None)
+    convolution = getattr(unit, "conv", None)
+    if (
+        isinstance(convolution, nn.Conv2d)
+        and convolution.weight[0, 0].numel() == 1
+        and not getattr(unit, "with_activation", False)
     ):
-        return None
-    from fsanet.convert.segformer import SegformerFrequencyAttention
-
-    return SegformerFrequencyAttention(module, **wanted.token_options)
-
-
-def timm_vit_attention(module: nn.Module, wanted: Wanted) -> nn.Module | None:
-    """The attention of timm's VisionTransformer; its grid is that of the patch embedding."""
-    if type(module) is not _loaded("timm.layers", "Attention"):
-        return None
-    from fsanet.convert.vit import PatchGrid, VitFrequencyAttention
-
-    if wanted.token_grid is not None:
-        return VitFrequencyAttention(
-            module,
-            grid_of=PatchGrid(wanted.token_grid),
-            prefix=wanted.prefix_tokens,
-            **wanted.token_options,
-        )
-    for depth in range(wanted.name.count(".") + 1, -1, -1):
-        owner: Any = wanted.network.get_submodule(".".join(wanted.name.split(".")[:depth]))
-        embedding: Any = getattr(owner, "patch_embed", None)
-        if hasattr(embedding, "dynamic_feat_size") and hasattr(owner, "num_prefix_tokens"):
-            hooks = embedding._forward_hooks.values()
-            grid_of = next((hook for hook in hooks if isinstance(hook, PatchGrid)), None)
-            if grid_of is None:
-                grid_of = PatchGrid()
-                embedding.register_forward_hook(grid_of)
-            return VitFrequencyAttention(
-                module, grid_of=grid_of, prefix=owner.num_prefix_tokens, **wanted.token_options
-            )
+        return convolution
     raise InputError(
-        f"{wanted.name}: tokens of a grid that is not known, as no module above it has a "
-        "patch_embed; give token_grid=(rows, columns), and prefix_tokens if there are any"
+        f"{part}: not a plain 1x1 convolution; a non-local block with sub-sampling or an "
+        "activation cannot be converted; exclude it with match"
     )
 
 
-def _loaded(module: str, name: str) -> Any:
-    """A class of a library, if that is loaded: without it no module can be of the class."""
-    return getattr(sys.modules.get(module), name, None)
+def _keep_output_bias(layer: FrequencySelfAttention, bias: torch.Tensor) -> None:
+    if layer.norm is None:
+        layer.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    elif layer.norm.running_mean is not None:  # norm(x + b) is norm(x) with its mean moved by -b
+        layer.norm = copy.deepcopy(layer.norm)  # the original keeps its running mean
+        with torch.no_grad():
+            layer.norm.running_mean -= bias  # type: ignore[operator]
+
+
+# --- attention over tokens --------------------------------------------------------------
+
+
+def _is_segformer(module: nn.Module) -> bool:
+    name = "transformers.models.segformer.modeling_segformer"
+    return _is_loaded_class(type(module), name, "SegformerAttention")
+
+
+def _convert_segformer(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
+    return SegformerFrequencyAttention(module, **options.token_options)
+
+
+def _is_timm_attention(module: nn.Module) -> bool:
+    return _is_loaded_class(type(module), "timm.layers", "Attention")
+
+
+def _convert_vit(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
+    """Convert timm's attention; the network's patch embedding provides the grid of the tokens."""
+    if options.token_grid is not None:
+        grid, prefix = PatchGrid(options.token_grid), options.prefix_tokens
+    else:
+        owners: list[Any] = [
+            owner
+            for owner in network.modules()
+            if hasattr(getattr(owner, "patch_embed", None), "dynamic_feat_size")
+            and hasattr(owner, "num_prefix_tokens")
+            and any(inner is module for inner in owner.modules())
+        ]
+        if not owners:
+            raise InputError(
+                "the grid of its tokens is unknown, because no module around it has a "
+                "patch_embed; give token_grid=(rows, columns), and prefix_tokens if there are any"
+            )
+        embedding, prefix = owners[-1].patch_embed, owners[-1].num_prefix_tokens
+        hooks = [h for h in embedding._forward_hooks.values() if isinstance(h, PatchGrid)]
+        grid = hooks[0] if hooks else PatchGrid()
+        if not hooks:
+            embedding.register_forward_hook(grid)
+    return VitFrequencyAttention(module, patch_grid=grid, prefix=prefix, **options.token_options)
+
+
+def _is_loaded_class(found: type, module: str, name: str) -> bool:
+    """Whether ``found`` is a class of a library; without importing the library."""
+    return found is getattr(sys.modules.get(module), name, None)
 
 
 KINDS: tuple[Kind, ...] = (
-    spatial_self_attention,
-    mmseg_nonlocal,
-    segformer_attention,
-    timm_vit_attention,
+    Kind(
+        "fsanet's SpatialSelfAttention",
+        lambda module: type(module) is SpatialSelfAttention,
+        _convert_spatial,
+    ),
+    Kind("non-local blocks as named in MMSegmentation", _is_nonlocal, _convert_nonlocal),
+    Kind("transformers' SegFormer attention", _is_segformer, _convert_segformer),
+    Kind("timm's ViT attention", _is_timm_attention, _convert_vit),
 )

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fsanet.convert.modules import convert_attention
-from fsanet.convert.report import Conversion
+from fsanet.convert.conversion import Conversion, convert_attention
 from fsanet.errors import InputError
 from fsanet.files import write_json
 
@@ -169,7 +168,7 @@ def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Convers
     return Conversion(
         model=model,
         modules=tuple(entry for one in done for entry in one.modules),
-        replaced={name: was for one in done for name, was in one.replaced.items()},
+        originals={name: was for one in done for name, was in one.originals.items()},
     )
 
 

@@ -1,7 +1,7 @@
-"""timm's ViT attention on low-passed patch tokens.
+"""The attention of timm's ViT on low-passed patch tokens.
 
 Sources: ViT (arXiv 2010.11929), section 3.1; FsaNet (arXiv 2211.15595), section IV, for attention
-on the low-passed map with no retraining.
+on the low-passed map without retraining.
 
 Legend: B batch, C channels, H x W grid of patches, N = H*W, P prefix tokens (class, registers),
 M keys of the map, h heads, d channels of a head.
@@ -16,21 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fsanet.attention.dct import BandLike
-from fsanet.attention.frequency import full_precision
-from fsanet.attention.similarity import Similarity
-from fsanet.convert.spectra import TokenSpectrum, points_of
-from fsanet.convert.token_attention import Route, TokenAttention, compute_dtype, heads
+from fsanet.attention.dct import full_precision
+from fsanet.convert.token_attention import TokenAttention, compute_dtype, split_heads
+from fsanet.convert.token_spectrum import TokenSpectrum
 from fsanet.errors import InputError
 
 __all__ = ["PatchGrid", "VitFrequencyAttention"]
 
 
 class PatchGrid:
-    """Height and width, in patches, of the images that are on their way through a network.
+    """Height and width, in patches, of the images currently passing through a network.
 
-    Hooked onto the patch embedding, it follows images of any size; all attention modules of the
-    network share it.
+    As a forward hook of the patch embedding it follows images of any size; all attention modules
+    of the network share it.
     """
 
     def __init__(self, size: tuple[int, int] | None = None) -> None:
@@ -42,40 +40,31 @@ class PatchGrid:
 
 
 class VitFrequencyAttention(TokenAttention):
-    """Stands in for timm's ``Attention``: same call, parameters and ``state_dict``.
+    """Replaces timm's ``Attention``: same call, parameters and ``state_dict``.
 
-    Queries, keys and values of the patches are those of the low-passed patch map; prefix tokens
-    give theirs unharmed, and attend to patches as patches attend to them. On route "grid" each of
-    the M points stands for N / M patches, so its score is raised by ``log(N / M)`` against those
-    of prefix tokens.
+    Queries, keys and values of the patches come from the low-passed patch map, those of prefix
+    tokens from the tokens themselves. On route "grid" each of the M points stands for N / M
+    patches, so its score is raised by ``log(N / M)`` relative to those of prefix tokens.
 
     Args:
-        attention: the module to take parameters from; they are shared, not copied.
-        grid_of: the grid of patches.
-        prefix: P, the tokens before the patches.
-        k, similarity, route, grid: see :class:`TokenAttention`.
+        attention: the module to replace; its parameters are shared, not copied.
+        patch_grid: the grid of patches.
+        prefix: P, the number of tokens before the patches.
+        **options: k, similarity, route and grid of :class:`TokenAttention`.
     """
 
     def __init__(
-        self,
-        attention: Any,
-        *,
-        grid_of: PatchGrid,
-        prefix: int,
-        k: BandLike = 8,
-        similarity: Similarity = "softmax",
-        route: Route = "tokens",
-        grid: int | tuple[int, int] = 16,
+        self, attention: Any, *, patch_grid: PatchGrid, prefix: int, **options: Any
     ) -> None:
-        super().__init__(k=k, similarity=similarity, scale=attention.scale, route=route, grid=grid)
-        self.grid_of, self.prefix = grid_of, prefix
+        super().__init__(attention.scale, **options)
+        self.patch_grid, self.prefix = patch_grid, prefix
         self.num_heads: int = attention.num_heads
         self.qkv: nn.Linear = attention.qkv
         self.q_norm: nn.Module = attention.q_norm
         self.k_norm: nn.Module = attention.k_norm
         self.attn_drop: nn.Dropout = attention.attn_drop
         self.norm: nn.Module = getattr(attention, "norm", None) or nn.Identity()
-        self.gate: nn.Module | None = getattr(attention, "gate", None)
+        self.gate: Any = getattr(attention, "gate", None)
         self.proj: nn.Module = attention.proj
         self.proj_drop: nn.Module = attention.proj_drop
 
@@ -85,63 +74,52 @@ class VitFrequencyAttention(TokenAttention):
         """``(B, P + N, C)`` to the same shape."""
         if self.route == "grid" and (attn_mask is not None or is_causal):
             raise InputError("route='grid' has other keys than the mask; use route='tokens'")
-        height, width = self._grid(x)
-        dtype = compute_dtype(x)
+        height, width = self._grid_size(x)
+        points = self.key_points(height, width)
         prefix, patches = x[:, : self.prefix], x[:, self.prefix :]
-        points = (height, width)
-        if self.route == "grid":
-            points = points_of(self.grid, height, width)
+        dtype = compute_dtype(x)
+        weights = self.qkv.weight.chunk(3)
+        biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
         with full_precision(x):
             spectrum = TokenSpectrum.of(patches, height, width, self.band)
-            weights = self.qkv.weight.chunk(3)
-            biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
-            q, k, v = (
-                spectrum.tokens(weight, bias)
-                if index == 0 or points == (height, width)
-                else spectrum.at_points(weight, bias, points)
-                for index, (weight, bias) in enumerate(zip(weights, biases, strict=True))
-            )
+            evaluated = [
+                spectrum.project(weight, bias, where).to(dtype)
+                for weight, bias, where in zip(weights, biases, (None, points, points), strict=True)
+            ]
         q, k, v = (
-            heads(
-                torch.cat([linear(prefix, weight, bias).to(dtype), t.to(dtype)], 1), self.num_heads
+            split_heads(
+                torch.cat([linear(prefix, weight, bias).to(dtype), tokens], 1), self.num_heads
             )
-            for t, weight, bias in zip((q, k, v), weights, biases, strict=True)
+            for tokens, weight, bias in zip(evaluated, weights, biases, strict=True)
         )  # (B, h, P + N, d), twice (B, h, P + M, d)
         q, k = self.q_norm(q).to(dtype), self.k_norm(k).to(dtype)
         mask = attn_mask
         if self.prefix and points != (height, width):
-            share = math.log(height * width / (points[0] * points[1]))
-            mask = q.new_zeros(k.shape[2])
-            mask[self.prefix :] = share
+            mask = q.new_zeros(k.shape[2])  # (P + M,)
+            mask[self.prefix :] = math.log(height * width / (points[0] * points[1]))
             mask = mask.expand(1, 1, q.shape[2], -1)
         dropout = self.attn_drop.p if self.training else 0.0
         out = self.attend(q, k, v, mask=mask, causal=is_causal, dropout=dropout)  # (B, P + N, C)
         out = self.norm(out.to(x.dtype))
-        if self.gate is not None:
-            gate = self._gate(prefix, spectrum, x)
-            out = out * gate
+        if self.gate is not None:  # element-wise, from the same low-passed input
+            with full_precision(x):
+                gate = spectrum.project(self.gate.weight, self.gate.bias).to(x.dtype)
+            out = out * torch.cat([self.gate(prefix).to(x.dtype), gate], 1).sigmoid()
         return self.proj_drop(self.proj(out))
 
-    def _gate(self, prefix: Tensor, spectrum: TokenSpectrum, x: Tensor) -> Tensor:
-        """The element-wise gate, of the same low-passed input as everything else here."""
-        gate: Any = self.gate
-        with full_precision(x):
-            patches = spectrum.tokens(gate.weight, gate.bias).to(x.dtype)
-        return torch.cat([gate(prefix).to(x.dtype), patches], 1).sigmoid()
-
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        size = self.grid_of.size
+    def _grid_size(self, x: Tensor) -> tuple[int, int]:
+        size = self.patch_grid.size
         count = x.shape[1] - self.prefix
         if size is None:
-            raise InputError("the grid of the patches is not known before the network ran")
+            raise InputError("the patch grid is unknown before the network's first forward pass")
         if size[0] * size[1] != count:
             raise InputError(
-                f"{count} patch tokens after {self.prefix} prefix tokens are no "
-                f"{size[0]}x{size[1]} grid; give token_grid and prefix_tokens as they are, and "
-                "train without patch dropout"
+                f"{count} patch tokens after {self.prefix} prefix tokens do not form a "
+                f"{size[0]}x{size[1]} grid; correct token_grid and prefix_tokens, and train "
+                "without patch dropout"
             )
         return size
 
     def input_map(self, x: Tensor, *rest: Any, **unused: Any) -> Tensor:
-        """The map that is low-passed, of the arguments of a call: ``(B, C, H, W)``."""
-        return x[:, self.prefix :].mT.unflatten(2, self._grid(x))
+        """The map to be low-passed, ``(B, C, H, W)``, from the arguments of a call."""
+        return x[:, self.prefix :].mT.unflatten(2, self._grid_size(x))

@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fsanet.convert.calibration import Calibration
+from fsanet.convert.variants import Variant
 from fsanet.errors import InputError
-from fsanet.report.sweeps import Point
 
 __all__ = ["History", "draw_calibration", "draw_curves", "draw_sweep", "read_history"]
 
@@ -172,7 +172,7 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def draw_sweep(
-    points: Sequence[Point],
+    points: Sequence[Variant],
     converted: Mapping[str, float],
     retrained: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
@@ -226,7 +226,7 @@ def draw_sweep(
 
 def _sweep_series(
     axes: Axes,
-    points: Sequence[Point],
+    points: Sequence[Variant],
     values: Mapping[str, Sequence[float]],
     place: float,
     bars: bool,
@@ -266,7 +266,7 @@ def _sweep_series(
         )
 
 
-def _reference(axes: Axes, point: Point, value: float, colour: str, label: str) -> None:
+def _reference(axes: Axes, point: Variant, value: float, colour: str, label: str) -> None:
     """A horizontal line: the network as it was trained, or without its attention."""
     suffix = ", retrained" if label.startswith("retrained") else ""
     axes.axhline(

@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import nn
 
+from fsanet.convert.variants import Variant, evaluate_variants
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.files import environment, first_process, write_json, write_text, write_whole
 from fsanet.metrics.confusion import markdown_table
 from fsanet.metrics.scores import Scores
 from fsanet.report.figures import draw_sweep
-from fsanet.report.sweeps import Point, with_point
 from fsanet.train.evaluation import evaluate
 from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.training import train
@@ -50,7 +50,7 @@ class SweepRecord:
     points: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, out: Path, about: Mapping[str, Any], points: Sequence[Point]) -> SweepRecord:
+    def open(cls, out: Path, about: Mapping[str, Any], points: Sequence[Variant]) -> SweepRecord:
         """The record in a folder, or a new one.
 
         Raises:
@@ -95,7 +95,7 @@ class SweepRecord:
             self.out / _FILE, {"about": self.about, "points": rows, "versions": environment()}
         )
 
-    def table(self, points: Sequence[Point]) -> list[list[str]]:
+    def table(self, points: Sequence[Variant]) -> list[list[str]]:
         """A header, and a row a point: mIoU, what it lost against the network as it is."""
         seeds = max((len(self.again.get(point.name, {})) for point in points), default=0)
         header = ["attention sees", "mIoU %", "change", "pixel accuracy %"]
@@ -121,7 +121,7 @@ class SweepRecord:
         found = self.again.get(name, {}).values()
         return [scores["miou"] for scores in found if scores["miou"] is not None]
 
-    def write_report(self, points: Sequence[Point], title: str) -> None:
+    def write_report(self, points: Sequence[Variant], title: str) -> None:
         """Write `sweep.md` and `sweep.png` of the points."""
         plain = {n: s["miou"] for n, s in self.plain.items() if s["miou"] is not None}
         again = {point.name: self.mious_again(point.name) for point in points}
@@ -135,11 +135,11 @@ class SweepRecord:
 def sweep_without_training(
     model: nn.Module,
     data: SegmentationData,
-    points: Sequence[Point],
+    points: Sequence[Variant],
     record: SweepRecord,
     *,
     match: str = "*",
-    say: Callable[[Point, dict[str, Any]], None] | None = None,
+    say: Callable[[Variant, dict[str, Any]], None] | None = None,
     **testing: Any,
 ) -> None:
     """Evaluate the network at each point that the record lacks, and add it to the record.
@@ -157,30 +157,20 @@ def sweep_without_training(
         **testing: options of `fsanet.train.evaluate`.
 
     Raises:
-        InputError: what `evaluate` and `with_point` raise, with the name of the point.
+        InputError: what `evaluate_variants` raises, with the name of the point.
     """
-    by_band = {p.band: p.name for p in points if p.band is not None and p.name in record.plain}
-    for point in points:
+
+    def scores_of(network: nn.Module) -> dict[str, Any]:
+        return evaluate(network, data, **testing).as_dict()
+
+    for point, scores in evaluate_variants(
+        model, points, scores_of, known=record.plain, match=match
+    ):
         if point.name not in record.plain:
-            same = by_band.get(point.band) if point.band is not None else None
-            if same is not None:
-                record.plain[point.name] = record.plain[same]
-            else:
-                try:
-                    network = with_point(model, point, match)
-                except InputError as error:
-                    if point.kind == "removed" and "cannot be taken out" in str(error):
-                        continue
-                    raise
-                try:
-                    record.plain[point.name] = evaluate(network, data, **testing).as_dict()
-                except InputError as error:
-                    raise InputError(f"{point.name}: {error}") from error
+            record.plain[point.name] = scores
             record.write()
-        if point.band is not None:
-            by_band.setdefault(point.band, point.name)
         if say is not None:
-            say(point, record.plain[point.name])
+            say(point, scores)
 
 
 def train_point(

@@ -1,6 +1,4 @@
-"""What every layer of others has to do, whatever its formula."""
-
-import math
+"""What every published layer does, whatever its formula."""
 
 import pytest
 import torch
@@ -20,9 +18,9 @@ from fsanet.bench.layers import (
     PyramidNonLocal,
     SpatialReductionAttention,
 )
-from fsanet.cost import counted_flops
+from fsanet.cost import count_flops
 
-# Each as its options differ from the defaults, at 8 channels.
+# The options that differ from the defaults, at 8 channels.
 VARIANTS = {
     "materialised": (MaterialisedSelfAttention, {}),
     "materialised-R2": (MaterialisedSelfAttention, {"recurrence": 2, "value_channels": 3}),
@@ -49,7 +47,7 @@ VARIANTS = {
 }
 CHANNELS = 8
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-# A batch of one takes another way back to the map; the sizes are divisible by nothing.
+# A batch of one takes another way back to the map.
 SIZES = [(1, 7, 5), (2, 9, 13), (1, 1, 6), (3, 1, 1), (2, 16, 17)]
 
 
@@ -66,7 +64,7 @@ def test_every_layer_is_listed():
 
 @every_variant
 @pytest.mark.parametrize("size", SIZES)
-def test_any_map_in_the_same_shape_out(variant, size):
+def test_any_map_to_the_same_shape(variant, size):
     layer = opened(build(variant)).eval()
     x = torch.randn(size[0], CHANNELS, *size[1:], dtype=torch.float64)
     before = x.clone()
@@ -76,8 +74,8 @@ def test_any_map_in_the_same_shape_out(variant, size):
         assert y.is_contiguous()
         assert torch.isfinite(y).all()
         assert torch.equal(x, before)
-        assert relative_error(y, x) > 1e-4  # it does something
-        # images of a batch do not see each other
+        assert relative_error(y, x) > 1e-4  # not the identity
+        # the images of a batch do not see each other
         alone = torch.cat([layer(image[None]) for image in x])
         assert relative_error(y, alone) < 1e-12
         memory = x.contiguous(memory_format=torch.channels_last)
@@ -110,52 +108,26 @@ def test_gradcheck(variant):
     assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
 
 
-def counted(layer, x):
-    with torch.no_grad():
-        return counted_flops(lambda: layer(x))
-
-
-def unseen_by_the_counter(layer, batch, height, width):
-    """FFTs, and six of the eight operations of a complex multiply-add."""
-    if not isinstance(layer, FourierMixing):
-        return 0
-    n, modes = height * width, height * (width // 2 + 1)
-    transforms = 2 * batch * layer.channels * 2.5 * n * math.log2(n)
-    products = 6 * 2 * batch * modes * layer.channels * (layer.channels // layer.blocks)
-    return round(transforms) + products
-
-
+@torch.no_grad()
 @every_variant
-@pytest.mark.parametrize("size", SIZES)
-def test_flops_by_hand_are_those_counted(variant, size):
+def test_nothing_but_ffts_escapes_the_flop_counter(variant):
     layer = build(variant).eval()
-    x = torch.randn(size[0], CHANNELS, *size[1:])
-    layer(x)  # bases built for a size are no part of a forward pass
-    assert layer.flops(*size) == counted(layer, x) + unseen_by_the_counter(layer, *size)
-
-
-@pytest.mark.parametrize("name", bench_layers.__all__)
-@pytest.mark.parametrize("size", [(1, 97, 97), (2, 128, 256)])
-def test_flops_of_the_defaults_at_512_channels(name, size):
-    """On the meta device: shapes alone, no arithmetic."""
-    layer = getattr(bench_layers, name)(512, device="meta")
-    x = torch.empty(size[0], 512, *size[1:], device="meta")
-    assert layer(x).shape == x.shape
-    assert layer.flops(*size) == counted(layer, x) + unseen_by_the_counter(layer, *size)
+    assert hasattr(layer, "uncounted_flops") == isinstance(layer, FourierMixing)
+    assert count_flops(lambda: layer(torch.randn(2, CHANNELS, 9, 13))) > 0
 
 
 @every_variant
 def test_half_precision_stays_near_single(variant):
     layer = build(variant).eval()
     for p in layer.parameters():
-        if p.ndim < 2:  # gates and norms off zero
+        if p.ndim < 2:  # move gates and norms away from zero
             torch.nn.init.uniform_(p, 0.5, 1.0)
     x = torch.randn(2, CHANNELS, 9, 13)
     with torch.no_grad():
         want = layer(x) - x
         y = layer.bfloat16()(x.bfloat16())
     assert y.dtype == torch.bfloat16
-    # both roundings are of the output's size: that of the input, and that of the sum
+    # input and sum are rounded, both relative to the size of the output
     assert (y.float() - x.bfloat16().float() - want).norm() < 0.03 * (want.norm() + x.norm())
 
 
@@ -181,7 +153,7 @@ def test_training_differs_only_where_there_is_state(variant):
         trained = layer.train()(x)
     changed = {name for name, value in layer.state_dict().items() if not value.equal(state[name])}
     if isinstance(layer, EMAttention):
-        assert changed == {"bases"}  # for the next call: this one gives the same
+        assert changed == {"bases"}  # used by the next call
         assert relative_error(trained, still) < 1e-12
     elif isinstance(layer, MaterialisedSelfAttention | PaperFrequencyAttention):
         assert changed == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
@@ -192,14 +164,7 @@ def test_training_differs_only_where_there_is_state(variant):
 
 
 @every_variant
-def test_dtype_and_device_are_taken(variant):
-    for p in build(variant, device="meta", dtype=torch.float64).parameters():
-        assert p.dtype == torch.float64
-        assert p.is_meta
-
-
-@every_variant
-def test_inputs_that_make_no_sense(variant):
+def test_inputs_that_are_refused(variant):
     layer = build(variant)
     with pytest.raises(ValueError, match=r"expected a feature map \(B, 8, H, W\)"):
         layer(torch.zeros(1, 4, 2, 2))

@@ -29,4 +29,4 @@ def test_equals_the_dense_form(options):
 
 
 def test_quarter_of_the_channels():
-    assert DoubleAttention(512, device="meta").sizes == [128, 128, 128]
+    assert DoubleAttention(512).sizes == [128, 128, 128]

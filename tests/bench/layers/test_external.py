@@ -55,4 +55,4 @@ def test_half_precision_weights_do_not_vanish():
 
 
 def test_64_slots():
-    assert ExternalAttention(512, device="meta").key_memory.weight.shape[:2] == (64, 512)
+    assert ExternalAttention(512).key_memory.weight.shape[:2] == (64, 512)

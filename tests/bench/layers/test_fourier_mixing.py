@@ -65,7 +65,7 @@ def test_shrinkage_silences_small_modes():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_transforms_run_in_single_precision(dtype):
-    layer = FourierMixing(8, dtype=dtype)
+    layer = FourierMixing(8).to(dtype)
     x = torch.randn(1, 8, 7, 5, dtype=dtype)
     y = layer(x)
     assert y.dtype == dtype
@@ -82,8 +82,15 @@ def test_autocast_leaves_the_modes_alone():
 
 
 def test_blocks():
-    assert FourierMixing(512, device="meta").blocks == 8
+    assert FourierMixing(512).blocks == 8
     with pytest.raises(ValueError, match="blocks=3 does not divide the 8 channels"):
         FourierMixing(8, blocks=3)
     with pytest.raises(ValueError, match=r"shrinkage=-1\.0 has to be at least 0"):
         FourierMixing(8, shrinkage=-1.0)
+
+
+def test_flops_that_the_counter_does_not_see():
+    """5 N log2 N for two real FFTs per channel; 6 of the 8 operations of a complex multiply-add."""
+    layer = FourierMixing(8, blocks=2)
+    n, modes = 8 * 16, 8 * 9
+    assert layer.uncounted_flops(3, 8, 16) == 3 * 8 * (5 * n * 7 + 2 * 6 * modes * 4)

@@ -55,7 +55,7 @@ def test_features_that_vanish_give_no_nan():
 
 
 def test_heads():
-    assert LinearAttention(512, device="meta").heads == 8
+    assert LinearAttention(512).heads == 8
     assert LinearAttention(12).heads == 2
     with pytest.raises(ValueError, match="heads=3 does not divide the 4 inner channels"):
         LinearAttention(8, heads=3)

@@ -55,5 +55,5 @@ def test_basis_follows_the_size():
 
 
 def test_other_similarities_are_refused():
-    with pytest.raises(ValueError, match='use "dot" or "linear_softmax"'):
+    with pytest.raises(ValueError, match='choose "dot" or "linear_softmax"'):
         PaperFrequencyAttention(6, similarity="softmax")

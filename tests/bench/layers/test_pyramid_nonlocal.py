@@ -61,5 +61,5 @@ def test_110_keys():
 
 @pytest.mark.parametrize("sizes", [(), (0, 2)])
 def test_pyramids_that_make_no_sense(sizes):
-    with pytest.raises(ValueError, match="each at least 1"):
+    with pytest.raises(ValueError, match="each of them at least 1"):
         PyramidNonLocal(8, pool_sizes=sizes)

@@ -57,7 +57,7 @@ def test_ratio_one_has_no_reduction():
 
 
 def test_defaults_at_512_channels():
-    layer = SpatialReductionAttention(512, device="meta")
+    layer = SpatialReductionAttention(512)
     assert (layer.ratio, layer.heads) == (4, 8)
 
 

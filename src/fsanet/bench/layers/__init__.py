@@ -1,10 +1,8 @@
-"""Attention layers of others, each written from its paper: (B, C, H, W) in, the same out.
+"""Other published attention layers, each written from its paper: (B, C, H, W) to the same shape.
 
-Rules that make the comparison fair: any H and W; the residual included; learned projections as the
-paper has them, never merged with one another; exact identities used where they cost nothing
-(pooling before projecting, the cheaper bracket); library kernels where there is one. Each class
-has ``flops(batch, height, width)``: floating-point operations of one forward pass, 2 per
-multiply-add, of every product; element-wise work, pooling and softmax are left out.
+Rules that make the comparison fair: any H and W; the residual included; learned projections as in
+the paper, never merged with one another; exact identities where they cost nothing (pooling before
+projecting, the cheaper bracket); library kernels where they exist.
 """
 
 from fsanet.bench.layers.criss_cross import CrissCrossAttention

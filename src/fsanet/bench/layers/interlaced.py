@@ -1,4 +1,4 @@
-"""Interlaced sparse self-attention: long-range groups first, then short-range ones.
+"""Interlaced sparse self-attention: first within long-range, then within short-range groups.
 
 Source: L. Huang, Y. Yuan, J. Guo, C. Zhang, X. Chen, J. Wang, "Interlaced Sparse Self-Attention
 for Semantic Segmentation", arXiv 1907.12273, section 3.
@@ -23,24 +23,21 @@ __all__ = ["InterlacedAttention"]
 class InterlacedAttention(MapLayer):
     """``y = x + short(long(x))``, two softmax attentions over groups of positions.
 
-    The grid is cut into blocks of P x P. A long-range group holds the positions at the same place
-    of every block, a short-range group those of one block; after both, every position has seen
-    every other. The paper concatenates the result with the input; here it is added.
+    The grid is divided into blocks of P x P positions. A long-range group consists of the positions
+    at the same place in every block, a short-range group of those in one block; after both, every
+    position has seen every other one. The paper concatenates the result with the input; here it is
+    added.
 
-    Sizes that P does not divide are padded at the bottom and at the right; padded positions are
-    never attended to. Both attentions run through ``scaled_dot_product_attention``.
+    Maps whose size is not divisible by P are padded at the bottom and on the right; padded
+    positions are never attended to. Both attentions use ``scaled_dot_product_attention``.
 
     Args:
         channels: C.
         inner_channels: channels of queries, keys and values; C/2 by default.
-        block_size: P, cut to the map's size; 8 as in the paper.
+        block_size: P, at most the size of the map; 8 as in the paper.
 
     Raises:
-        InputError: for a size below 1, or at run time an input of another shape.
-
-    >>> layer = InterlacedAttention(16, block_size=3)
-    >>> layer(torch.randn(1, 16, 5, 7)).shape
-    torch.Size([1, 16, 5, 7])
+        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(
@@ -49,14 +46,12 @@ class InterlacedAttention(MapLayer):
         *,
         inner_channels: int | None = None,
         block_size: int = 8,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         inner = max(channels // 2, 1) if inner_channels is None else inner_channels
         super().__init__(channels, inner_channels=inner, block_size=block_size)
         self.inner_channels, self.block_size = inner, block_size
-        self.long = _GroupAttention(channels, inner, device=device, dtype=dtype)
-        self.short = _GroupAttention(channels, inner, device=device, dtype=dtype)
+        self.long = _GroupAttention(channels, inner)
+        self.short = _GroupAttention(channels, inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape."""
@@ -69,24 +64,13 @@ class InterlacedAttention(MapLayer):
         return x + project_to_map(self.short.out, attended.flatten(1, 2), height, width)
 
     def _blocks(self, height: int, width: int) -> _Blocks:
-        # A block is never larger than the map, so no group is all padding.
+        # A block is never larger than the map, so that no group is all padding.
         ph, pw = min(self.block_size, height), min(self.block_size, width)
         return _Blocks(ph, pw, -(-height // ph), -(-width // pw))
 
-    def flops(self, batch: int, height: int, width: int) -> int:
-        """Forward FLOPs of all products; those of scores and values with padding included."""
-        ph, pw, qh, qw = self._blocks(height, width)
-        c, d = self.channels, self.inner_channels
-        projections = height * width * 2 * 4 * c * d
-        scores_and_values = ph * pw * qh * qw * 2 * d * (qh * qw + ph * pw)
-        return 2 * batch * (projections + scores_and_values)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, block_size={self.block_size}"
-
 
 class _Blocks(NamedTuple):
-    """How a grid is cut: blocks of ``ph x pw`` positions, ``qh x qw`` of them."""
+    """How a grid is divided: ``qh x qw`` blocks of ``ph x pw`` positions."""
 
     ph: int
     pw: int
@@ -121,13 +105,10 @@ class _GroupAttention(nn.Module):
         self,
         channels: int,
         inner: int,
-        *,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.qkv = nn.Linear(channels, 3 * inner, device=device, dtype=dtype)
-        self.out = nn.Linear(inner, channels, device=device, dtype=dtype)
+        self.qkv = nn.Linear(channels, 3 * inner)
+        self.out = nn.Linear(inner, channels)
 
     def forward(self, tokens: Tensor, blocks: _Blocks, *, long: bool) -> Tensor:
         """Tokens ``(B, H, W, C)`` to attended values ``(B, H, W, d)``."""
@@ -136,7 +117,7 @@ class _GroupAttention(nn.Module):
         mask = None
         if grouped.shape[1] * grouped.shape[2] > height * width:
             real = tokens.new_ones(1, height, width, 1, dtype=torch.bool)
-            mask = blocks.group(real, long=long).mT  # (1, G, 1, T): keys that are no padding
+            mask = blocks.group(real, long=long).mT  # (1, G, 1, T): keys that are not padding
         q, k, v = grouped.chunk(3, -1)  # (B, G, T, d)
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return blocks.ungroup(attended, height, width, long=long)

@@ -1,4 +1,4 @@
-"""Linear attention: softmax replaced by a kernel with positive features.
+"""Linear attention: a kernel with positive features in place of softmax.
 
 Source: A. Katharopoulos, A. Vyas, N. Pappas, F. Fleuret, "Transformers are RNNs: Fast
 Autoregressive Transformers with Linear Attention", arXiv 2006.16236, section 3.2.
@@ -23,22 +23,18 @@ __all__ = ["LinearAttention"]
 class LinearAttention(MapLayer):
     """``y = x + Wo (sum_j v_j f(k_j)^T f(q_i) / sum_j f(k_j)^T f(q_i))``, ``f(t) = elu(t) + 1``.
 
-    Not causal, so both sums over keys are formed once: no N x N matrix, two matrix products a
-    head.
+    It is not causal, so both sums over keys are computed once: two matrix products per head and no
+    N x N matrix.
 
     Args:
         channels: C.
-        inner_channels: channels of queries, keys and values in all heads; C/2 by default.
+        inner_channels: channels of queries, keys and values, over all heads; C/2 by default.
         heads: h; by default 8 as in the paper, or the largest common divisor of 8 and the inner
             channels.
 
     Raises:
-        InputError: for a size below 1, heads that do not divide the inner channels, or at run time
-            an input of another shape.
-
-    >>> layer = LinearAttention(16)
-    >>> layer(torch.randn(1, 16, 5, 7)).shape
-    torch.Size([1, 16, 5, 7])
+        InputError: for a size below 1, heads that do not divide the inner channels, or an input of
+            another shape.
     """
 
     def __init__(
@@ -47,8 +43,6 @@ class LinearAttention(MapLayer):
         *,
         inner_channels: int | None = None,
         heads: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         inner = max(channels // 2, 1) if inner_channels is None else inner_channels
         count = math.gcd(8, inner) if heads is None else heads
@@ -56,8 +50,8 @@ class LinearAttention(MapLayer):
         if inner % count:
             raise InputError(f"heads={count} does not divide the {inner} inner channels")
         self.inner_channels, self.heads = inner, count
-        self.qkv = nn.Conv2d(channels, 3 * inner, 1, device=device, dtype=dtype)
-        self.out = nn.Conv2d(inner, channels, 1, device=device, dtype=dtype)
+        self.qkv = nn.Conv2d(channels, 3 * inner, 1)
+        self.out = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape."""
@@ -65,17 +59,8 @@ class LinearAttention(MapLayer):
         tokens = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1))  # (B, 3, h, d, N)
         q, k, v = tokens.unbind(1)  # (B, h, d, N)
         q = elu(q) + 1
-        k = (elu(k) + 1) / k.shape[-1]  # means in place of sums: half precision holds them
+        k = (elu(k) + 1) / k.shape[-1]  # means rather than sums, for half precision
         summary = v @ k.mT  # (B, h, d values, d keys)
         total = k.sum(-1).unsqueeze(2) @ q  # (B, h, 1, N)
         attended = (summary @ q) / total.clamp_min(torch.finfo(total.dtype).tiny)  # (B, h, d, N)
         return x + self.out(attended.flatten(1, 2).unflatten(2, x.shape[-2:]))
-
-    def flops(self, batch: int, height: int, width: int) -> int:
-        """Forward FLOPs of all products: projections, both sums over keys, both uses of them."""
-        c, inner = self.channels, self.inner_channels
-        per_position = 4 * c * inner + 2 * inner * inner // self.heads + inner
-        return 2 * batch * height * width * per_position
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, inner_channels={self.inner_channels}, heads={self.heads}"

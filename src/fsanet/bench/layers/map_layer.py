@@ -1,11 +1,9 @@
-"""What the layers of others have in common: an input check, a FLOP count, ways back to the map.
+"""What the published layers share: checks of sizes and input, and ways back to the map.
 
 Legend: B batch, C channels, H x W grid, N = H*W positions, e channels of a token.
 """
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +11,12 @@ from torch import Tensor, nn
 from fsanet.errors import InputError
 
 
-class MapLayer(nn.Module, ABC):
-    """A layer over feature maps, ``(B, C, H, W)`` in any float dtype to the same shape and dtype.
+class MapLayer(nn.Module):
+    """A layer from feature maps ``(B, C, H, W)`` to the same shape and floating-point dtype.
 
     Args:
         channels: C.
-        sizes: other sizes of the layer by name, all of which have to be at least 1.
+        **sizes: other sizes of the layer, which have to be at least 1.
 
     Raises:
         InputError: for a size below 1.
@@ -31,12 +29,8 @@ class MapLayer(nn.Module, ABC):
                 raise InputError(f"{name}={size} has to be at least 1")
         self.channels = channels
 
-    @abstractmethod
-    def flops(self, batch: int, height: int, width: int) -> int:
-        """Floating-point operations of one forward pass over ``(batch, C, height, width)``."""
-
     def check_input(self, x: Tensor) -> None:
-        """Raise an InputError that says what is wrong with the shape or dtype of ``x``, if any."""
+        """Raise an InputError for a shape or dtype that the layer does not take."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise InputError(
                 f"expected a feature map (B, {self.channels}, H, W), got {tuple(x.shape)}"
@@ -46,8 +40,8 @@ class MapLayer(nn.Module, ABC):
 
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens ``(B, N, C)`` as a contiguous map ``(B, C, H, W)``."""
-    if tokens.shape[0] == 1:  # a transposed matrix is copied in blocks, a batch of one is not
+    """Return tokens ``(B, N, C)`` as a contiguous map ``(B, C, H, W)``."""
+    if tokens.shape[0] == 1:  # copying a transposed matrix is faster than copying a batch of one
         channels_first = tokens[0].t().contiguous().unsqueeze(0)
     else:
         channels_first = tokens.mT.contiguous()
@@ -55,9 +49,9 @@ def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def project_to_map(linear: nn.Linear, tokens: Tensor, height: int, width: int) -> Tensor:
-    """``linear`` on tokens ``(B, N, e)``, written as a map ``(B, C, H, W)`` by the product itself.
+    """Apply ``linear`` to tokens ``(B, N, e)``, writing the result as a map ``(B, C, H, W)``.
 
-    Tokens that are projected first and transposed later cost one more pass over the map.
+    Transposing after the projection would cost one more pass over the map.
     """
     batch = tokens.shape[0]
     weight = linear.weight.expand(batch, -1, -1)  # (B, C, e)

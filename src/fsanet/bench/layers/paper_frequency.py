@@ -1,4 +1,4 @@
-"""Frequency self-attention as the paper writes it, without this library's shortcuts.
+"""Frequency self-attention as the paper formulates it, without this library's shortcuts.
 
 Source: F. Zhang, A. Panahi, G. Gao, "FsaNet: Frequency Self-attention for Semantic Segmentation",
 arXiv 2211.15595, section III.
@@ -23,33 +23,29 @@ __all__ = ["PaperFrequencyAttention"]
 
 
 class PaperFrequencyAttention(AttentionBlock):
-    """Attention over K coefficients, brought back to the map before it is projected and normed.
+    """Attention over K coefficients, transformed back to the map before projection and norm.
 
-    Every round: ``s = x P``, q, k and v from s, ``a = v (k^T q) / N`` on K coefficients, the map
-    ``a P^T``, then output projection and batch norm at N positions, then the residual. The same
-    function, parameters and ``state_dict`` as :class:`fsanet.FrequencySelfAttention` with
-    ``block="nonlocal"``, which is the faster form.
+    Every round computes ``s = x P``, then q, k and v from s, ``a = v (k^T q) / N`` on K
+    coefficients and the map ``a P^T``, followed by output projection and batch norm at N positions
+    and the residual. Function, parameters and ``state_dict`` are those of
+    :class:`fsanet.FrequencySelfAttention` with ``block="nonlocal"``, which is faster.
 
-    P is built for the map's size (the published code builds it once, for the first size) and kept
+    P depends on the size of the map (the published code keeps that of the first size); it is cached
     for the last few sizes, in the dtype of the map.
 
     Args:
         channels: C.
         k: the band, as :meth:`fsanet.attention.dct.Band.of` reads it; clipped to the map.
-        similarity: "dot", or "linear_softmax": there q, k and v are brought back to the map, as
-            their lengths are taken at each position; the sum over keys is bracketed so that no
-            N x N matrix arises, though the paper leaves the order of the products open.
+        similarity: "dot" or "linear_softmax". The latter transforms q, k and v back to the map,
+            since it needs their lengths at each position; the products are bracketed such that no
+            N x N matrix arises, an order that the paper leaves open.
         recurrence: how often the block is applied, with the same weights.
         qk_channels: channels of queries and keys; C/2 by default.
         value_channels: channels of values; C/2 by default.
-        zero_init: start as the identity (batch norm weight at zero).
+        zero_init: whether to start as the identity (batch norm weight at zero).
 
     Raises:
-        InputError: for an option that makes no sense, or an input of another shape.
-
-    >>> layer = PaperFrequencyAttention(16, recurrence=2)
-    >>> layer(torch.randn(1, 16, 12, 9)).shape
-    torch.Size([1, 16, 12, 9])
+        InputError: for an invalid option, or an input of another shape.
     """
 
     def __init__(
@@ -62,11 +58,9 @@ class PaperFrequencyAttention(AttentionBlock):
         qk_channels: int | None = None,
         value_channels: int | None = None,
         zero_init: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         if similarity not in ("dot", "linear_softmax"):
-            raise InputError(f'similarity={similarity!r}: use "dot" or "linear_softmax"')
+            raise InputError(f'similarity={similarity!r}: choose "dot" or "linear_softmax"')
         super().__init__(
             channels,
             similarity=similarity,
@@ -74,8 +68,6 @@ class PaperFrequencyAttention(AttentionBlock):
             qk_channels=qk_channels,
             value_channels=value_channels,
             zero_init=zero_init,
-            device=device,
-            dtype=dtype,
         )
         self.band = Band.of(k)
 
@@ -97,26 +89,10 @@ class PaperFrequencyAttention(AttentionBlock):
             x = x + self.finish_map(attended.unflatten(2, (height, width)))
         return x
 
-    def flops(self, batch: int, height: int, width: int) -> int:
-        """Forward FLOPs of all products; P itself, built once per size, is left out."""
-        n, c = height * width, self.channels
-        d, e = self.query.out_features, self.value.out_features
-        band = self.band.clip(height, width)
-        size = (band.h1 - band.h0) * (band.w1 - band.w0)  # type: ignore[operator]
-        tokens = c * n * size + size * c * (2 * d + e)
-        if self.similarity == "dot":
-            attention = size * size * (d + e) + n * size * e
-        else:  # three syntheses; v k^T, its product with q, and the denominator
-            attention = n * size * (2 * d + e) + 2 * n * d * e + n * d
-        return self.recurrence * 2 * batch * (tokens + attention + n * e * c)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, band={self.band}"
-
 
 @lru_cache(maxsize=8)
 def _basis(height: int, width: int, band: Band, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A tensor born in inference mode could not take part in a later training step.
+    # A tensor created in inference mode could not take part in a later training step.
     with torch.inference_mode(False), torch.no_grad():
         wide = basis_dtype(dtype)
         rows = dct_basis(height, band.h0, band.h1, dtype=wide, device=device)  # type: ignore[arg-type]

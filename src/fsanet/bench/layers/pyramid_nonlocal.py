@@ -1,4 +1,4 @@
-"""Asymmetric non-local blocks: keys and values are a pyramid of pooled positions.
+"""Asymmetric non-local blocks: keys and values from a pyramid of pooled positions.
 
 Source: Z. Zhu, M. Xu, S. Bai, T. Huang, X. Bai, "Asymmetric Non-local Neural Networks for Semantic
 Segmentation", arXiv 1908.07678, section 3 (APNB, and AFNB for two maps).
@@ -25,23 +25,19 @@ class PyramidNonLocal(MapLayer):
     """``y = x + Wo (v softmax(k^T q))`` with S = 110 pooled keys and values.
 
     Pooling and 1x1 projections commute, so the map is pooled first and only S positions are
-    projected. Scores are scaled by ``1 / sqrt(d)`` (a fact of the published code). The paper
+    projected. Scores are scaled by ``1 / sqrt(d)``, as in the published code. The paper
     concatenates the result with the input; here it is added.
 
     Args:
         channels: C.
         inner_channels: channels of queries, keys and values; C/2 by default.
-        pool_sizes: the pyramid; each n gives n x n positions, by average.
-        context_channels: with it, keys and values come from a second map (AFNB: the lower stage),
-            with a key projection of their own; without it, from x itself, and keys share the
-            projection of the queries (APNB).
+        pool_sizes: the pyramid; each n adds n x n positions, by average pooling.
+        context_channels: channels of a second map (AFNB: the lower stage) that keys and values
+            come from, with a key projection of their own. By default they come from x, and keys
+            share the projection of the queries (APNB).
 
     Raises:
-        InputError: for a size below 1, or at run time an input of another shape.
-
-    >>> layer = PyramidNonLocal(16)
-    >>> layer(torch.randn(1, 16, 15, 17)).shape
-    torch.Size([1, 16, 15, 17])
+        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(
@@ -51,29 +47,25 @@ class PyramidNonLocal(MapLayer):
         inner_channels: int | None = None,
         pool_sizes: Sequence[int] = (1, 3, 6, 8),
         context_channels: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         inner = max(channels // 2, 1) if inner_channels is None else inner_channels
         source = channels if context_channels is None else context_channels
         super().__init__(channels, inner_channels=inner, context_channels=source)
         if not pool_sizes or min(pool_sizes) < 1:
-            raise InputError(f"pool_sizes={pool_sizes!r}: give one or more sizes, each at least 1")
+            raise InputError(
+                f"pool_sizes={pool_sizes!r}: expected one or more sizes, each of them at least 1"
+            )
         self.pool_sizes, self.context_channels = tuple(pool_sizes), context_channels
-        self.query = nn.Conv2d(channels, inner, 1, device=device, dtype=dtype)
+        self.query = nn.Conv2d(channels, inner, 1)
         self.key: nn.Linear | None = None
         if context_channels is not None:
-            # No bias: it would shift all scores of a query alike, and softmax takes that out.
-            self.key = nn.Linear(context_channels, inner, bias=False, device=device, dtype=dtype)
-        self.value = nn.Linear(source, inner, device=device, dtype=dtype)
-        self.out = nn.Conv2d(inner, channels, 1, device=device, dtype=dtype)
+            # No bias: it would shift all scores of a query alike, which softmax cancels.
+            self.key = nn.Linear(context_channels, inner, bias=False)
+        self.value = nn.Linear(source, inner)
+        self.out = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)``, and with ``context_channels`` a map ``(B, context_channels, h, w)``.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
+        """``(B, C, H, W)`` to the same shape; ``context`` is the second map, if there is one."""
         self.check_input(x)
         source = self._source(x, context)
         q = self.query(x).flatten(2)  # (B, d, N)
@@ -90,7 +82,7 @@ class PyramidNonLocal(MapLayer):
     def _source(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.context_channels is None:
             if context is not None:
-                raise InputError("a context map was given: build the layer with context_channels")
+                raise InputError("got a context map: build the layer with context_channels")
             return x
         if context is None or context.ndim != 4 or context.shape[1] != self.context_channels:
             got = None if context is None else tuple(context.shape)
@@ -98,13 +90,3 @@ class PyramidNonLocal(MapLayer):
                 f"expected a context map (B, {self.context_channels}, h, w), got {got}"
             )
         return context
-
-    def flops(self, batch: int, height: int, width: int) -> int:
-        """Forward FLOPs of all products; pooling is left out."""
-        n, c = height * width, self.channels
-        pooled, d = sum(size * size for size in self.pool_sizes), self.value.out_features
-        source = self.value.in_features
-        return 2 * batch * (2 * n * c * d + 2 * pooled * source * d + 2 * n * pooled * d)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, pool_sizes={self.pool_sizes}"

@@ -1,4 +1,4 @@
-"""Regular self-attention with the N x N matrix written out: the baseline of the FsaNet paper.
+"""Regular self-attention that stores the N x N matrix: the baseline of the FsaNet paper.
 
 Source: X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", arXiv 1711.07971,
 section 3 (embedded Gaussian).
@@ -8,7 +8,6 @@ Legend: B batch, C channels, H x W grid, N = H*W positions, d query/key channels
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -20,8 +19,8 @@ __all__ = ["MaterialisedSelfAttention"]
 class MaterialisedSelfAttention(AttentionBlock):
     """Softmax self-attention that stores its N x N weights, ``y = x + norm(Wo (v softmax(q k)))``.
 
-    The same function, parameters and ``state_dict`` as :class:`fsanet.SpatialSelfAttention` with
-    ``similarity="softmax"``, which runs the faster kernel,
+    Function, parameters and ``state_dict`` are those of :class:`fsanet.SpatialSelfAttention` with
+    ``similarity="softmax"``, which uses a faster kernel,
     :func:`torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
@@ -29,14 +28,10 @@ class MaterialisedSelfAttention(AttentionBlock):
         recurrence: how often the block is applied, with the same weights.
         qk_channels: channels of queries and keys; C/2 by default.
         value_channels: channels of values; C/2 by default.
-        zero_init: start as the identity (batch norm weight at zero).
+        zero_init: whether to start as the identity (batch norm weight at zero).
 
     Raises:
-        InputError: for a size below 1, or at run time an input of another shape.
-
-    >>> layer = MaterialisedSelfAttention(16)
-    >>> layer(torch.randn(1, 16, 5, 7)).shape
-    torch.Size([1, 16, 5, 7])
+        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(
@@ -47,8 +42,6 @@ class MaterialisedSelfAttention(AttentionBlock):
         qk_channels: int | None = None,
         value_channels: int | None = None,
         zero_init: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             channels,
@@ -57,8 +50,6 @@ class MaterialisedSelfAttention(AttentionBlock):
             qk_channels=qk_channels,
             value_channels=value_channels,
             zero_init=zero_init,
-            device=device,
-            dtype=dtype,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,9 +64,3 @@ class MaterialisedSelfAttention(AttentionBlock):
             attended = v @ weights.mT  # (B, e, N)
             x = x + self.finish_map(attended.unflatten(2, x.shape[-2:]))
         return x
-
-    def flops(self, batch: int, height: int, width: int) -> int:
-        """Forward FLOPs of all products: projections, scores, weighted values."""
-        n, c = height * width, self.channels
-        d, e = self.query.out_features, self.value.out_features
-        return self.recurrence * 2 * batch * n * (c * (2 * d + 2 * e) + n * (d + e))

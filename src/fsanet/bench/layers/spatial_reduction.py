@@ -1,4 +1,4 @@
-"""Spatial-reduction attention: keys and values from a map made smaller by a strided convolution.
+"""Spatial-reduction attention: keys and values from a map reduced by a strided convolution.
 
 Source: E. Xie, W. Wang, Z. Yu, A. Anandkumar, J. M. Alvarez, P. Luo, "SegFormer: Simple and
 Efficient Design for Semantic Segmentation with Transformers", arXiv 2105.15203, section 3.1
@@ -11,7 +11,6 @@ positions, h heads.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
@@ -24,24 +23,20 @@ __all__ = ["SpatialReductionAttention"]
 class SpatialReductionAttention(MapLayer):
     """``y = x + Wo softmax attention(q(x), k(reduced x), v(reduced x))``, N queries, N / r^2 keys.
 
-    The reduction is a convolution with kernel and stride r, then layer norm; with r = 1 there is
-    none, and this is regular multi-head attention. Sizes that r does not divide are padded with
-    zeros on all sides, so no position is lost. The layer norm that a transformer block has in
-    front of its attention is left to the caller. Runs through ``scaled_dot_product_attention``.
+    The reduction is a convolution with kernel and stride r followed by layer norm; with r = 1 there
+    is none, and this is regular multi-head attention. Maps whose size is not divisible by r are
+    padded with zeros on all sides, so that no position is lost. The layer norm before the attention
+    in a transformer block is left to the caller. Uses ``scaled_dot_product_attention``.
 
     Args:
-        channels: C, also the width of queries, keys and values.
-        ratio: r; 4 (16 times fewer keys) as SegFormer has it at a stride of 8.
-        heads: h; by default heads of 64 channels as in SegFormer, or a single one where 64 does
+        channels: C, also the number of channels of queries, keys and values.
+        ratio: r; 4 (16 times fewer keys) as in SegFormer at stride 8.
+        heads: h; by default heads of 64 channels as in SegFormer, or a single head if 64 does
             not divide C.
 
     Raises:
-        InputError: for a size below 1, heads that do not divide the channels, or at run time an
-            input of another shape.
-
-    >>> layer = SpatialReductionAttention(16)
-    >>> layer(torch.randn(1, 16, 5, 7)).shape
-    torch.Size([1, 16, 5, 7])
+        InputError: for a size below 1, heads that do not divide the channels, or an input of
+            another shape.
     """
 
     def __init__(
@@ -50,8 +45,6 @@ class SpatialReductionAttention(MapLayer):
         *,
         ratio: int = 4,
         heads: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         default = channels // 64 if channels % 64 == 0 else 1
         count = max(default, 1) if heads is None else heads
@@ -62,11 +55,11 @@ class SpatialReductionAttention(MapLayer):
         self.reduce: nn.Conv2d | None = None
         self.norm: nn.LayerNorm | None = None
         if ratio > 1:
-            self.reduce = nn.Conv2d(channels, channels, ratio, ratio, device=device, dtype=dtype)
-            self.norm = nn.LayerNorm(channels, device=device, dtype=dtype)
-        self.query = nn.Linear(channels, channels, device=device, dtype=dtype)
-        self.key_value = nn.Linear(channels, 2 * channels, device=device, dtype=dtype)
-        self.out = nn.Linear(channels, channels, device=device, dtype=dtype)
+            self.reduce = nn.Conv2d(channels, channels, ratio, ratio)
+            self.norm = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape."""
@@ -75,7 +68,7 @@ class SpatialReductionAttention(MapLayer):
         tokens = x.flatten(2).mT  # (B, N, C)
         sources = tokens
         if self.reduce is not None and self.norm is not None:
-            # Padding within the convolution: half the lack on each side, and no copy of the map.
+            # The convolution pads, half on each side, without a copy of the map.
             padding = [(-size % self.ratio + 1) // 2 for size in (height, width)]
             weight, bias = self.reduce.weight, self.reduce.bias
             reduced = conv2d(x, weight, bias, stride=self.ratio, padding=padding)
@@ -85,13 +78,3 @@ class SpatialReductionAttention(MapLayer):
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, C/h)
         attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, C)
         return x + project_to_map(self.out, attended, height, width)
-
-    def flops(self, batch: int, height: int, width: int) -> int:
-        """Forward FLOPs of all products: reduction, projections, attention."""
-        n, c, r = height * width, self.channels, self.ratio
-        m = -(-height // r) * -(-width // r)
-        reduction = m * c * c * r * r if r > 1 else 0
-        return 2 * batch * (reduction + 2 * n * c * c + 2 * m * c * c + 2 * n * m * c)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, ratio={self.ratio}, heads={self.heads}"

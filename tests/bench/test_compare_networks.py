@@ -1,18 +1,18 @@
-"""Whole networks: one set of weights, only the attention exchanged."""
+"""Whole networks: one set of weights, of which only the attention is exchanged."""
 
 import pytest
 import torch
 
 from fsanet import FrequencySelfAttention, FsaNet, SpatialSelfAttention
-from fsanet.bench.network import (
-    Marked,
+from fsanet.bench.compare_networks import (
+    MarkedPass,
     NetworkSettings,
     attention_layer,
     build_network,
-    run_network_bench,
+    compare_networks,
 )
-from fsanet.bench.network_table import network_grid, network_markdown
-from fsanet.bench.timing import Clock
+from fsanet.bench.tables import network_grid, network_markdown
+from fsanet.cost import Clock
 from fsanet.errors import InputError
 
 CPU = torch.device("cpu")
@@ -33,8 +33,8 @@ def tiny(tmp_path):
     return str(tmp_path / "model")
 
 
-def test_variants_of_a_saved_network_take_after_its_own_attention(tmp_path):
-    settings = NetworkSettings(tiny(tmp_path), size=(32, 32))
+def test_variants_are_configured_like_the_attention_of_the_network(tmp_path):
+    settings = NetworkSettings(source=tiny(tmp_path), size=(32, 32))
     model = build_network(settings)
     frequency = attention_layer(model, "frequency", settings)
     assert isinstance(frequency, FrequencySelfAttention)
@@ -44,16 +44,16 @@ def test_variants_of_a_saved_network_take_after_its_own_attention(tmp_path):
     assert isinstance(regular, SpatialSelfAttention)
     assert (regular.similarity, regular.block) == ("softmax", "ccnet")
     assert isinstance(attention_layer(model, "none", settings), torch.nn.Identity)
-    other = NetworkSettings(settings.source, size=(32, 32), similarity="dot", recurrence=1, k=2)
+    other = NetworkSettings(source=settings.source, similarity="dot", recurrence=1, k=2)
     changed = attention_layer(model, "frequency", other)
     assert (changed.similarity, changed.recurrence, changed.band.h1) == ("dot", 1, 2)
 
 
 def test_shares_are_times_between_entering_and_leaving(tmp_path):
-    model = build_network(NetworkSettings(tiny(tmp_path)))
+    model = build_network(NetworkSettings(source=tiny(tmp_path)))
 
     class Ticks(Clock):
-        """Every mark is one second after the last one: whole, head, attention, nested."""
+        """Every mark is one second after the last one."""
 
         now = 0.0
 
@@ -61,28 +61,27 @@ def test_shares_are_times_between_entering_and_leaving(tmp_path):
             self.now += 1.0
             return self.now
 
-    marked = Marked(model, torch.nn.Identity(), torch.zeros(1, 3, 32, 32), Ticks(CPU))
+    marked = MarkedPass(model, torch.nn.Identity(), torch.zeros(1, 3, 32, 32), Ticks(CPU))
     for _ in range(3):
         marked.prepare()
         marked.run()
     assert marked.seconds == {"whole": [5.0] * 3, "head": [3.0] * 3, "attention": [1.0] * 3}
-    assert marked.shares("head").median == pytest.approx(0.6)
-    assert marked.shares("attention").count == 2  # the first, cold one left out
+    assert marked.share("head").median == pytest.approx(0.6)
+    assert marked.share("attention").count == 2  # the first, cold one left out
     assert not model.head._forward_hooks
 
 
+@pytest.mark.usefixtures("in_process")
 def test_report_of_a_network(tmp_path):
     settings = NetworkSettings(
-        tiny(tmp_path),
+        source=tiny(tmp_path),
         size=(33, 40),
         batch=2,
         rounds=2,
         seconds=300,
-        limit_seconds=300,
-        limit_memory=2**31,
         threads=1,
     )
-    report = run_network_bench(settings)
+    report = compare_networks(settings)
     none, regular, frequency = report.rows
     assert [row.variant for row in report.rows] == ["none", "regular", "frequency"]
     for row in report.rows:
@@ -105,8 +104,8 @@ def test_report_of_a_network(tmp_path):
     assert report.as_dict()["rows"][2]["images_per_second"] > 0
 
 
-def test_sources_that_are_no_network():
+def test_sources_that_cannot_be_used():
     with pytest.raises(InputError, match="runs/none"):
-        build_network(NetworkSettings("runs/none/none"))
+        build_network(NetworkSettings(source="runs/none/none"))
     with pytest.raises(InputError, match="resnet9000"):
-        build_network(NetworkSettings("resnet9000"))
+        build_network(NetworkSettings(source="resnet9000"))

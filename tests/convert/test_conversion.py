@@ -8,8 +8,8 @@ from support import reference
 from torch import nn
 
 from fsanet import FrequencySelfAttention, SpatialSelfAttention, convert_attention
+from fsanet.convert import KINDS, Kind
 from fsanet.convert.grid import GridSelfAttention
-from fsanet.convert.kinds import KINDS
 from fsanet.errors import InputError
 
 
@@ -123,11 +123,10 @@ class Own(nn.Module):
 
 
 def test_further_kind():
-    def own(module, wanted):
-        if not isinstance(module, Own):
-            return None
-        return FrequencySelfAttention(module.width, k=wanted.k, zero_init=False)
+    def convert(module, network, options):
+        return FrequencySelfAttention(module.width, k=options.k, zero_init=False)
 
+    own = Kind("Own", lambda module: isinstance(module, Own), convert)
     network = nn.Sequential(Own(4), nn.ReLU())
     found = convert_attention(network, k=2, kinds=(own, *KINDS))
     assert found.model[0].band == (0, 2, 0, 2)
@@ -137,12 +136,15 @@ def test_further_kind():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"match": "third*"}, "'third\\*' fits no attention to convert; there are first, second"),
-        ({"k": {"first": 3, "x*": 4}}, "'x\\*' fits no attention"),
+        (
+            {"match": "third*"},
+            "'third\\*' matches no attention .* there are first, second",
+        ),
+        ({"k": {"first": 3, "x*": 4}}, "'x\\*' matches no attention"),
         ({"k": 0}, "at least 1 row frequency"),
         ({"route": "map"}, "route='map': use 'tokens' or 'grid'"),
         ({"similarity": "cosine"}, "similarity='cosine': use one of"),
-        ({"route": "grid", "grid": 0}, "grid=0: give the points of a side"),
+        ({"route": "grid", "grid": 0}, "grid=0: give the points per side"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -151,7 +153,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_nothing_to_convert():
-    with pytest.raises(InputError, match="Sequential holds no attention to convert; known are"):
+    with pytest.raises(InputError, match="Sequential has no attention to convert; supported are"):
         convert_attention(nn.Sequential(nn.Conv2d(3, 3, 1)))
 
 

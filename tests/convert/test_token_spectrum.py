@@ -1,4 +1,4 @@
-"""Evaluation of band-limited maps at points, against cosines written out."""
+"""Evaluation of band-limited maps at points, compared with explicit cosines."""
 
 import math
 
@@ -8,7 +8,7 @@ from support import reference
 from torch import nn
 
 from fsanet.attention.dct import Band
-from fsanet.convert.spectra import TokenSpectrum, evaluate_patches, patch_basis, points_of
+from fsanet.convert.token_spectrum import TokenSpectrum, grid_points, patch_basis
 from fsanet.errors import InputError
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def test_patch_basis_is_the_cosines_at_the_patches(size, patch, count):
                 assert basis[(u - 1) * patch + a, p].item() == pytest.approx(expected, abs=1e-13)
 
 
-def test_few_points_of_a_smooth_map_lie_on_it():
+def test_few_grid_points_a_smooth_map_lie_on_it():
     """A cosine sampled at m points is that cosine, not an average of it."""
     height, width, m = 24, 36, 6
     i, j = torch.arange(height).double(), torch.arange(width).double()
@@ -37,7 +37,7 @@ def test_few_points_of_a_smooth_map_lie_on_it():
         math.pi * 3 * (2 * j + 1) / (2 * width)
     )
     spectrum = TokenSpectrum.of(x.reshape(1, -1, 1), height, width, Band.of(4))
-    at = spectrum.at_points(torch.eye(1, dtype=torch.float64), None, (m, m)).reshape(m, m)
+    at = spectrum.project(torch.eye(1, dtype=torch.float64), None, (m, m)).reshape(m, m)
     p = torch.arange(m).double()
     expected = torch.cos(math.pi * 2 * (2 * p + 1) / (2 * m))[:, None] * torch.cos(
         math.pi * 3 * (2 * p + 1) / (2 * m)
@@ -53,14 +53,14 @@ def test_strided_convolution_from_coefficients(size, band):
     convolution = nn.Conv2d(3, 5, 4, stride=4, dtype=torch.float64)
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
     spectrum = TokenSpectrum.of(x.flatten(2).mT, height, width, Band(*band))
-    got = evaluate_patches(spectrum, convolution, (height // 4, width // 4))
+    got = spectrum.convolve_patches(convolution, (height // 4, width // 4))
     expected = convolution(reference.low_pass(x, band)).flatten(2).mT
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 def test_points_are_no_finer_than_the_map():
-    assert points_of(16, 9, 40) == (9, 16)
-    assert points_of((4, 99), 9, 40) == (4, 40)
+    assert grid_points(16, 9, 40) == (9, 16)
+    assert grid_points((4, 99), 9, 40) == (4, 40)
 
 
 def test_tokens_that_are_no_grid():

@@ -1,0 +1,238 @@
+"""Attention layers side by side: cost and time at several sizes of the map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from fsanet.bench.cases import Case, find_cases
+from fsanet.bench.measure import (
+    Findings,
+    Settings,
+    Subject,
+    Timing,
+    measure_alone,
+    time_passes,
+    timed_pass,
+    torch_threads,
+)
+from fsanet.cost import Watch, count_flops, count_parameters, no_watch
+from fsanet.files import environment
+
+__all__ = ["LayerReport", "LayerRow", "LayerSettings", "compare_layers", "exponent", "make_layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSettings(Settings):
+    """Which layers are measured, and how.
+
+    Attributes:
+        layers: names of cases.
+        sizes: (height, width) of the maps.
+        channels: channels of the maps.
+        baseline: name of the layer that speed-ups refer to; it is always measured.
+        backward: whether forward + backward is measured as well.
+    """
+
+    layers: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    channels: int = 512
+    baseline: str = "sdpa"
+    backward: bool = True
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer at one size: its findings, and its times if it could run."""
+
+    case: Case
+    height: int
+    width: int
+    findings: Findings
+    forward: Timing | None = None
+    training: Timing | None = None
+
+    @property
+    def positions(self) -> int:
+        return self.height * self.width
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "layer": self.case.name,
+            "title": self.case.title,
+            "height": self.height,
+            "width": self.width,
+            **asdict(self.findings),
+            "forward": None if self.forward is None else asdict(self.forward),
+            "training": None if self.training is None else asdict(self.training),
+        }
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """All rows, with the settings and the machine they were measured with."""
+
+    settings: LayerSettings
+    environment: dict[str, str]
+    rows: tuple[LayerRow, ...]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """The measured sizes, in the order of measuring."""
+        return list(dict.fromkeys((row.height, row.width) for row in self.rows))
+
+    def at(self, size: tuple[int, int]) -> list[LayerRow]:
+        """The rows of one size (height, width)."""
+        return [row for row in self.rows if (row.height, row.width) == size]
+
+    def of(self, name: str) -> list[LayerRow]:
+        """The rows of one layer."""
+        return [row for row in self.rows if row.case.name == name]
+
+    def exponents(self) -> dict[str, float]:
+        """The p of ``forward seconds ~ N ** p`` for each layer that ran at two sizes or more."""
+        found = {}
+        for name in dict.fromkeys(row.case.name for row in self.rows):
+            rows = [row for row in self.of(name) if row.forward is not None]
+            positions = [row.positions for row in rows]
+            if len(set(positions)) > 1:
+                found[name] = exponent(positions, [row.forward.seconds.median for row in rows])
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` writes."""
+        return {
+            "settings": asdict(self.settings),
+            "environment": self.environment,
+            "exponents": self.exponents(),
+            "rows": [row.as_dict() for row in self.rows],
+        }
+
+
+def exponent(positions: Sequence[int], seconds: Sequence[float]) -> float:
+    """Fit p of ``seconds ~ positions ** p`` by least squares on logarithms.
+
+    >>> round(exponent([10, 20, 40], [1.0, 4.0, 16.0]), 6)
+    2.0
+    """
+    slope, _ = np.polyfit(np.log(positions), np.log(seconds), 1)
+    return float(slope)
+
+
+def compare_layers(
+    settings: LayerSettings,
+    *,
+    watch: Watch = no_watch,
+    on_size: Callable[[LayerReport, tuple[int, int]], None] = lambda report, size: None,
+) -> LayerReport:
+    """Measure all layers at all sizes, the smallest size first.
+
+    Args:
+        settings: what is measured, and how.
+        watch: is notified of each phase and each step.
+        on_size: is called after each size, with a report of all rows so far.
+
+    Raises:
+        InputError: for an unknown layer.
+    """
+    names = list(settings.layers)
+    if settings.baseline not in names:
+        names.append(settings.baseline)
+    cases = find_cases(names)
+    report = LayerReport(settings, {}, ())
+    with torch_threads(settings.threads):
+        report = replace(report, environment=environment(settings.device))
+        for size in sorted(set(settings.sizes), key=lambda size: (size[0] * size[1], size)):
+            rows = _measure_size(settings, cases, size, report.rows, watch)
+            report = replace(report, rows=(*report.rows, *rows))
+            on_size(report, size)
+    return report
+
+
+def _measure_size(
+    settings: LayerSettings,
+    cases: Sequence[Case],
+    size: tuple[int, int],
+    earlier: Sequence[LayerRow],
+    watch: Watch,
+) -> list[LayerRow]:
+    title = f"{size[0]}x{size[1]}"
+    rows: dict[str, LayerRow] = {}
+    step = watch(f"{title} memory", len(cases))
+    for case in cases:
+        findings = _count(settings, case, size)
+        problem = _known_problem(case, size, earlier)
+        if problem is None:
+            make = partial(make_layer, settings, case.name, size)
+            findings = measure_alone(make, settings, findings, backward=settings.backward)
+        else:
+            findings = replace(findings, problem=problem, training_problem=problem)
+        rows[case.name] = LayerRow(case, *size, findings)
+        step(case.name)
+
+    torch.compiler.reset()  # otherwise what was compiled for the last size becomes dynamic
+    subjects: dict[str, Subject] = {}
+    for name, row in rows.items():
+        if row.findings.problem is None:
+            subject = make_layer(settings, name, size)
+            first = next(iter(subjects.values()), subject)
+            subjects[name] = replace(subject, x=first.x)  # one input for all
+    for training in (False, True) if settings.backward else (False,):
+        label = f"{title} forward + backward" if training else f"{title} forward"
+        timings, problems = time_passes(
+            {
+                name: timed_pass(subject, training=training)
+                for name, subject in subjects.items()
+                if not (training and rows[name].findings.training_problem)
+            },
+            settings,
+            baseline=settings.baseline,
+            seconds=settings.seconds / 2 if settings.backward else settings.seconds,
+            watch=lambda phase, count, label=label: watch(f"{label} {phase}".strip(), count),
+        )
+        for name, timing in timings.items():
+            change = {"training": timing} if training else {"forward": timing}
+            rows[name] = replace(rows[name], **change)
+        for name, problem in problems.items():
+            findings = replace(rows[name].findings, training_problem=problem)
+            if not training:
+                findings = replace(findings, problem=problem)
+            rows[name] = replace(rows[name], findings=findings)
+    return list(rows.values())
+
+
+def _count(settings: LayerSettings, case: Case, size: tuple[int, int]) -> Findings:
+    """Parameters and FLOPs, on the meta device: nothing is computed, so no layer is too large."""
+    dtype = settings.torch_dtype
+    layer = case.build(settings.channels, "meta", dtype).eval()
+    x = torch.empty(settings.batch, settings.channels, *size, device="meta", dtype=dtype)
+    with torch.no_grad():
+        flops = count_flops(lambda: layer(x))
+    uncounted = getattr(layer, "uncounted_flops", None)
+    by_hand = flops if uncounted is None else flops + uncounted(settings.batch, *size)
+    return Findings(parameters=count_parameters(layer), flops=flops, flops_by_hand=by_hand)
+
+
+def _known_problem(case: Case, size: tuple[int, int], earlier: Sequence[LayerRow]) -> str | None:
+    """The problem of a layer on a smaller map, if size was the reason: it is not tried again."""
+    for row in earlier:
+        problem = row.findings.problem
+        smaller = row.positions < size[0] * size[1]
+        if row.case is case and smaller and problem and not problem.startswith("failed"):
+            return problem if " at " in problem else f"{problem} at {row.height}x{row.width}"
+    return None
+
+
+def make_layer(settings: LayerSettings, name: str, size: tuple[int, int]) -> Subject:
+    """Build a layer and its input."""
+    (case,) = find_cases([name])
+    torch.manual_seed(0)
+    module = case.build(settings.channels, settings.device, settings.torch_dtype)
+    shape = settings.batch, settings.channels, *size
+    x = torch.randn(shape, device=settings.device, dtype=settings.torch_dtype)
+    call: Any = torch.compile(module, dynamic=False) if case.compiled else module
+    return Subject(module, call, x)
