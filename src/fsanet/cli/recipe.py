@@ -1,4 +1,4 @@
-"""Recipes: YAML files and options that describe a network, its data and its training.
+"""Recipes: YAML files and options that describe a network, its data, training and evaluation.
 
 A recipe has the keys ``model``, ``data`` and ``task``; at the top level the arguments of
 `fsanet.train.train`; and under ``test`` those of `fsanet.train.evaluate`, for `fsanet eval`.
@@ -9,12 +9,13 @@ whichever module it was in when the file was written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from torch import nn
@@ -26,12 +27,9 @@ from fsanet.data.instances import InstanceData
 from fsanet.data.module import SegmentationData
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
-from fsanet.train.instance_training import evaluate_instances, train_instances
-from fsanet.train.instances import InstanceSegmentation
-from fsanet.train.semantic import SemanticSegmentation
-from fsanet.train.training import evaluate, train
+from fsanet.train import InstanceSegmentation, SemanticSegmentation, evaluate, train
 
-__all__ = ["INSTANCES", "KINDS", "SEMANTIC", "Kind", "Recipe", "read_yaml"]
+__all__ = ["Recipe", "Test", "call_with_data", "read_yaml", "run_config"]
 
 
 @dataclass(frozen=True)
@@ -42,17 +40,16 @@ class Kind:
         networks: classes that ``model`` may name, the default first.
         data: base class of the data modules.
         task: the Lightning module.
-        train, evaluate: functions whose arguments are options.
         network_facts, task_facts: arguments of network and task that are taken from the data.
+        split: evaluated by default; instance data have no test split with labels.
     """
 
     networks: tuple[type[nn.Module], ...]
     data: type
     task: type
-    train: Any
-    evaluate: Any
     network_facts: tuple[str, ...]
     task_facts: tuple[str, ...]
+    split: str
 
     def data_classes(self) -> dict[str, type]:
         """Names and classes of all data modules of this kind."""
@@ -68,19 +65,17 @@ SEMANTIC = Kind(
     networks=(FsaNet, SegformerFsa),
     data=SegmentationData,
     task=SemanticSegmentation,
-    train=train,
-    evaluate=evaluate,
     network_facts=("num_classes", "classes", "palette"),
     task_facts=("classes", "ignore_index"),
+    split="test",
 )
 INSTANCES = Kind(
     networks=(MaskRcnnFsa,),
     data=InstanceData,
     task=InstanceSegmentation,
-    train=train_instances,
-    evaluate=evaluate_instances,
     network_facts=("num_classes", "classes", "category_ids"),
     task_facts=("classes",),
+    split="val",
 )
 KINDS = (SEMANTIC, INSTANCES)
 
@@ -126,7 +121,7 @@ class Recipe:
         self.options = self.parser.parse([_short(token) for token in rest], given)
 
     def data(self) -> Any:
-        """The data module."""
+        """The data module, a new one at each call."""
         return instantiate_data(self.parser, self.options)
 
     def task(self, data: Any) -> Any:
@@ -177,13 +172,97 @@ def train_parser(kind: Kind) -> CommandParser:
         kind.task, "task", skip={"model", *kind.task_facts}, instantiate=False
     )
     others = {"task", "data", "out", "config", "callbacks"}
-    parser.add_function_arguments(kind.train, skip=others)
+    parser.add_function_arguments(train, as_group=False, skip=others)
     # Kept with the run for `fsanet eval`; training itself does not use them.
-    trainer = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
-    parser.add_function_arguments(kind.evaluate, "test", skip=trainer)
+    here = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
+    parser.add_function_arguments(evaluate, "test", skip=here)
+    parser.set_defaults({"test.split": kind.split})
     # One seed for weights, order, augmentation and dropout.
     parser.link_arguments("seed", "data.init_args.seed")
     return parser
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a network is tested.
+
+    Attributes:
+        data: the data module, or None where none is known.
+        data_options: its class_path and init_args.
+        options: arguments of `fsanet.train.evaluate`, "split" among them.
+    """
+
+    data: Any
+    data_options: dict[str, Any] | None
+    options: dict[str, Any]
+
+    def evaluate(self, model: Any) -> Any:
+        """Scores of a network or of a saved one."""
+        return evaluate(model, self.data, **self.options)
+
+
+def call_with_data(
+    command: str, function: Callable[..., int], arguments: Sequence[str], *, need_data: bool = True
+) -> int:
+    """Call a function that evaluates: its own options, and those of `fsanet.train.evaluate`.
+
+    A run folder given as ``model`` provides the data and the way of testing by default.
+
+    Args:
+        command: its name on the command line.
+        function: called with its own options, the first of them ``model``, and ``test``, a `Test`.
+        arguments: of the command line, without the command.
+        need_data: whether missing data are an error.
+
+    Raises:
+        InputError: wrong options, in one line.
+    """
+    parser, testing = evaluation_parser(command, function)
+    tokens = [_short(token) for token in parser.translate(arguments)]
+    model = next((token for token in tokens if not token.startswith("-")), "")
+    run = run_config(Path(model)) if model else {}
+    options = dict(token.partition("=")[::2] for token in tokens)
+    data = options.get("--data") or options.get("--data.class_path") or _class_name(run.get("data"))
+    parser.set_defaults({"split": kind_of(data).split})
+    known = {name: value for name, value in run.get("test", {}).items() if name in testing}
+    if isinstance(run.get("data"), dict):
+        known["data"] = with_classes(run, "")["data"]
+    try:
+        parser.set_defaults(known)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise InputError(f"{model}/config.yaml: {one_line(error)}") from error
+    parsed = parser.parse(tokens)
+    if parsed.data is None and need_data:
+        raise InputError(
+            f"{model}: not a run folder, so its data are not known; give --data, as in "
+            "--data FolderData --data.root DIR"
+        )
+    module = None if parsed.data is None else instantiate_data(parser, parsed)
+    values = parsed.as_dict()
+    how = {name: values.pop(name) for name in testing}
+    return function(test=Test(module, values.pop("data"), how), **values)
+
+
+def evaluation_parser(
+    command: str, function: Callable[..., int]
+) -> tuple[CommandParser, list[str]]:
+    """A parser for `call_with_data`, and the names of the options of `evaluate`."""
+    documentation = docstring_parser.parse(function.__doc__ or "")
+    parser = CommandParser(command, documentation.description or "")
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=True, skip={"test"}
+    )
+    parser.add_subclass_arguments(tuple(kind.data for kind in KINDS), "data")
+    names = parser.add_function_arguments(evaluate, as_group=False, skip={"model", "data"})
+    return parser, names
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """The recipe of a run folder, or of the run that a model folder belongs to; else empty."""
+    for file in (folder / "config.yaml", folder.parent / "config.yaml"):
+        if file.is_file() and (file.parent == folder or folder.name == "model"):
+            return read_yaml(file)
+    return {}
 
 
 def instantiate_data(parser: CommandParser, options: Namespace) -> Any:
