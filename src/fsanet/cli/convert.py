@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +24,9 @@ Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 def run(arguments: list[str]) -> int:
     if any(text == "--from" or text.startswith("--from=") for text in arguments):
         # "from" is a keyword of Python, so the parameter has another name.
-        renamed = ["--source" + text[6:] if text.startswith("--from") else text for text in arguments]
+        renamed = [
+            a.replace("--from", "--source", 1) if a[:6] == "--from" else a for a in arguments
+        ]
         return call("convert", convert_checkpoint, renamed)
     from fsanet.cli.recipe import call_with_data
 
@@ -251,7 +255,7 @@ def _compare(before: Any, after: nn.Module, test: Test) -> dict[str, dict[str, f
     import torch
 
     from fsanet.convert.conversion import align_columns
-    from fsanet.cost import forward_costs
+    from fsanet.cost import Quartiles, Timed, peak_memory, time_calls
     from fsanet.data.images import read_image
 
     networks = {"before": before, "after": after}
@@ -261,20 +265,24 @@ def _compare(before: Any, after: nn.Module, test: Test) -> dict[str, dict[str, f
     device = torch.device("cuda" if gpu else "cpu")
     picture = read_image(test.data.dataset(split)[0][0])
     image = before.normalise(picture[None].to(device))
-    costs = forward_costs({n: m.to(device).eval() for n, m in networks.items()}, image)
+    calls = {name: partial(net.to(device).eval(), image) for name, net in networks.items()}
+    with torch.inference_mode():
+        timed = {name: Timed(call) for name, call in calls.items()}
+        seconds = time_calls(timed, device=device, rounds=5)
+        peaks = {name: peak_memory(call, device) or 0 for name, call in calls.items()}
     before.cpu(), after.cpu()
     rows = [["", "mIoU %", "pixel accuracy %", "ms", "peak MiB"]]
     found = {}
     for name, score in scores.items():
-        cost = costs[name]
+        middle = Quartiles.of(list(seconds[name].values())).median
         found[name] = {
             "miou": score.miou,
             "pixel_accuracy": score.pixel_accuracy,
-            "seconds": cost.seconds,
-            "peak_bytes": cost.bytes,
+            "seconds": middle,
+            "peak_bytes": peaks[name],
         }
-        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * cost.seconds)
-        rows.append([name, *(f"{v:.2f}" for v in figures), f"{cost.bytes / 2**20:.1f}"])
+        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
+        rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
     height, width = picture.shape[-2:]
     print(f"\n{split} split; time and memory for one {width} x {height} image on {device}:")
     print("\n".join(align_columns(rows, left=1)))
@@ -284,16 +292,18 @@ def _compare(before: Any, after: nn.Module, test: Test) -> dict[str, dict[str, f
 def _save(conversion: Conversion, source: str, out: Path) -> None:
     """Save in the format that the network came in: this library's, or transformers'."""
     from fsanet.convert import convert_attention, save_converted
-    from fsanet.convert.saved import is_transformers_folder
+    from fsanet.convert.saved import network_folder
 
-    if not is_transformers_folder(source):
+    folder = network_folder(source)
+    config = Path(folder, "config.json")
+    if not config.is_file() or "model_type" not in json.loads(config.read_text(encoding="utf-8")):
         save_converted(conversion, out)
         return
     from transformers import SegformerForSemanticSegmentation
 
     module = conversion.modules[0]
     again = convert_attention(
-        SegformerForSemanticSegmentation.from_pretrained(source),
+        SegformerForSemanticSegmentation.from_pretrained(folder),
         {glob.escape(one.name): one.k for one in conversion.modules},
         module.similarity,  # type: ignore[arg-type]
         route=module.route,  # type: ignore[arg-type]

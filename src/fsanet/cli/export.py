@@ -5,9 +5,7 @@ from __future__ import annotations
 from fsanet.cli.parsing import call
 
 
-def export(
-    model: str, *, out: str, size: tuple[int, int] = (512, 512), fixed: bool = False
-) -> int:
+def export(model: str, *, out: str, size: tuple[int, int] = (512, 512), fixed: bool = False) -> int:
     """Write a trained network as one ONNX or torch.export file.
 
     The file takes RGB images in 0..1 and gives logits, for any height and width that are multiples

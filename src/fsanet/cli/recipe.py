@@ -249,9 +249,7 @@ def evaluation_parser(
     """A parser for `call_with_data`, and the names of the options of `evaluate`."""
     documentation = docstring_parser.parse(function.__doc__ or "")
     parser = CommandParser(command, documentation.description or "")
-    parser.add_function_arguments(
-        function, as_group=False, as_positional=True, skip={"test"}
-    )
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"test"})
     parser.add_subclass_arguments(tuple(kind.data for kind in KINDS), "data")
     names = parser.add_function_arguments(evaluate, as_group=False, skip={"model", "data"})
     return parser, names

@@ -143,4 +143,3 @@ def _recipe(file: str, variant: Variant, steps: int | None, seed: int) -> Recipe
         band = json.dumps(variant.k or variant.as_dict()["band"])
         changes = ["--model.attention=frequency", f"--model.k={band}"]
     return Recipe(["--config", file, *changes, f"--steps={steps}", f"--seed={seed}"])
-
