@@ -46,9 +46,7 @@ SMALLER = {
     "SegformerFsa": ["--model.init_args.variant=b0"],
     "MaskRcnnFsa": ["--model.backbone=resnet10t", "--model.positions=[p4]"],
 }
-SEGFORMER_B5 = (
-    "--model.variant b5 --data.crop 640 640 --data.resize 2560 640 --test.resize 2560 640"
-)
+B5 = "--model.variant b5 --data.crop 640 640 --data.resize 2560 640 --test.resize 2560 640"
 R101 = "--model.backbone resnet101 --model.backbone_weights ResNet101_Weights.IMAGENET1K_V1"
 # The rows of docs/recipes.md that are no file of their own.
 ROWS = [
@@ -59,7 +57,7 @@ ROWS = [
         for k in (5, 8)
     ),
     *(("segformer_ade20k", f"--model.variant b{size}") for size in range(5)),
-    ("segformer_ade20k", SEGFORMER_B5),
+    ("segformer_ade20k", B5),
     *(("segformer_cityscapes", f"--model.variant b{size}") for size in range(6)),
     ("coco_mask_rcnn", R101),
 ]

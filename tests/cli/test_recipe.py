@@ -74,20 +74,8 @@ def test_network_named_on_the_command_line(flat, arguments):
 
 
 def test_no_recipe_at_all():
-    recipe = Recipe(
-        [
-            "--data",
-            "SceneData",
-            "--data.batch_size",
-            "3",
-            "--model.encoder",
-            "resnet10t",
-            "--steps",
-            "4",
-            "--seed",
-            "7",
-        ]
-    )
+    given = "--data SceneData --data.batch_size 3 --model.encoder resnet10t --steps 4 --seed 7"
+    recipe = Recipe(given.split())
     assert recipe.options.model.init_args.encoder == "resnet10t"
     assert recipe.options.data.init_args.batch_size == 3
     assert recipe.options.data.init_args.seed == 7

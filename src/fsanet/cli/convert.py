@@ -24,9 +24,7 @@ Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 def run(arguments: list[str]) -> int:
     if any(text == "--from" or text.startswith("--from=") for text in arguments):
         # "from" is a keyword of Python, so the parameter has another name.
-        renamed = [
-            a.replace("--from", "--source", 1) if a[:6] == "--from" else a for a in arguments
-        ]
+        renamed = ["--source" + a[6:] if a.startswith("--from") else a for a in arguments]
         return call("convert", convert_checkpoint, renamed)
     from fsanet.cli.recipe import call_with_data
 
