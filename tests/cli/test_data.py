@@ -8,8 +8,7 @@ from support.miniature import write_camvid, write_cityscapes
 
 from fsanet.cli import data as command
 from fsanet.cli import main as cli
-from fsanet.data.datasets.downloads import DOWNLOADS
-from fsanet.data.datasets.layouts import LAYOUTS
+from fsanet.data.check import LAYOUTS
 
 
 def run(capsys, *arguments):
@@ -64,9 +63,9 @@ def test_missing_download_prints_what_to_get_where_and_how_to_check(tmp_path, ca
     code, out, err = run(capsys, tmp_path / "none", "--layout", layout)
     assert code == 2
     assert err.count("\n") == 1
-    for archive, _ in DOWNLOADS[layout].archives:
+    for archive in LAYOUTS[layout].archives:
         assert archive in out
-    assert DOWNLOADS[layout].site in out
+    assert LAYOUTS[layout].site in out
     assert f"{tmp_path / 'none'}/" in out
     if layout != "folder":
         assert f"fsanet data check {tmp_path / 'none'} --layout {layout}" in out
@@ -75,8 +74,7 @@ def test_missing_download_prints_what_to_get_where_and_how_to_check(tmp_path, ca
 
 
 def test_layouts_of_the_option_are_the_known_ones():
-    assert command._LAYOUTS == LAYOUTS
-    assert set(DOWNLOADS) == set(LAYOUTS)
+    assert tuple(LAYOUTS) == command._LAYOUTS
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("faster_coco_eval")
 
 from fsanet.cli import main as cli
-from fsanet.data.datasets.coco import decode_masks
+from fsanet.data.annotations import decode_masks
 from fsanet.data.datasets.instance_scenes import InstanceScenes, write_coco
 from fsanet.predict.instances import InstancePredictor
 
@@ -48,7 +48,7 @@ def config(folder):
             },
         },
         "data": {
-            "class_path": "fsanet.data.instances.CocoData",
+            "class_path": "fsanet.data.CocoData",
             "init_args": {
                 "root": str(folder),
                 **paths,

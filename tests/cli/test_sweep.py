@@ -77,7 +77,7 @@ def fails(capsys, *arguments):
 
 
 def data_of(config):
-    from fsanet.data.module import FolderData
+    from fsanet.data import FolderData
 
     return FolderData(**yaml.safe_load(config.read_text())["data"]["init_args"])
 

@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
 
 from fsanet.data.augment import (
     MEAN_COLOUR,
-    ClassRatioCrop,
+    BoxesFromMasks,
     PadTo,
     PhotometricDistortion,
-    RandomScale,
     ScaleAndCrop,
-    eval_transform,
+    boxes_around,
+    instance_train_transform,
     train_transform,
 )
 from fsanet.errors import InputError
@@ -79,7 +81,7 @@ def test_scaled_mask_has_no_offset_against_the_image(factor):
     """A ramp: the mask's id must be the image's value, not that of half a pixel to the left."""
     ramp = torch.arange(60).expand(30, 60)
     image = tv_tensors.Image((4 * ramp).to(torch.uint8).expand(3, 30, 60))
-    scaled, mask = RandomScale(factor, factor)(image, tv_tensors.Mask(ramp.clone()))
+    scaled, mask = ScaleAndCrop(None, scale=(factor, factor))(image, tv_tensors.Mask(ramp.clone()))
     assert mask.shape == (round(30 * factor), round(60 * factor))
     inside = slice(3, -3)
     difference = scaled[0, :, inside].float() / 4 - mask[:, inside]
@@ -108,7 +110,8 @@ def test_factor_one_can_stand_for_a_size(size, factor, expected):
 def test_scale_range_is_used_evenly():
     torch.manual_seed(0)
     pair = painted(blocks(100, 100))
-    factors = np.array([RandomScale(0.5, 2.0)(*pair)[1].shape[0] / 100 for _ in range(200)])
+    transform = ScaleAndCrop(None, scale=(0.5, 2.0))
+    factors = np.array([transform(*pair)[1].shape[0] / 100 for _ in range(200)])
     assert factors.min() >= 0.5
     assert factors.max() <= 2.0
     assert abs(factors.mean() - 1.25) < 0.1
@@ -122,8 +125,8 @@ def test_class_ratio_crop_avoids_crops_of_one_class():
     pair = painted(mask)
     torch.manual_seed(0)
 
-    def share_of_mixed(max_ratio: float) -> float:
-        crop = ClassRatioCrop((64, 64), max_ratio=max_ratio)
+    def share_of_mixed(class_ratio: float) -> float:
+        crop = ScaleAndCrop((64, 64), class_ratio=class_ratio)
         masks = [crop(*pair)[1] for _ in range(200)]
         return sum(0.25 <= float((m == 1).float().mean()) <= 0.75 for m in masks) / 200
 
@@ -134,50 +137,43 @@ def test_class_ratio_crop_avoids_crops_of_one_class():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-@pytest.mark.parametrize("within", [None, (90, 45)])
-def test_scaling_and_cropping_at_once_is_scaling_then_cropping(within, dtype):
-    """The same pixels, and the same draws: whatever comes after stays what it was, too."""
-    scale = RandomScale(0.5, 2.0, within=within)
-    crop = ClassRatioCrop((40, 48), max_ratio=0.4)
-    for seed in range(25):
+@pytest.mark.parametrize("resize", [None, (90, 45)])
+def test_crop_is_a_part_of_the_whole_scaled_image(resize, dtype):
+    """Cropping does not change the factor drawn, nor any pixel."""
+    options = {"scale": (0.5, 2.0), "resize": resize}
+    for seed in range(10):
         torch.manual_seed(seed)
         image, mask = painted(blocks())
-        pair = tv_tensors.Image(image), tv_tensors.Mask(mask.to(dtype))
+        pair = image, tv_tensors.Mask(mask.to(dtype))
         torch.manual_seed(seed)
-        separate = crop(*scale(*pair))
-        after = torch.rand(3)
+        whole, whole_ids = ScaleAndCrop(None, **options)(*pair)
         torch.manual_seed(seed)
-        image, mask = ScaleAndCrop(scale, crop)(*pair)
-        assert torch.equal(torch.rand(3), after)
-        assert mask.dtype is dtype
-        assert torch.equal(mask, separate[1])
-        # Rounded once more where torch cannot resize uint8 as such.
-        assert (image.int() - separate[0].int()).abs().max() <= 1
-
-
-def test_recipes_crop_out_of_the_scaled_image():
-    steps = train_transform((8, 8)).transforms
-    assert isinstance(steps[0], ScaleAndCrop)
-    assert not any(isinstance(step, RandomScale | ClassRatioCrop) for step in steps)
-    assert isinstance(train_transform((8, 8), scale=(1, 1)).transforms[0], ClassRatioCrop)
-    assert isinstance(train_transform(None).transforms[0], RandomScale)
+        part, ids = ScaleAndCrop((40, 48), class_ratio=1.0, **options)(*pair)
+        assert ids.dtype is dtype
+        height, width = min(40, whole.shape[1]), min(48, whole.shape[2])
+        assert tuple(ids.shape) == tuple(part.shape[1:]) == (height, width)
+        windows = whole_ids.unfold(0, height, 1).unfold(1, width, 1)
+        places = (windows == ids).all(-1).all(-1).nonzero().tolist()
+        crops = [whole[:, y : y + height, x : x + width].int() for y, x in places]
+        # Rounded once more where torch cannot resize uint8 natively.
+        assert any((part.int() - crop).abs().max() <= 1 for crop in crops)
 
 
 def test_class_ratio_counts_labelled_pixels_only():
     """Half class 0, half class 1, but ignored pixels are the most."""
     mask = torch.full((40, 40), 255)
     mask[:, :2], mask[:, 38:] = 0, 1
-    crop = ClassRatioCrop((40, 40), max_ratio=0.5)
-    assert crop._mixed(mask)
+    crop = ScaleAndCrop((40, 40), class_ratio=0.5)
+    assert crop.is_mixed(mask)
     mask[:, 38:] = 255
-    assert not crop._mixed(mask)  # one class alone
-    assert not crop._mixed(torch.full((40, 40), 255))  # nothing at all
+    assert not crop.is_mixed(mask)  # one class alone
+    assert not crop.is_mixed(torch.full((40, 40), 255))  # nothing at all
 
 
 def test_class_ratio_crop_gives_up_after_its_attempts(monkeypatch):
-    crop = ClassRatioCrop((8, 8), attempts=10)
+    crop = ScaleAndCrop((8, 8), attempts=10)
     calls = []
-    monkeypatch.setattr(crop, "_mixed", lambda ids: bool(calls.append(tuple(ids.shape))))
+    monkeypatch.setattr(crop, "is_mixed", lambda ids: bool(calls.append(tuple(ids.shape))))
     assert crop(*painted(torch.zeros(32, 32, dtype=torch.long)))[1].shape == (8, 8)
     assert calls == [(8, 8)] * 10
 
@@ -186,7 +182,7 @@ def test_crop_reaches_every_position():
     torch.manual_seed(0)
     mask = torch.arange(30).reshape(5, 6)
     image = tv_tensors.Image(torch.zeros(3, 5, 6, dtype=torch.uint8))
-    crop = ClassRatioCrop((4, 5), max_ratio=1.0)
+    crop = ScaleAndCrop((4, 5), class_ratio=1.0)
     corners = {int(crop(image, tv_tensors.Mask(mask))[1][0, 0]) for _ in range(60)}
     assert corners == {0, 1, 6, 7}
 
@@ -245,13 +241,6 @@ def test_photometric_turns_hue_but_never_swaps_channels():
     assert (outs[:, 1] - outs[:, 2]).abs().max() > 30
 
 
-def test_eval_keeps_everything():
-    pair = painted(blocks())
-    image, mask = eval_transform()(*pair)
-    assert torch.equal(image, pair[0])
-    assert torch.equal(mask, pair[1])
-
-
 def test_no_step_at_all():
     pair = painted(blocks())
     out = train_transform(None, scale=(1, 1), flip=False, photometric=False)(*pair)
@@ -272,3 +261,127 @@ def test_no_step_at_all():
 def test_bad_arguments(options, message):
     with pytest.raises(InputError, match=message):
         train_transform(**{"crop": (8, 8), **options})
+
+
+# ---- instances
+
+SHADES = (60, 140, 220)
+
+
+def item(size=(60, 90)):
+    """Three boxes, each of its own shade; the third is a crowd."""
+    height, width = size
+    boxes = torch.tensor([[5.0, 5, 35, 25], [40, 10, 80, 50], [0, 40, 30, 60]])
+    masks = torch.zeros(3, height, width, dtype=torch.uint8)
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    for mask, box, shade in zip(masks, boxes.int().tolist(), SHADES, strict=True):
+        mask[box[1] : box[3], box[0] : box[2]] = 1
+        image[:, box[1] : box[3], box[0] : box[2]] = shade
+    return tv_tensors.Image(image), {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "masks": tv_tensors.Mask(masks),
+        "labels": torch.tensor([1, 2, 3]),
+        "iscrowd": torch.tensor([0, 0, 1]),
+        "area": torch.tensor([600.0, 1600.0, 600.0]),
+        "image_id": 1,
+    }
+
+
+def transformed(seed, **options):
+    torch.manual_seed(seed)
+    options = {"size": (48, 64), "photometric": False, **options}
+    return instance_train_transform(**options)(*item())
+
+
+def test_masks_boxes_and_labels_stay_together():
+    counts = set()
+    for seed in range(30):
+        image, target = transformed(seed, scale=(0.5, 3.0))
+        assert image.shape == (3, 48, 64)
+        count = len(target["labels"])
+        assert target["boxes"].shape == (count, 4)
+        assert target["masks"].shape == (count, 48, 64)
+        counts.add(count)
+        for box, mask, label in zip(
+            target["boxes"].tolist(), target["masks"].bool(), target["labels"].tolist(), strict=True
+        ):
+            rows, columns = mask.nonzero().T
+            assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert image[0][mask].float().median() == SHADES[label - 1]
+    assert 2 in counts  # both are seen at times
+    assert counts <= {0, 1, 2}  # the crowd never
+    assert counts & {0, 1}  # and sometimes one is cropped away
+
+
+def test_padding_has_the_mean_colour():
+    image, _ = transformed(0, scale=(0.3, 0.3), flip=False)
+    padded = (image == torch.tensor(MEAN_COLOUR)[:, None, None]).all(0)
+    assert padded.sum() == 48 * 64 - 12 * 19  # 60 x 90 fitted to 42.7 x 64, times 0.3
+
+
+def test_mirror():
+    plain, target = transformed(0, size=None, flip=False)
+    assert torch.equal(plain, item()[0])
+    for seed in range(20):
+        image, mirrored = transformed(seed, size=None)
+        if not torch.equal(image, plain):
+            assert torch.equal(image, plain.flip(-1))
+            assert torch.equal(mirrored["masks"], target["masks"].flip(-1))
+            assert mirrored["boxes"][0].tolist() == [55, 5, 85, 25]
+            break
+    else:
+        pytest.fail("never mirrored")
+
+
+def test_colours_change_the_image_alone():
+    plain, target = transformed(3, size=None, flip=False)
+    images = [transformed(s, size=None, flip=False, photometric=True) for s in range(5)]
+    assert any(not torch.equal(image, plain) for image, _ in images)
+    assert all(torch.equal(t["masks"], target["masks"]) for _, t in images)
+
+
+def test_slivers_are_dropped():
+    _, target = transformed(0, size=None, flip=False, min_side=21)
+    assert target["labels"].tolist() == [2]  # the other one is 20 pixels high
+
+
+def test_boxes_are_those_of_torchvision_but_for_the_far_edge():
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(40, 13, 17, generator=generator) > 0.993).to(torch.uint8)
+    seen = masks.bool().flatten(1).any(1)
+    assert 0 < int(seen.sum()) < 40
+    boxes = boxes_around(masks)
+    expected = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
+    assert boxes.dtype is torch.float32
+    assert torch.equal(boxes[seen], expected)
+    assert not (boxes[~seen, 2:] - boxes[~seen, :2]).any()
+    assert torch.equal(boxes_around(masks.transpose(1, 2))[:, [1, 0, 3, 2]][seen], expected)
+    assert boxes_around(masks[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("min_side", [0.0, 1.0, 2.0, 3.5, 30.0])
+def test_what_is_dropped_is_what_torchvision_drops(min_side):
+    """BoxesFromMasks against torchvision's boxes and its SanitizeBoundingBoxes."""
+    generator = torch.Generator().manual_seed(1)
+    masks = (torch.rand(60, 13, 17, generator=generator) > 0.985).to(torch.uint8)
+    image, target = item((13, 17))
+    canvas = target["boxes"]
+    labels = torch.arange(60)
+    boxes = tv_tensors.wrap(torch.zeros(60, 4), like=canvas)
+    given = {"boxes": boxes, "masks": tv_tensors.Mask(masks), "labels": labels}
+    _, found = BoxesFromMasks(min_side)(image, given)
+    around = torch.zeros(60, 4)
+    seen = masks.bool().flatten(1).any(1)
+    around[seen] = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
+    given["boxes"] = tv_tensors.wrap(around, like=canvas)
+    _, expected = v2.SanitizeBoundingBoxes(min_size=max(min_side, 1))(image, given)
+    assert 0 < len(expected["labels"]) < 60 or min_side == 30
+    for name in ("boxes", "masks", "labels"):
+        assert torch.equal(found[name], expected[name])
+        assert type(found[name]) is type(expected[name])
+
+
+@pytest.mark.parametrize("options", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"size": (0, 5)}])
+def test_options_that_make_no_sense(options):
+    with pytest.raises(InputError):
+        transformed(0, **options)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fsanet.data.datasets.class_names import CITYSCAPES
+from fsanet.data.datasets.cityscapes import CLASSES, PALETTE
 from fsanet.errors import InputError
 from fsanet.predict.cityscapes_export import check_cityscapes_classes, export_cityscapes
 
@@ -23,8 +23,8 @@ bus, caravan, trailer, train, motorcycle, bicycle
 class Reader(nn.Module):
     """Says the class that the red channel of a pixel names, so that the result is known."""
 
-    classes = CITYSCAPES.classes
-    palette = CITYSCAPES.palette
+    classes = CLASSES
+    palette = PALETTE
     num_classes = 19
 
     def normalise(self, images):
@@ -62,7 +62,7 @@ def test_round_trip(images, tmp_path):
             with Image.open(io.BytesIO(archive.read(f"{name}_gtFine_labelIds.png"))) as mask:
                 assert mask.mode == "L"
                 found = [[names[value] for value in row] for row in np.asarray(mask).tolist()]
-            assert found == [[CITYSCAPES.classes[value] for value in row] for row in ids.tolist()]
+            assert found == [[CLASSES[value] for value in row] for row in ids.tolist()]
 
 
 def test_read_back_by_the_reader_of_the_data_set(images, tmp_path):
@@ -146,10 +146,10 @@ def test_names_are_checked_before_the_work(images, tmp_path):
 
 def test_classes_of_other_data_sets():
     check_cityscapes_classes([str(i) for i in range(19)])
-    check_cityscapes_classes([name.replace(" ", "_").title() for name in CITYSCAPES.classes])
+    check_cityscapes_classes([name.replace(" ", "_").title() for name in CLASSES])
     with pytest.raises(InputError, match="has 3 classes"):
         check_cityscapes_classes("abc")
-    swapped = list(CITYSCAPES.classes)
+    swapped = list(CLASSES)
     swapped[3], swapped[4] = swapped[4], swapped[3]
     with pytest.raises(InputError, match="class 3 of the model is 'fence'"):
         check_cityscapes_classes(swapped)

@@ -13,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
 
-from fsanet.data.datasets.coco import decode_masks
+from fsanet.data.annotations import decode_masks
 from fsanet.errors import InputError
 from fsanet.models.mask_rcnn import MaskRcnnFsa
 from fsanet.predict.instances import InstancePredictor, predict_instances_to_folder

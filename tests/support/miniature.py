@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fsanet.data.datasets.class_names import ADE20K as ADE20K_LABELS
+from fsanet.data.datasets.ade20k import CLASSES as NAMES
 
-NAMES = ADE20K_LABELS.classes
 CITYSCAPES = {
     "train": ("aachen_000000_000019", "bochum_000000_000313", "aachen_000001_000019"),
     "val": ("frankfurt_000000_000294", "lindau_000000_000019"),

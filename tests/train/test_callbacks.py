@@ -130,7 +130,7 @@ def test_slow_data_is_waited_for_and_told_once(tmp_path, capsys):
     assert len(told) == 1
     assert "raise data.init_args.workers (now 0; " in told[0]
     assert "data.init_args.cache: true" in told[0]
-    assert "fsanet data speed" in told[0]
+    assert "benchmarks/data_loading.py" in told[0]
     assert "waiting for data 75 %" in capsys.readouterr().out
 
 

@@ -18,7 +18,7 @@ from fsanet.attention.similarity import Similarity
 from fsanet.bench import layers
 from fsanet.errors import InputError
 
-__all__ = ["CASES", "PAPER_CLAIMS", "PAPER_LAYERS", "PAPER_SIZES", "Case", "Floor", "find_cases"]
+__all__ = ["CASES", "PAPER_CLAIMS", "PAPER_LAYERS", "Case", "Floor", "find_cases"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,6 @@ PAPER_LAYERS = (
     "linear_softmax-R2",
     "floor",
 )
-PAPER_SIZES = ((97, 97), (129, 129))
 PAPER_CLAIMS = {"memory": (87.29, 90.04), "FLOPs": (96.13, 98.07), "time": (97.56, 98.18)}
 
 

@@ -97,10 +97,13 @@ class LayerReport:
         """The p of ``forward seconds ~ N ** p`` for each layer that ran at two sizes or more."""
         found = {}
         for name in dict.fromkeys(row.case.name for row in self.rows):
-            rows = [row for row in self.of(name) if row.forward is not None]
-            positions = [row.positions for row in rows]
-            if len(set(positions)) > 1:
-                found[name] = exponent(positions, [row.forward.seconds.median for row in rows])
+            points = [
+                (row.positions, row.forward.seconds.median)
+                for row in self.of(name)
+                if row.forward is not None
+            ]
+            if len({n for n, _ in points}) > 1:
+                found[name] = exponent([n for n, _ in points], [seconds for _, seconds in points])
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,7 +184,8 @@ def _measure_size(
             subject = make_layer(settings, name, size)
             first = next(iter(subjects.values()), subject)
             subjects[name] = replace(subject, x=first.x)  # one input for all
-    for training in (False, True) if settings.backward else (False,):
+
+    def time(*, training: bool) -> None:
         label = f"{title} forward + backward" if training else f"{title} forward"
         timings, problems = time_passes(
             {
@@ -192,16 +196,20 @@ def _measure_size(
             settings,
             baseline=settings.baseline,
             seconds=settings.seconds / 2 if settings.backward else settings.seconds,
-            watch=lambda phase, count, label=label: watch(f"{label} {phase}".strip(), count),
+            watch=lambda phase, count: watch(f"{label} {phase}".strip(), count),
         )
         for name, timing in timings.items():
-            change = {"training": timing} if training else {"forward": timing}
-            rows[name] = replace(rows[name], **change)
+            row = rows[name]
+            rows[name] = replace(row, training=timing) if training else replace(row, forward=timing)
         for name, problem in problems.items():
             findings = replace(rows[name].findings, training_problem=problem)
             if not training:
                 findings = replace(findings, problem=problem)
             rows[name] = replace(rows[name], findings=findings)
+
+    time(training=False)
+    if settings.backward:
+        time(training=True)
     return list(rows.values())
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
+from fsanet.attention import AttentionKind, FrequencySelfAttention, make_attention
+from fsanet.attention.block import AttentionBlock
 from fsanet.attention.similarity import Similarity
 from fsanet.bench.measure import (
     Findings,
@@ -44,7 +45,11 @@ from fsanet.models import FsaNet
 
 __all__ = ["VARIANTS", "NetworkReport", "NetworkRow", "NetworkSettings", "compare_networks"]
 
-VARIANTS = ("none", "regular", "frequency")
+VARIANTS: dict[str, AttentionKind | None] = {
+    "none": None,
+    "regular": "spatial",
+    "frequency": "frequency",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +158,12 @@ def compare_networks(settings: NetworkSettings, *, watch: Watch = no_watch) -> N
         row = NetworkRow(name, found)
         if name in timings:
             none = timings.get("none")
+            over = None if none is None else ratios(timings[name].rounds, none.rounds)
             row = NetworkRow(
                 name,
                 found,
                 latency=timings[name],
-                over_none=none and Quartiles.of(ratios(timings[name].rounds, none.rounds)),
+                over_none=None if over is None else Quartiles.of(over),
                 head=passes[name].share("head"),
                 attention=passes[name].share("attention") if name != "none" else None,
             )
@@ -194,22 +200,18 @@ def attention_layer(model: FsaNet, variant: str, settings: NetworkSettings) -> n
     Its weights are random: they do not change the cost.
     """
     own = model.head.attention
-    if variant == "none":
-        return nn.Identity()
-    shared: dict[str, Any] = {"zero_init": False}
-    if isinstance(own, (FrequencySelfAttention, SpatialSelfAttention)):
-        shared |= {"block": own.block, "qkv_bias": own.qkv_bias}
-    channels = model.head.classify.in_channels
+    options: dict[str, Any] = {"zero_init": False}
+    if isinstance(own, AttentionBlock):
+        options |= {"block": own.block, "qkv_bias": own.qkv_bias}
     if variant == "regular":
-        layer: nn.Module = SpatialSelfAttention(channels, similarity="softmax", **shared)
-    else:
-        if isinstance(own, FrequencySelfAttention):
-            shared |= {"k": own.band, "similarity": own.similarity, "recurrence": own.recurrence}
-        for name in ("k", "similarity", "recurrence"):
-            if getattr(settings, name) is not None:
-                shared[name] = getattr(settings, name)
-        layer = FrequencySelfAttention(channels, **shared)
+        options |= {"similarity": "softmax"}
+    elif isinstance(own, FrequencySelfAttention):
+        options |= {"k": own.band, "similarity": own.similarity, "recurrence": own.recurrence}
+    if variant == "frequency":
+        asked = {name: getattr(settings, name) for name in ("k", "similarity", "recurrence")}
+        options |= {name: value for name, value in asked.items() if value is not None}
     weight = model.head.classify.weight
+    layer = make_attention(VARIANTS[variant], weight.shape[1], **options)
     return layer.to(device=weight.device, dtype=weight.dtype).eval()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,9 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from fsanet.bench.compare_layers import LayerReport, LayerRow
+from fsanet.bench.measure import Timing
 from fsanet.files import write_whole
 
 __all__ = ["draw_scaling", "write_figures"]
+
+Value = Callable[[LayerRow], float | None]
 
 _INK, _GRID, _GREY = "#2b3138", "#e3e7eb", "#59626b"
 # The colours of Okabe and Ito, which readers with any colour vision can distinguish.
@@ -33,32 +37,32 @@ def write_figures(report: LayerReport, folder: str | Path) -> list[Path]:
     Raises:
         InputError: the folder cannot be written to.
     """
-    figures: dict[str, tuple[str, Callable[[LayerRow], float | None]]] = {
-        "time": (
-            "forward, milliseconds",
-            lambda row: row.forward and 1e3 * row.forward.seconds.median,
-        ),
+    figures: dict[str, tuple[str, Value]] = {
+        "time": ("forward, milliseconds", lambda row: _milliseconds(row.forward)),
         "memory": (
             "peak memory of forward above the input, MiB",
-            lambda row: row.findings.peak and row.findings.peak / 2**20,
+            lambda row: None if row.findings.peak is None else row.findings.peak / 2**20,
         ),
     }
     if any(row.training is not None for row in report.rows):
-        figures["training_time"] = (
-            "forward + backward, milliseconds",
-            lambda row: row.training and 1e3 * row.training.seconds.median,
-        )
+        label = "forward + backward, milliseconds"
+        figures["training_time"] = (label, lambda row: _milliseconds(row.training))
     written = []
     for name, (axis, value) in figures.items():
         png = draw_scaling(report, axis=axis, value=value)
-        path = Path(folder) / f"{name}.png"
-        written.append(write_whole(path, lambda stream, png=png: stream.write(png)))
+        written.append(write_whole(Path(folder) / f"{name}.png", partial(_write, png)))
     return written
 
 
-def draw_scaling(
-    report: LayerReport, *, axis: str, value: Callable[[LayerRow], float | None]
-) -> bytes:
+def _milliseconds(timing: Timing | None) -> float | None:
+    return None if timing is None else 1e3 * timing.seconds.median
+
+
+def _write(content: bytes, stream: BinaryIO) -> None:
+    stream.write(content)
+
+
+def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:
     """Draw one line per layer, labelled at its right end.
 
     This library's layers are drawn thick, the floor dashed.
@@ -119,7 +123,7 @@ class _Line:
     marker: str
 
 
-def _lines(report: LayerReport, value: Callable[[LayerRow], float | None]) -> list[_Line]:
+def _lines(report: LayerReport, value: Value) -> list[_Line]:
     lines: list[_Line] = []
     for name in dict.fromkeys(row.case.name for row in report.rows):
         rows = report.of(name)

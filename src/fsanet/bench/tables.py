@@ -11,20 +11,12 @@ from rich.table import Table
 from fsanet.bench.cases import PAPER_CLAIMS, PAPER_LAYERS
 from fsanet.bench.compare_layers import LayerReport, LayerRow
 from fsanet.bench.compare_networks import NetworkReport, NetworkRow
-from fsanet.bench.measure import Timing
+from fsanet.bench.measure import Findings, Timing
 from fsanet.cost import Quartiles
 
 __all__ = [
-    "Grid",
-    "cost_grid",
-    "describe_layers",
-    "describe_network",
-    "layers_markdown",
-    "network_grid",
-    "network_markdown",
-    "paper_grid",
-    "scaling_grid",
-    "time_grid",
+    *("Grid", "cost_grid", "describe_layers", "describe_network", "layers_markdown"),
+    *("network_grid", "network_markdown", "paper_grid", "scaling_grid", "time_grid"),
 ]
 
 LAYER_CONVENTIONS = """\
@@ -46,11 +38,11 @@ images. FLOPs as counted by `torch.utils.flop_counter`, 2 per multiply-add."""
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text: the first column is left-aligned, ``strong`` rows are in bold."""
+    """A table of text, its first column aligned left and the rows ``strong`` in bold."""
 
     title: str
     heading: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: list[tuple[str, ...]]
     strong: frozenset[int] = frozenset()
 
     def rich(self) -> Table:
@@ -77,21 +69,19 @@ def cost_grid(report: LayerReport, size: tuple[int, int]) -> Grid:
     """Parameters, FLOPs and memory of the layers at one size."""
     heading = "layer, parameters, GFLOP counted, by hand, peak MiB forward, training, kept MiB"
     rows = report.at(size)
-    cells = []
-    for row in rows:
-        found = row.findings
-        cells.append(
-            (
-                row.case.name,
-                thousands(found.parameters),
-                gigaflop(found.flops),
-                gigaflop(found.flops_by_hand),
-                mebibytes(found.peak) or found.problem or "",
-                mebibytes(found.training_peak) or found.training_problem or "",
-                mebibytes(found.kept),
-            )
-        )
-    return Grid(f"{_name(size)}: cost", tuple(heading.split(", ")), tuple(cells), _ours(rows))
+    cells = [(row.case.name, *_cost_cells(row.findings)) for row in rows]
+    return Grid(f"{_name(size)}: cost", tuple(heading.split(", ")), cells, _ours(rows))
+
+
+def _cost_cells(found: Findings) -> tuple[str, ...]:
+    return (
+        thousands(found.parameters),
+        gigaflop(found.flops),
+        gigaflop(found.flops_by_hand),
+        mebibytes(found.peak) or found.problem or "",
+        mebibytes(found.training_peak) or found.training_problem or "",
+        mebibytes(found.kept),
+    )
 
 
 def time_grid(report: LayerReport, size: tuple[int, int]) -> Grid:
@@ -99,15 +89,12 @@ def time_grid(report: LayerReport, size: tuple[int, int]) -> Grid:
     rows, settings = report.at(size), report.settings
     ratios = (f"times faster than {settings.baseline}", "times the floor", "rounds")
     heading: tuple[str, ...] = ("layer", "forward ms", *ratios)
+    cells = [(row.case.name, *_time_cells(row.forward, row.findings.problem)) for row in rows]
     if settings.backward:
         heading += ("fwd + bwd ms", *ratios)
-    cells = []
-    for row in rows:
-        line = (row.case.name, *_time_cells(row.forward, row.findings.problem))
-        if settings.backward:
-            line += _time_cells(row.training, row.findings.training_problem)
-        cells.append(line)
-    return Grid(f"{_name(size)}: time", heading, tuple(cells), _ours(rows))
+        for index, row in enumerate(rows):
+            cells[index] += _time_cells(row.training, row.findings.training_problem)
+    return Grid(f"{_name(size)}: time", heading, cells, _ours(rows))
 
 
 def _time_cells(timing: Timing | None, problem: str | None) -> tuple[str, ...]:
@@ -132,18 +119,13 @@ def scaling_grid(report: LayerReport) -> Grid | None:
     if not rows:
         return None
     heading = ("layer", "exponent p of time ~ N^p", "fitted over")
-    return Grid("Scaling of the forward pass", heading, tuple(rows), _ours(ours))
+    return Grid("Scaling of the forward pass", heading, rows, _ours(ours))
 
 
 def paper_grid(report: LayerReport) -> Grid:
     """Percent saved against the materialised layer at each size, above the paper's claims."""
     heading = (
-        "layer",
-        "memory saved %: forward",
-        "training",
-        "FLOPs saved %",
-        "time saved %: forward",
-        "fwd + bwd",
+        "layer, memory saved %: forward, training, FLOPs saved %, time saved %: forward, fwd + bwd"
     )
     rows: list[tuple[str, ...]] = []
     shown = []
@@ -165,7 +147,7 @@ def paper_grid(report: LayerReport) -> Grid:
     claims = {name: f"{low:.2f} - {high:.2f}" for name, (low, high) in PAPER_CLAIMS.items()}
     rows.append(("the paper", claims["memory"], "", claims["FLOPs"], claims["time"], ""))
     title = "The paper's claims: saved against materialised regular attention"
-    return Grid(title, heading, tuple(rows), _ours(shown))
+    return Grid(title, tuple(heading.split(", ")), rows, _ours(shown))
 
 
 def describe_layers(report: LayerReport) -> str:
@@ -194,20 +176,12 @@ def layers_markdown(report: LayerReport, *, command: str) -> str:
 def network_grid(report: NetworkReport) -> Grid:
     """Cost and time of the network with each kind of attention."""
     heading = (
-        "attention",
-        "parameters",
-        "GFLOP",
-        "peak MiB",
-        "latency ms",
-        "times that of none",
-        "images/s",
-        "head's share",
-        "attention's share",
-        "rounds",
+        *("attention", "parameters", "GFLOP", "peak MiB", "latency ms", "times that of none"),
+        *("images/s", "head's share", "attention's share", "rounds"),
     )
     s = report.settings
     title = f"{s.source}, {_name(s.size)}, batch {s.batch}"
-    rows = tuple(_network_cells(row, s.batch) for row in report.rows)
+    rows = [_network_cells(row, s.batch) for row in report.rows]
     ours = frozenset(i for i, row in enumerate(report.rows) if row.variant == "frequency")
     return Grid(title, heading, rows, ours)
 

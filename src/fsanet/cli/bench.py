@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fsanet.cost import Watch
 
 _SIZES = ("97x97", "128x128", "128x256", "256x512")
+_PAPER_SIZES = ("97x97", "129x129")
 _ENCODER = "resnet101s"
 
 
@@ -94,14 +95,14 @@ def bench(
         limit_seconds: leave out what takes longer than this for a forward pass; by default 20, for
             a network 120.
     """
-    for_layers = {"layers": layers, "sizes": sizes, "baseline": baseline, "figures": figures}
-    for_networks = {"image": image, "k": k, "similarity": similarity, "recurrence": recurrence}
-    if model is not None:
-        _refuse(for_layers | {"paper": paper or None}, "is for layers; leave it out with --model")
+    attention: dict[str, Any] = {"k": k, "similarity": similarity, "recurrence": recurrence}
+    chosen: dict[str, Any] = {"layers": layers, "baseline": baseline}
+    if model is None:
+        _refuse({"image": image, **attention}, "is for whole networks; give --model with it")
     else:
-        _refuse(for_networks, "is for whole networks; give --model with it")
+        for_layers = {**chosen, "sizes": sizes, "figures": figures, "paper": paper or None}
+        _refuse(for_layers, "is for layers; leave it out with --model")
     if paper:
-        chosen = {"layers": layers, "baseline": baseline}
         _refuse(chosen, "cannot be combined with --paper, which chooses the layers itself")
     options: dict[str, Any] = {
         "batch": batch,
@@ -125,47 +126,46 @@ def bench(
         if markdown is not None:
             write_text(markdown, text)
 
+    def save_layers(report: LayerReport, first: Grid | None = None) -> None:
+        text = tables.layers_markdown(report, command=command)
+        save(report.as_dict(), text if first is None else f"{first.markdown()}\n{text}")
+        if figures is not None:
+            from fsanet.bench.figures import write_figures
+
+            write_figures(report, figures)
+
+    def on_size(report: LayerReport, size: tuple[int, int]) -> None:
+        _print(progress, tables.cost_grid(report, size), tables.time_grid(report, size))
+        save_layers(report)  # an interrupted run leaves what it has
+
     with make_progress() as progress:
         if model is not None:
             size = _size(image or "769x769", "image")
-            chosen = {"similarity": similarity, "recurrence": recurrence, "k": k}
-            network = compare_networks(
-                NetworkSettings(source=model, size=size, **chosen, **options),
-                watch=_watch(progress),
-            )
+            settings = NetworkSettings(source=model, size=size, **attention, **options)
+            network = compare_networks(settings, watch=_watch(progress))
             save(network.as_dict(), tables.network_markdown(network, command=command))
             _print(progress, tables.network_grid(network), tables.describe_network(network))
             return
-
-        def save_layers(report: LayerReport, first: Grid | None = None) -> None:
-            text = tables.layers_markdown(report, command=command)
-            save(report.as_dict(), text if first is None else f"{first.markdown()}\n{text}")
-            if figures is not None:
-                from fsanet.bench.figures import write_figures
-
-                write_figures(report, figures)
-
-        def on_size(report: LayerReport, size: tuple[int, int]) -> None:
-            _print(progress, tables.cost_grid(report, size), tables.time_grid(report, size))
-            save_layers(report)  # an interrupted run leaves what it has
-
         if paper:
             layers, baseline = list(cases.PAPER_LAYERS), cases.PAPER_LAYERS[0]
-        asked = [_size(text, "sizes") for text in sizes or _SIZES]
-        settings = LayerSettings(
-            layers=tuple(layers or [case.name for case in cases.CASES]),
-            sizes=cases.PAPER_SIZES if paper and not sizes else tuple(asked),
-            channels=channels,
-            baseline=baseline or "sdpa",
-            backward=backward,
-            **options,
+            sizes = sizes or list(_PAPER_SIZES)
+        report = compare_layers(
+            LayerSettings(
+                layers=tuple(layers or [case.name for case in cases.CASES]),
+                sizes=tuple(_size(text, "sizes") for text in sizes or _SIZES),
+                channels=channels,
+                baseline=baseline or "sdpa",
+                backward=backward,
+                **options,
+            ),
+            watch=_watch(progress),
+            on_size=on_size,
         )
-        layer_report = compare_layers(settings, watch=_watch(progress), on_size=on_size)
-        claims = tables.paper_grid(layer_report) if paper else None
-        save_layers(layer_report, claims)
-        grids = [tables.scaling_grid(layer_report), claims]
+        claims = tables.paper_grid(report) if paper else None
+        save_layers(report, claims)
+        grids = [tables.scaling_grid(report), claims]
         _print(progress, *(grid for grid in grids if grid is not None))
-        _print(progress, tables.describe_layers(layer_report))
+        _print(progress, tables.describe_layers(report))
 
 
 def _refuse(options: dict[str, Any], reason: str) -> None:

@@ -312,7 +312,7 @@ def _save(conversion: Conversion, source: str, out: Path) -> None:
 
 
 def _classes(text: str) -> str | list[str]:
-    from fsanet.data.datasets.class_names import LABEL_SETS
+    from fsanet.data.datasets import LABEL_SETS
 
     if text in LABEL_SETS:
         return text

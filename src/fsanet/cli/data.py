@@ -1,4 +1,4 @@
-"""`fsanet data check`: whether a data set on disk is what was published; `speed` is its own."""
+"""`fsanet data check`: whether a data set on disk is what was published."""
 
 from __future__ import annotations
 
@@ -22,30 +22,23 @@ examples:
   fsanet data check /data/voc --layout voc       if it is not there: what to download, and where to
   fsanet data check /data/mine --num-classes 5   a folder of one's own
   fsanet data check /data/coco --quick           names and numbers alone
-  fsanet data speed --config configs/camvid.yaml images a second; see fsanet data speed --help
 
 Nothing is ever downloaded. Exit code 0: nothing wrong; 2: something is, the first in one line.
 """
 
 
 def run(given: list[str]) -> int:
-    if given[:1] == ["speed"]:
-        from fsanet.cli import data_speed
-
-        return data_speed.run(given[1:])
     options = _parser().parse_args(given)
     root = Path(options.root)
 
     from fsanet.data.check import check_data
-    from fsanet.data.datasets.downloads import MissingData, guide
-    from fsanet.data.datasets.layouts import guess_layout
+    from fsanet.data.datasets.base import MissingData
 
-    layout = options.layout or guess_layout(root)
     try:
         with _bar() as progress:
             report = check_data(
                 root,
-                layout,
+                options.layout,
                 quick=options.quick,
                 subset=options.subset,
                 sbd=options.sbd,
@@ -53,8 +46,8 @@ def run(given: list[str]) -> int:
                 workers=options.workers,
                 progress=progress,
             )
-    except MissingData:
-        print(guide(root, layout))
+    except MissingData as error:
+        print(error.guide)
         raise
     if options.json is not None:
         from fsanet.files import write_json
@@ -77,7 +70,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("action", choices=["check", "speed"])
+    add("action", choices=["check"])
     add("root", metavar="DIR", help="folder of the data set")
     add("--layout", choices=_LAYOUTS, help="default: told from the folder")
     add("--quick", action="store_true", help="names and numbers alone; no image is read")

@@ -20,14 +20,14 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from torch import nn
 
-import fsanet.data.datasets.instance_scenes
-import fsanet.data.datasets.published  # noqa: F401  so that jsonargparse knows the classes
 from fsanet.cli.parsing import CommandParser, one_line
-from fsanet.data.instances import InstanceData
-from fsanet.data.module import SegmentationData
+from fsanet.data import data_modules
+from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 from fsanet.train import InstanceSegmentation, SemanticSegmentation, evaluate, train
+
+data_modules()  # so that jsonargparse finds them by name
 
 __all__ = ["Recipe", "Test", "call_with_data", "read_yaml", "run_config"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.published_names import Source, encoder_arguments, published_name, weight
-from fsanet.data.datasets.class_names import CITYSCAPES, LABEL_SETS, LabelSet
-from fsanet.data.palette import class_palette
+from fsanet.data.datasets import LABEL_SETS, LabelSet, label_set
+from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
 from fsanet.files import read_checkpoint
 from fsanet.models import FsaNet
@@ -144,7 +144,7 @@ def convert_state(
     defaults: dict[str, Any] = {
         "similarity": "softmax" if regular else "dot",
         "recurrence": 1 if regular else 2,
-        "align_corners": labels.classes == CITYSCAPES.classes,
+        "align_corners": labels.classes == label_set("cityscapes").classes,
     }
     if not regular:
         defaults["k"] = 8 if source == "ccnet" else 5
@@ -271,7 +271,7 @@ def _labels(
     if isinstance(classes, str):
         if classes not in LABEL_SETS:
             raise InputError(f"classes {classes!r}: use {', '.join(LABEL_SETS)}, or a list")
-        where, (names, palette) = classes, LABEL_SETS[classes]
+        where, (names, palette) = classes, label_set(classes)
     elif classes is not None:
         where, names = "classes", classes
     else:
@@ -280,7 +280,7 @@ def _labels(
         where, names = "its meta", told.get("CLASSES") or told.get("classes")
         palette = told.get("PALETTE") or told.get("palette")
         if names is None and source == "ccnet":
-            where, (names, palette) = "cityscapes", CITYSCAPES
+            where, (names, palette) = "cityscapes", label_set("cityscapes")
         if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
             raise InputError(
                 f"does not name its {count} classes; give --classes with one of "

@@ -1,58 +1,44 @@
-"""Data sets, joint transforms, samplers and Lightning data modules."""
+"""Data sets, joint transforms, samplers and Lightning data modules.
 
-import importlib
-from typing import TYPE_CHECKING, Any
+Names are imported on first use: Lightning takes seconds to import, and reading an image for
+prediction does without it.
+"""
 
-from fsanet.data.augment import eval_transform, train_transform
-from fsanet.data.datasets.ade20k import Ade20k
-from fsanet.data.datasets.camvid import CamVid
-from fsanet.data.datasets.cityscapes import Cityscapes
-from fsanet.data.datasets.folder import SegmentationFolder
-from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS, ProceduralScenes
-from fsanet.data.datasets.voc import VocAug
-from fsanet.data.images import read_image
-from fsanet.data.sampling import AugmentedDataset, EvalSampler, SampleKey, TrainSampler
+from __future__ import annotations
 
-if TYPE_CHECKING:
-    from fsanet.data.datasets.published import Ade20kData, CityscapesData, VocAugData
-    from fsanet.data.instances import CocoData
-    from fsanet.data.module import CamVidData, FolderData, SceneData, SegmentationData
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "AMBIGUOUS_PAIRS",
-    "Ade20k",
-    "Ade20kData",
-    "AugmentedDataset",
-    "CamVid",
-    "CamVidData",
-    "Cityscapes",
-    "CityscapesData",
-    "CocoData",
-    "EvalSampler",
-    "FolderData",
-    "ProceduralScenes",
-    "SampleKey",
-    "SceneData",
-    "SegmentationData",
-    "SegmentationFolder",
-    "TrainSampler",
-    "VocAug",
-    "VocAugData",
-    "eval_transform",
-    "read_image",
-    "train_transform",
-]
-
-
-_MODULES = {
-    **dict.fromkeys(("CamVidData", "FolderData", "SceneData", "SegmentationData"), "module"),
-    **dict.fromkeys(("Ade20kData", "CityscapesData", "VocAugData"), "datasets.published"),
-    "CocoData": "instances",
+_NAMES = {
+    "augment": ("instance_train_transform", "train_transform"),
+    "batches": ("InstanceData", "SegmentationData"),
+    "datasets.ade20k": ("Ade20k", "Ade20kData"),
+    "datasets.camvid": ("CamVid", "CamVidData"),
+    "datasets.cityscapes": ("Cityscapes", "CityscapesData"),
+    "datasets.coco": ("CocoData", "InstanceDataset"),
+    "datasets.folder": ("FolderData", "SegmentationFolder"),
+    "datasets.instance_scenes": ("InstanceSceneData", "InstanceScenes"),
+    "datasets.scenes": ("AMBIGUOUS_PAIRS", "ProceduralScenes", "SceneData"),
+    "datasets.voc": ("VocAug", "VocAugData"),
+    "images": ("list_images", "read_image"),
+    "sampling": ("AugmentedDataset", "EvalSampler", "SampleKey", "TrainSampler"),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [*_MODULE_OF, "data_modules"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lightning takes seconds to import; reading images for prediction does without it.
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"fsanet.data.{_MODULES[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"fsanet.data.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def data_modules() -> dict[str, type]:
+    """Import the data modules of all data sets, so that jsonargparse finds them by name.
+
+    Returns:
+        Class name to class.
+    """
+    names = [n for n in _MODULE_OF if n.endswith("Data") and _MODULE_OF[n] != "batches"]
+    return {name: __getattr__(name) for name in names}

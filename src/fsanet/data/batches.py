@@ -1,58 +1,63 @@
-"""What the data modules share: the order of the items, and the loaders that give batches."""
+"""Lightning data modules: the same batches whatever the number of workers and processes."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fsanet.data.augment import MEAN_COLOUR, instance_train_transform, train_transform
+from fsanet.data.labelled import CompactItems, DecodedDataset
+from fsanet.data.masks import Colour, class_names, class_palette
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
 from fsanet.errors import InputError
 
-__all__ = ["Loader", "OrderedData"]
+__all__ = ["InstanceData", "Loader", "SeededData", "SegmentationData"]
 
 
-class OrderedData(LightningDataModule):
-    """Base of all data modules. Subclasses give data sets, transforms and how items are batched.
+class SeededData(LightningDataModule):
+    """Base of all data modules: order and loaders.
 
-    Training batches depend on ``seed``, the epoch and the position in it alone, see
-    `TrainSampler`; evaluation reads whole images, each once over all processes. Rank and number
-    of processes come from the trainer, which needs ``use_distributed_sampler=False`` and
+    Training batches depend only on ``seed``, the epoch and the position in it, see `TrainSampler`;
+    evaluation reads whole images, each once over all processes. Rank and number of processes come
+    from the trainer, which needs ``use_distributed_sampler=False`` and
     ``accumulate_grad_batches=accumulate``; without a trainer there is one process.
 
     Args:
         batch_size: images per process and batch.
-        steps_per_epoch: optimiser steps that make one Lightning epoch.
+        steps_per_epoch: optimiser steps per Lightning epoch.
         accumulate: batches per optimiser step.
-        eval_batch_size: images per process and batch in evaluation.
-        workers: loader processes per training process; 0 loads in the process itself.
+        eval_batch_size: images per process and batch in evaluation; above 1, all images of a
+            semantic data set must have the same size.
+        workers: loader processes per training process; 0 loads in the training process itself.
         seed: seed of order and augmentation.
 
     Attributes:
+        classes: names of the classes.
         train_transform: called as ``train_transform(image, target)`` for each training item.
-        eval_transform: the same in evaluation.
 
     Raises:
-        InputError: for values that make no sense.
+        InputError: a value is out of range.
     """
 
+    classes: tuple[str, ...]
     train_transform: Callable[..., Any]
-    eval_transform: Callable[..., Any]
 
     def __init__(
         self,
         *,
-        batch_size: int,
-        steps_per_epoch: int,
-        accumulate: int,
-        eval_batch_size: int,
-        workers: int,
-        seed: int,
+        batch_size: int = 8,
+        steps_per_epoch: int = 100,
+        accumulate: int = 1,
+        eval_batch_size: int = 1,
+        workers: int = 2,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         counts = {
@@ -74,17 +79,21 @@ class OrderedData(LightningDataModule):
         self.seed = seed
         self._datasets: dict[str, Any] = {}
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
     @abstractmethod
     def make_dataset(self, stage: str) -> Any:
-        """Data set without a transform for ``"train"``, ``"val"`` or ``"test"``."""
+        """Make the data set of ``"train"``, ``"val"`` or ``"test"``, without a transform."""
 
     @staticmethod
     @abstractmethod
     def collate(items: Any) -> Any:
-        """A batch of a list of items."""
+        """Make a batch from a list of items."""
 
     def items(self, dataset: Any) -> Any:
-        """What transforms are given: the data set, or a form of it that is faster to read."""
+        """The data set in the form that loaders read."""
         return dataset
 
     def dataset(self, stage: str) -> Any:
@@ -94,14 +103,14 @@ class OrderedData(LightningDataModule):
         return self._datasets[stage]
 
     def setup(self, stage: str) -> None:
-        """Make the data sets of Lightning's ``"fit"``, ``"validate"``, ``"test"``."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for name in wanted.get(stage, ()):
+        """Make the data sets of Lightning's ``"fit"``, ``"validate"`` or ``"test"``."""
+        stages = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for name in stages.get(stage, ()):
             self.dataset(name)
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._rank_and_world()
-        dataset = self.dataset("train")
+        dataset = self.items(self.dataset("train"))
         sampler = TrainSampler(
             len(dataset),
             batch_size=self.batch_size,
@@ -111,7 +120,7 @@ class OrderedData(LightningDataModule):
             rank=rank,
             world=world,
         )
-        augmented = AugmentedDataset(self.items(dataset), self.train_transform, self.seed)
+        augmented = AugmentedDataset(dataset, self.train_transform, self.seed)
         return self._loader(augmented, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -122,7 +131,7 @@ class OrderedData(LightningDataModule):
 
     def _eval_loader(self, stage: str) -> DataLoader[Any]:
         rank, world = self._rank_and_world()
-        dataset = _Transformed(self.items(self.dataset(stage)), self.eval_transform)
+        dataset = self.items(self.dataset(stage))
         sampler = EvalSampler(len(dataset), rank=rank, world=world)
         return self._loader(dataset, sampler, self.eval_batch_size)
 
@@ -152,23 +161,23 @@ class OrderedData(LightningDataModule):
         if trainer.training and trainer.accumulate_grad_batches != self.accumulate:
             raise InputError(
                 f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) differs from "
-                f"accumulate={self.accumulate} of the data module; set them alike"
+                f"accumulate={self.accumulate} of the data module; set both to the same value"
             )
         return trainer.global_rank, trainer.world_size
 
 
 class Loader(DataLoader[Any]):
-    """A loader whose workers start at the first batch, and whose errors are one line.
+    """A DataLoader whose workers start at the first batch, and whose errors are one line.
 
     Attributes:
-        waited: seconds that whoever iterated over it has waited for batches.
+        waited: seconds spent waiting for batches so far, over all iterations.
     """
 
     waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, so that workers start at the first batch: Lightning asks for the iterator
-        # before it sets the epoch when it resumes, and workers would run ahead in a wrong epoch.
+        # A generator, so that workers start at the first batch: when Lightning resumes, it asks for
+        # the iterator before it sets the epoch, and workers would prefetch from the wrong epoch.
         try:
             began = time.perf_counter()
             for batch in super().__iter__():
@@ -176,20 +185,143 @@ class Loader(DataLoader[Any]):
                 yield batch
                 began = time.perf_counter()
         except InputError as error:
-            # torch puts a worker's whole traceback into the message; the line itself is last.
+            # torch puts the worker's whole traceback into the message; the message itself is last.
             line = str(error).rstrip().rsplit("\n", 1)[-1]
             raise InputError(line.split("InputError: ", 1)[-1]) from None
 
 
-class _Transformed:
-    """Items of a data set through a transform; a class, so that spawned workers can get it."""
+class SegmentationData(SeededData):
+    """Base of the data modules for semantic segmentation. Subclasses make the data sets.
 
-    def __init__(self, dataset: Any, transform: Any) -> None:
-        self.dataset = dataset
-        self.transform = transform
+    A batch is ``(images uint8 (B, 3, H, W), masks int64 (B, H, W))``.
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    Args:
+        classes: class names in the order of their ids.
+        palette: an (r, g, b) in 0..255 for each class; by default distinct hues.
+        ignore_index: id of unlabelled pixels.
+        crop: (h, w) of training images; ``None`` takes whole images.
+        resize: longest and shortest side in pixels that training images are fitted into before the
+            random resize, keeping their aspect ratio: recipes write (2048, 512) x 0.5-2. ``None``:
+            their own size.
+        scale: lowest and highest factor of the random resize.
+        flip: flip training images horizontally with probability 0.5.
+        photometric: distort the colours of training images.
+        class_ratio: largest share of a single class in a crop.
+        fill: (r, g, b) in 0..255 of padded pixels.
+        cache: keep all decoded images in memory (4 bytes per pixel and training process).
+        **options: see `SeededData`.
 
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(*self.dataset[index])
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        palette: Sequence[Colour] | None = None,
+        ignore_index: int = 255,
+        crop: tuple[int, int] | None = (512, 512),
+        resize: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip: bool = True,
+        photometric: bool = True,
+        class_ratio: float = 0.75,
+        fill: Colour = MEAN_COLOUR,
+        cache: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.classes = class_names(classes)
+        self.palette = class_palette(palette, self.num_classes)
+        self.ignore_index = ignore_index
+        self.cache = cache
+        self.train_transform = train_transform(
+            crop,
+            resize=resize,
+            scale=scale,
+            flip=flip,
+            photometric=photometric,
+            class_ratio=class_ratio,
+            ignore_index=ignore_index,
+            fill=fill,
+        )
+
+    def items(self, dataset: Any) -> CompactItems:
+        return CompactItems(dataset)
+
+    def dataset(self, stage: str) -> Any:
+        """The data set of a stage, made at the first call and with ``cache`` decoded as a whole."""
+        if self.cache and stage not in self._datasets:
+            self._datasets[stage] = DecodedDataset(self.make_dataset(stage))
+        return super().dataset(stage)
+
+    @staticmethod
+    def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Stack items into plain tensors: images (B, 3, H, W), masks int64 (B, H, W).
+
+        Raises:
+            InputError: the items differ in size.
+        """
+        images, masks = zip(*items, strict=True)
+        sizes = sorted({tuple(mask.shape) for mask in masks})
+        if len(sizes) > 1:
+            (h, w), (other_h, other_w) = sizes[:2]
+            raise InputError(
+                f"images of one batch differ in size ({w}x{h} and {other_w}x{other_h} pixels); "
+                "set eval_batch_size=1 in evaluation, and a crop in training"
+            )
+        return (
+            torch.stack([image.as_subclass(Tensor) for image in images]),
+            torch.stack([mask.as_subclass(Tensor) for mask in masks]).long(),
+        )
+
+
+class InstanceData(SeededData):
+    """Base of the data modules for instance segmentation. Subclasses make the data sets.
+
+    A batch is ``(images, targets)``, two lists with one entry per image: uint8 (3, H, W), and the
+    target of `fsanet.data.datasets.coco.InstanceDataset` as plain tensors.
+
+    Args:
+        size: (h, w) of training images: fitted into it, scaled by a random factor, then cropped or
+            padded; ``None`` takes images as they are.
+        scale: lowest and highest factor of the scale jitter.
+        flip: flip training images horizontally with probability 0.5.
+        photometric: distort the colours of training images.
+        batch_size: images per process and batch.
+        **options: see `SeededData`.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    category_ids: tuple[int, ...]
+    ignore_index = None
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] | None = (800, 800),
+        scale: tuple[float, float] = (0.5, 1.5),
+        flip: bool = True,
+        photometric: bool = True,
+        batch_size: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **options)
+        self.train_transform = instance_train_transform(
+            size, scale=scale, flip=flip, photometric=photometric
+        )
+
+    @staticmethod
+    def collate(
+        items: Sequence[tuple[Tensor, dict[str, Any]]],
+    ) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """List images and targets as plain tensors; sizes and numbers of instances may differ."""
+        images = [image.as_subclass(Tensor).contiguous() for image, _ in items]
+        targets = [
+            {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in target.items()}
+            for _, target in items
+        ]
+        return images, targets

@@ -1,6 +1,6 @@
 """Verify a data set on disk: numbers, pairs, sizes, ids, and whether every file can be read."""
 
-# H, W size of an image in pixels
+# (H, W) size of an image in pixels
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from fsanet.data.datasets.ade20k import check_object_info
-from fsanet.data.datasets.coco import mask_tools
-from fsanet.data.datasets.downloads import MissingData
-from fsanet.data.datasets.layouts import Split, guess_layout, splits_of
-from fsanet.data.datasets.pairs import (
-    IGNORE,
-    IdTable,
+from fsanet.data.datasets import ade20k, camvid, cityscapes, coco, folder, voc
+from fsanet.data.datasets.base import (
+    Layout,
     Listing,
+    MissingData,
     Pair,
     Problem,
+    Split,
     check_size,
-    ranges,
-    read_labels,
 )
-from fsanet.data.datasets.sbd import require_scipy
 from fsanet.data.images import read_image
+from fsanet.data.masks import IGNORE, ranges
 from fsanet.errors import InputError
 
-__all__ = ["Report", "SplitSummary", "check_data"]
+__all__ = ["LAYOUTS", "Report", "SplitSummary", "check_data", "guess_layout"]
 
-_BATCH = 8  # pairs a worker hands back at once; more would make the bar jump
+#: Known layouts by name.
+LAYOUTS: dict[str, Layout] = {
+    module.LAYOUT.name: module.LAYOUT for module in (cityscapes, ade20k, voc, coco, camvid, folder)
+}
+
+_BATCH = 8  # pairs that a worker returns at a time; with more, the progress bar would jump
 
 
 @dataclass
@@ -44,10 +45,10 @@ class SplitSummary:
 
     Attributes:
         found: whether it is there at all.
-        images: images that have what belongs to them.
-        expected: published number of images, ``None`` where there is none.
-        ids: values seen in its label files, in short (``"0..33"``); empty where none was read.
-        problems: how many are this split's.
+        images: number of images that have labels.
+        expected: published number of images, ``None`` if there is none.
+        ids: values found in its label files, in short form (``"0..33"``); empty if none was read.
+        problems: number of problems in this split.
     """
 
     name: str
@@ -60,14 +61,14 @@ class SplitSummary:
 
 @dataclass
 class Report:
-    """Outcome of `check_data`.
+    """Result of `check_data`.
 
     Attributes:
-        layout: "cityscapes", "ade20k", "voc", "coco", "camvid" or "folder".
-        read: number of different pairs that were read; 0 with ``quick``.
-        problems: all that is wrong, those of names before those of contents.
-        notes: what is worth knowing and is no problem.
-        seconds: time it took.
+        layout: one of `LAYOUTS`.
+        read: number of distinct pairs that were read; 0 with ``quick``.
+        problems: everything that is wrong, problems of names before those of contents.
+        notes: remarks that are no problem.
+        seconds: time taken.
     """
 
     root: str
@@ -85,18 +86,44 @@ class Report:
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, ``ok`` and problems as dictionaries."""
+        """Plain values for JSON, including ``ok``."""
         problems = [problem._asdict() for problem in self.problems]
         return {**asdict(self), "ok": self.ok, "problems": problems}
 
 
 class _Inspection(NamedTuple):
-    """What one pair turned out to be; ``values`` has bit v set for each value v of its labels."""
+    """What reading one pair showed.
 
-    item: int
+    Attributes:
+        problems: what is wrong with its files.
+        values: the values in its label file, as a set of bits.
+        scored: whether any pixel counts in evaluation.
+    """
+
     problems: list[Problem]
     values: int
     scored: bool
+
+
+def guess_layout(root: Path) -> str:
+    """Recognise the layout of a folder by its files and sub-folders.
+
+    Raises:
+        InputError: none is recognised.
+    """
+    if not root.is_dir():
+        raise InputError(
+            f"{root}: no such folder; check the path, or give --layout to see what belongs there"
+        )
+    for layout in LAYOUTS.values():
+        if any((root / sign).exists() for sign in layout.signs):
+            return layout.name
+    if (root / "images").is_dir() or any(root.glob("*/images")):
+        return "camvid" if "camvid" in root.resolve().name.lower() else "folder"
+    raise InputError(
+        f"{root}: no known layout in it; give --layout ({', '.join(LAYOUTS)}) to see what "
+        "belongs there"
+    )
 
 
 def check_data(
@@ -110,58 +137,57 @@ def check_data(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Check a data set.
+    """Check a data set on disk against what is published.
 
     Args:
-        root: its folder.
-        layout: one of `fsanet.data.datasets.layouts.LAYOUTS`; by default guessed from the folder.
-        quick: compare names and numbers alone, and read no image.
-        subset: a part of the published data is enough: numbers are not compared, and splits may
-            be missing.
-        sbd: SBD's folder, for "voc".
-        num_classes: number of classes, for "folder"; without it ids are listed, not checked.
-        workers: processes that read; by default one a core, at most 8; 0 reads in this one.
+        root: folder of the data set.
+        layout: one of `LAYOUTS`; by default guessed from the folder.
+        quick: check only names and numbers, without reading the files.
+        subset: accept a part of the published data: numbers are not compared, and splits may be
+            missing.
+        sbd: SBD's folder, for "voc", if it is not below ``root``.
+        num_classes: number of classes, for "folder"; without it ids are listed but not checked.
+        workers: processes that read; by default one per core, at most 8; 0 reads in this one.
         progress: called as ``progress(done, total)`` while files are read.
 
     Raises:
         MissingData: no split of the layout is there.
-        InputError: the layout cannot be told, an option makes no sense, or a package that reads
-            the files is not installed.
+        InputError: the layout is not recognised, an option is invalid, or a package that reads the
+            files is not installed.
     """
     started = time.perf_counter()
     root = Path(root)
-    layout = layout or guess_layout(root)
     for name, value, least in (("workers", workers, 0), ("num_classes", num_classes, 1)):
         if value is not None and value < least:
             raise InputError(f"{name}={value}: must be at least {least}")
     if num_classes is not None and num_classes > 255:
-        raise InputError(f"num_classes={num_classes}: 8-bit masks hold 1 to 255 of them")
+        raise InputError(f"num_classes={num_classes}: 8-bit masks hold 1 to 255 classes")
+    layout = layout or guess_layout(root)
+    if layout not in LAYOUTS:
+        raise InputError(f"layout {layout!r}: use one of {', '.join(LAYOUTS)}")
     report = Report(str(root), layout, quick, subset)
-    if layout == "coco":
-        mask_tools()  # says what to install before anything is read
-    splits = splits_of(layout, root, sbd=Path(sbd) if sbd else None, num_classes=num_classes)
+    splits = LAYOUTS[layout].splits(root, sbd=sbd, num_classes=num_classes)
     listings = _list_all(splits, report)
-    if layout == "ade20k":
-        report.problems += check_object_info(root)
     if not quick:
-        if any(p.labels and p.labels.suffix == ".mat" for found in listings for p in found.pairs):
-            require_scipy()
+        for listing in listings:
+            if listing.require is not None:
+                listing.require()
         if workers is None:
             workers = min(8, os.cpu_count() or 1)
         _read_all(splits, listings, report, workers, progress)
-    if layout == "folder" and num_classes is None and not quick:
-        report.notes.append("number of classes not given: ids are listed, but not checked")
+        if layout == "folder" and num_classes is None:
+            report.notes.append("number of classes not given: ids are listed, but not checked")
     report.seconds = time.perf_counter() - started
     return report
 
 
 def _list_all(splits: list[Split], report: Report) -> list[Listing]:
-    """Names, partners and numbers of all splits."""
+    """List the pairs of all splits, and report what is wrong with names and numbers."""
     listings, absent = [], []
     for split in splits:
         summary = SplitSummary(split.name, expected=split.expected)
         problems: list[Problem] = []
-        listing = Listing([], [])
+        listing = Listing([])
         try:
             listing = split.find()
             summary.found = True
@@ -174,14 +200,14 @@ def _list_all(splits: list[Split], report: Report) -> list[Listing]:
             problems.append(Problem("list", report.root, str(error)))
         problems += [p for p in listing.problems if not (report.subset and p.kind == "count")]
         summary.images = len(listing.pairs)
-        unlike = summary.found and split.expected not in (None, summary.images)
-        if unlike and not report.subset:
+        differs = summary.found and split.expected not in (None, summary.images)
+        if differs and not report.subset:
             text = f"{report.root}: {summary.images} images in {split.name}, published are "
             problems.append(Problem("count", report.root, f"{text}{split.expected}"))
         summary.problems = len(problems)
         report.splits.append(summary)
         report.problems += problems
-        report.notes += split.notes
+        report.notes += listing.notes
         listings.append(listing)
     if len(absent) == len(splits):
         raise absent[0]
@@ -195,27 +221,26 @@ def _read_all(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Read each different pair once, and add what is wrong to the first split that has it."""
-    owners: dict[tuple[Path, Path | None], int] = {}
-    items: list[tuple[Pair, IdTable | None]] = []
-    members: list[list[int]] = []  # splits of each item
+    """Read each distinct pair once, and report what is wrong with the files."""
+    owners: dict[tuple[Path, Path | None], list[int]] = {}  # numbers of the splits of each pair
+    items: list[tuple[Pair, Split]] = []
     for number, (split, listing) in enumerate(zip(splits, listings, strict=True)):
         for pair in listing.pairs:
             key = (pair.image, pair.labels)
-            if key in owners:
-                members[owners[key]].append(number)
-                continue
-            owners[key] = len(items)
-            items.append((pair, split.ids))
-            members.append([number])
+            if key not in owners:
+                items.append((pair, split))
+            owners.setdefault(key, []).append(number)
     values = [0] * len(splits)
     unscored = [0] * len(splits)
-    for done, seen in enumerate(_inspections(items, workers), 1):
-        for number in members[seen.item]:
-            values[number] |= seen.values
-            unscored[number] += not seen.scored
-            report.splits[number].problems += len(seen.problems)
-        report.problems += seen.problems
+    members = owners.values()
+    for done, (numbers, found) in enumerate(
+        zip(members, _inspections(items, workers), strict=True), 1
+    ):
+        for number in numbers:
+            values[number] |= found.values
+            unscored[number] += not found.scored
+            report.splits[number].problems += len(found.problems)
+        report.problems += found.problems
         if progress is not None:
             progress(done, len(items))
     report.read = len(items)
@@ -225,28 +250,27 @@ def _read_all(
             report.notes.append(f"{summary.name}: {empty} label files hold no pixel that is scored")
 
 
-def _inspections(items: list[tuple[Pair, IdTable | None]], workers: int) -> Iterator[_Inspection]:
-    """Inspections in the order of the items; the loader keeps few of them waiting."""
-    if not items:
-        return
-    loader: DataLoader[Any] = DataLoader(
-        _Inspected(items), batch_size=_BATCH, num_workers=workers, collate_fn=list
-    )
-    for batch in loader:
-        yield from batch
+def _inspections(items: list[tuple[Pair, Split]], workers: int) -> Iterator[_Inspection]:
+    """Inspections in the order of the items, few of them in memory at a time."""
+    if items:
+        loader: DataLoader[Any] = DataLoader(
+            _Inspected(items), batch_size=_BATCH, num_workers=workers, collate_fn=list
+        )
+        for batch in loader:
+            yield from batch
 
 
 class _Inspected(Dataset[_Inspection]):
-    """Inspections of pairs; a class, so that spawned workers can get it."""
+    """Inspections of pairs; a class, so that spawned workers can unpickle it."""
 
-    def __init__(self, items: list[tuple[Pair, IdTable | None]]) -> None:
+    def __init__(self, items: list[tuple[Pair, Split]]) -> None:
         self.items = items
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> _Inspection:
-        pair, ids = self.items[index]
+        pair, split = self.items[index]
         problems: list[Problem] = []
 
         def attempt(kind: str, path: Path, action: Callable[[], Any]) -> Any:
@@ -268,14 +292,15 @@ class _Inspected(Dataset[_Inspection]):
             problems.append(Problem("size", str(pair.image), text))
         path = pair.labels
         if path is None:
-            return _Inspection(index, problems, 0, True)
-        labels = attempt("unreadable", path, lambda: read_labels(path))
+            return _Inspection(problems, 0, True)
+        labels = attempt("unreadable", path, lambda: split.read_labels(path))
         if labels is None:
-            return _Inspection(index, problems, 0, True)
+            return _Inspection(problems, 0, True)
         if size is not None:
             shape = tuple(labels.shape)
             attempt("size", path, lambda: check_size(path, shape, pair.image, size))
         present = np.flatnonzero(np.bincount(labels.numpy().ravel(), minlength=256)).tolist()
+        ids = split.ids
         mapped = labels if ids is None else attempt("ids", path, lambda: ids(labels, path))
         scored = mapped is None or bool((mapped != IGNORE).any())
-        return _Inspection(index, problems, sum(1 << value for value in present), scored)
+        return _Inspection(problems, sum(1 << value for value in present), scored)

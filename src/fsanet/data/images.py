@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = frozenset(
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 # Pillow's decoders raise all of these on damaged files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 def read_image(source: ImageSource) -> Tensor:
@@ -179,7 +179,7 @@ def read_file(path: Path) -> Tensor:
         ) from error
     except InputError:
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise InputError(
             f"{path}: damaged or truncated image ({_reason(error)}); remove or replace it"
         ) from error

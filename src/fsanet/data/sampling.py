@@ -1,15 +1,15 @@
 """Which sample is seen when: a pure function of the seed, the epoch and the position in it.
 
-A training sampler yields `SampleKey`, and `AugmentedDataset` seeds the random state from that
-key around each item. So neither the number of workers nor the number of processes nor any other
-use of the random state changes what is trained on.
+The training sampler yields a `SampleKey` per item, and `AugmentedDataset` seeds the random state
+from that key around each transform. So neither the number of workers, nor the number of processes,
+nor any other use of the random state changes what is trained on.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +18,14 @@ from torch.utils.data import Dataset, Sampler
 
 from fsanet.errors import InputError
 
-# Keeps streams that share (seed, epoch, position) apart.
+__all__ = ["AugmentedDataset", "EvalSampler", "SampleKey", "TrainSampler", "check_seed", "seeded"]
+
+# Separate random streams for the same (seed, epoch, position).
 _ORDER, _AUGMENTATION = 0, 1
 
 
 class SampleKey(NamedTuple):
-    """One training sample: which ``item`` of the data set is at ``position`` of ``epoch``."""
+    """One training sample: ``item`` of the data set is at ``position`` of ``epoch``."""
 
     epoch: int
     position: int
@@ -33,23 +35,26 @@ class SampleKey(NamedTuple):
 class TrainSampler(Sampler[SampleKey]):
     """Endless seeded permutations of the data set, cut into epochs of a fixed length.
 
-    All processes together walk one stream of whole permutations, one after the other, through
-    epochs: an epoch may be shorter or longer than the data set. Position ``p`` of the stream
-    belongs to one batch, and a batch of all processes is a run of consecutive positions. So
-    ``world`` processes with ``accumulate`` batches of ``batch_size`` a step see in each step
-    what one process sees with a batch of ``world * accumulate * batch_size``.
+    All processes together walk through one stream of permutations, one after the other; an epoch
+    may be shorter or longer than the data set. A batch over all processes is a run of consecutive
+    positions of the stream. So ``world`` processes with ``accumulate`` batches of ``batch_size``
+    see in each optimiser step what one process sees in a batch of
+    ``world * accumulate * batch_size``.
 
     Args:
         length: number of items in the data set.
         batch_size: samples per process and batch.
-        steps_per_epoch: optimiser steps that make an epoch.
+        steps_per_epoch: optimiser steps per epoch.
         accumulate: batches per optimiser step.
         seed: seed of the order.
         rank: this process, 0..world-1.
         world: number of processes.
 
     Iterating yields the keys of this process, batch after batch, for the epoch last given to
-    `set_epoch`; the length is ``steps_per_epoch * accumulate * batch_size``.
+    `set_epoch`; their number is ``steps_per_epoch * accumulate * batch_size``.
+
+    Raises:
+        InputError: a number is out of range.
     """
 
     def __init__(
@@ -90,11 +95,11 @@ class TrainSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.epoch
-        batch_of_all = self.batch_size * self.world
-        start = epoch * self.batches * batch_of_all
+        global_batch = self.batch_size * self.world
+        start = epoch * self.batches * global_batch
         current, order = -1, np.empty(0, np.int64)
         for batch in range(self.batches):
-            first = batch * batch_of_all + self.rank * self.batch_size
+            first = batch * global_batch + self.rank * self.batch_size
             for position in range(first, first + self.batch_size):
                 number, offset = divmod(start + position, self.length_of_data)
                 if number != current:
@@ -121,13 +126,13 @@ class EvalSampler(Sampler[int]):
 
 
 class AugmentedDataset(Dataset[tuple[Any, Any]]):
-    """Items of another data set under `SampleKey`, with seeded random transforms.
+    """The items of another data set, looked up by `SampleKey` and randomly transformed.
 
     Args:
-        dataset: items are ``(image, mask)``.
-        transform: called as ``transform(image, mask)``; may draw from the random states of
-            torch (CPU), NumPy and Python.
-        seed: with the key's epoch and position it gives the random state of the transform.
+        dataset: its items are ``(image, target)``.
+        transform: called as ``transform(image, target)``; may draw from the random states of torch
+            (CPU), NumPy and Python.
+        seed: determines the random state of the transform, together with epoch and position.
     """
 
     def __init__(self, dataset: Any, transform: Callable[..., Any], seed: int) -> None:
@@ -139,20 +144,16 @@ class AugmentedDataset(Dataset[tuple[Any, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> tuple[Any, Any]:
-        image, mask = self.dataset[key.item]
-        with self.random_state(key):
-            return self.transform(image, mask)
-
-    def random_state(self, key: SampleKey) -> AbstractContextManager[None]:
-        """The random states that the transform of a sample draws from."""
-        return seeded(self.seed, _AUGMENTATION, key.epoch, key.position)
+        image, target = self.dataset[key.item]
+        with seeded(self.seed, _AUGMENTATION, key.epoch, key.position):
+            return self.transform(image, target)
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Random states of torch (CPU), NumPy and Python set from ``key``, and put back after."""
+    """Seed the random states of torch (CPU), NumPy and Python from ``key``; restore them after."""
     words = np.random.SeedSequence(key).generate_state(4)
-    # The generator itself, since torch.manual_seed would reseed CUDA devices as well.
+    # The generator itself, because torch.manual_seed would seed CUDA devices as well.
     generator = torch.default_generator
     before = generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     generator.manual_seed(int(words[0]) << 32 | int(words[1]))

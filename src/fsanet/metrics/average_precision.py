@@ -97,7 +97,7 @@ class AveragePrecision:
         Args:
             detections: for each image "boxes" (N, 4), "scores", "labels" (N,) and "masks", bool
                 (N, H, W).
-            targets: as in `fsanet.data.instances.InstanceDataset`.
+            targets: as in `fsanet.data.InstanceDataset`.
         """
         names = ("boxes", "scores", "labels", "masks")
         found = [{name: d[name].detach().cpu() for name in names} for d in detections]

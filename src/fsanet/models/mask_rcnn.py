@@ -31,7 +31,7 @@ from fsanet.attention import AttentionKind
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.data.palette import class_palette
+from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
 from fsanet.files import read_weights, write_whole
 from fsanet.models.detector_weights import load_detector, load_resnet

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fsanet.attention.dct import Band, BandLike
-from fsanet.data.palette import class_palette
+from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
 from fsanet.files import read_weights, write_whole
 

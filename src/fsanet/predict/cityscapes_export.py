@@ -24,8 +24,7 @@ from PIL import Image
 from torch import nn
 
 from fsanet.convert import load_model
-from fsanet.data.datasets.cityscapes import LABEL_IDS
-from fsanet.data.datasets.class_names import CITYSCAPES
+from fsanet.data.datasets.cityscapes import CLASSES, LABEL_IDS
 from fsanet.data.images import list_images
 from fsanet.errors import InputError
 from fsanet.files import model_summary, write_json, write_whole
@@ -252,7 +251,7 @@ def submission_names(images: Sequence[Path]) -> dict[Path, str]:
 
 def check_cityscapes_classes(classes: Sequence[Any]) -> None:
     """Raises `InputError` unless the classes are the 19 ones in their order, or nameless."""
-    wanted = CITYSCAPES.classes
+    wanted = CLASSES
     if len(classes) != len(wanted):
         raise InputError(
             f"the model has {len(classes)} classes; the Cityscapes server takes the {len(wanted)} "

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fsanet.data.palette import Colour, class_palette
+from fsanet.data.masks import Colour, class_palette
 from fsanet.errors import InputError
 from fsanet.files import write_json, write_whole
 from fsanet.predict.draw import boundaries, font, full_palette
@@ -162,7 +162,7 @@ class Instances:
 
     def results(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file: category ids of the data set, masks as RLE."""
-        from fsanet.data.datasets.coco import encode_masks
+        from fsanet.data.annotations import encode_masks
 
         entries = []
         rles = encode_masks(self.masks) if len(self) else []

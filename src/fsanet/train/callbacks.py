@@ -146,7 +146,7 @@ class Throughput(Callback):
         data = getattr(trainer, "datamodule", None)
         warnings.warn(
             f"training waits for data {100 * share:.0f} % of the time; {_faster_loading(data)}; "
-            "`fsanet data speed` measures the pipeline",
+            "benchmarks/data_loading.py measures the pipeline",
             UserWarning,
             stacklevel=1,
         )

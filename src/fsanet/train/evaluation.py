@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import Tensor, nn
 
 from fsanet.convert import load_model
-from fsanet.data.module import SegmentationData
+from fsanet.data.batches import SegmentationData
 from fsanet.errors import InputError
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.scores import Scores

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import nn
 
 from fsanet.convert import load_model
-from fsanet.data.instances import InstanceData
+from fsanet.data.batches import InstanceData
 from fsanet.errors import InputError
 from fsanet.metrics.average_precision import ApScores
 from fsanet.train.instances import InstanceSegmentation

@@ -23,7 +23,7 @@ __all__ = ["InstanceSegmentation", "detect"]
 class InstanceSegmentation(lightning.LightningModule):
     """Trains and evaluates an instance segmentation network.
 
-    Batches are those of `fsanet.data.instances.InstanceData`. The network has the interface of
+    Batches are those of `fsanet.data.InstanceData`. The network has the interface of
     torchvision's detectors: images as a list of floats (3, H, W) in 0..1; with targets, in
     training, a dict of losses; else a list of dicts of "boxes", "labels", "scores", "masks".
 

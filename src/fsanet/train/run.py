@@ -37,8 +37,7 @@ from fsanet.train.trainer import (
 )
 
 if TYPE_CHECKING:
-    from fsanet.data.instances import InstanceData
-    from fsanet.data.module import SegmentationData
+    from fsanet.data.batches import InstanceData, SegmentationData
     from fsanet.train.instances import InstanceSegmentation
     from fsanet.train.semantic import SemanticSegmentation
 

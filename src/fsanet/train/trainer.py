@@ -20,8 +20,7 @@ from fsanet.files import first_process
 from fsanet.train.callbacks import EpochLines
 
 if TYPE_CHECKING:
-    from fsanet.data.instances import InstanceData
-    from fsanet.data.module import SegmentationData
+    from fsanet.data.batches import InstanceData, SegmentationData
 
 
 def make_trainer(out: Path, **options: Any) -> lightning.Trainer:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from lightning.pytorch.callbacks import Callback
 
-from fsanet.data.module import SegmentationData
+from fsanet.data.batches import SegmentationData
 from fsanet.train.evaluation import evaluate
 from fsanet.train.run import fit
 from fsanet.train.semantic import SemanticSegmentation

@@ -3,10 +3,8 @@ import pytest
 from PIL import Image
 from support.miniature import ADE20K, write_ade20k
 
-from fsanet.data import Ade20k
-from fsanet.data.datasets.ade20k import check_object_info
-from fsanet.data.datasets.class_names import ADE20K as LABELS
-from fsanet.data.datasets.published import Ade20kData
+from fsanet.data import Ade20k, Ade20kData
+from fsanet.data.datasets.ade20k import CLASSES, check_object_info
 from fsanet.errors import InputError
 
 
@@ -59,7 +57,7 @@ def test_object_info_is_compared_with_the_classes(tmp_path):
     file = root / "ADEChallengeData2016" / "objectInfo150.txt"
     file.unlink()
     assert check_object_info(root) == []  # nothing to compare
-    rows = [(i, f"synonym of {name}, {name}") for i, name in enumerate(LABELS.classes, 1)]
+    rows = [(i, f"synonym of {name}, {name}") for i, name in enumerate(CLASSES, 1)]
     file.write_text(info(rows))
     assert check_object_info(root) == []
     rows[4], rows[5] = (5, rows[5][1]), (6, rows[4][1])

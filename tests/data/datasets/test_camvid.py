@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsanet.data import CamVid
+from fsanet.data import CamVid, CamVidData
 from fsanet.data.datasets.camvid import CLASSES, PALETTE
-from fsanet.data.module import CamVidData
 
 
 def root() -> Path:

@@ -5,9 +5,8 @@ from PIL import Image
 from support.miniature import CITYSCAPES, write_cityscapes
 from torchvision import datasets, tv_tensors
 
-from fsanet.data import Cityscapes
-from fsanet.data.datasets.cityscapes import LABEL_ID_TABLE
-from fsanet.data.datasets.published import CityscapesData
+from fsanet.data import Cityscapes, CityscapesData
+from fsanet.data.datasets.cityscapes import ID_TABLE
 from fsanet.errors import InputError
 
 # The labels as the data set's site lists them: id, name, and whether it is evaluated. Written
@@ -55,7 +54,7 @@ def all_ids():
 
 
 def test_label_ids_to_train_ids_name_by_name():
-    mapped = LABEL_ID_TABLE(all_ids(), "all")[0].tolist()
+    mapped = ID_TABLE(all_ids(), "all")[0].tolist()
     data_classes = CityscapesData("nowhere").classes
     evaluated = 0
     for line in LABELS.split("\n")[1:-1]:
@@ -70,7 +69,7 @@ def test_label_ids_to_train_ids_name_by_name():
 
 
 def test_table_names_and_colours_agree_with_torchvision():
-    mapped = LABEL_ID_TABLE(all_ids(), "all")[0].tolist()
+    mapped = ID_TABLE(all_ids(), "all")[0].tolist()
     data = CityscapesData("nowhere")
     for label in datasets.Cityscapes.classes:
         if label.id >= 0:
@@ -161,7 +160,7 @@ def test_faults(tmp_path):
     with pytest.raises(InputError, match=r"lindau.*ids 34\.\.35, 255 are out of range.*0\.\.33"):
         Cityscapes(root, "val")[1]
     Image.fromarray(ids[:-4]).save(path)
-    with pytest.raises(InputError, match=r"labels of 64x28 pixels, but .* is 64x32"):
+    with pytest.raises(InputError, match=r"labels are 64x28 pixels, but .* is 64x32"):
         Cityscapes(root, "val")[1]
     path.unlink()
     with pytest.raises(InputError, match=r"lindau_000000_000019_leftImg8bit.png: image has no l"):

@@ -11,9 +11,9 @@ from support.miniature import write_coco as write_published
 
 pytest.importorskip("faster_coco_eval")
 
-from fsanet.data.datasets.coco import decode_masks, encode_masks, read_coco
+from fsanet.data import CocoData, InstanceData, InstanceDataset
+from fsanet.data.annotations import decode_masks, encode_masks, read_annotations
 from fsanet.data.datasets.instance_scenes import InstanceScenes, write_coco
-from fsanet.data.instances import CocoData, InstanceDataset, collate_instances
 from fsanet.errors import InputError
 
 HEIGHT, WIDTH = 20, 30
@@ -157,9 +157,9 @@ A0 = ("annotations", 0)
             change(("annotations", 1, "segmentation", "counts"), [0, 599]),
             r"annotation 12.*599 pixels of 600",
         ),
-        (change(("categories", 0, "id"), 2), r"two of one id"),
+        (change(("categories", 0, "id"), 2), r"two with the same id"),
         (change(("categories", 0, "id"), 0), r"ids start at 1"),
-        (change(("images", 0, "id"), 3), r"two images of one id"),
+        (change(("images", 0, "id"), 3), r"two images with the same id"),
         (change(("images", 0, "height"), 0), r"image 7 is 30x0 pixels"),
         (lambda whole: whole["images"][0].pop("width"), r"image 7 lacks"),
         (lambda whole: whole.pop("categories"), r"no list 'categories'"),
@@ -170,17 +170,17 @@ def test_wrong_file_is_named_with_the_place(folder, edit, line):
     whole = copy.deepcopy(content())
     edit(whole)
     with pytest.raises(InputError, match=line) as raised:
-        read_coco(written(folder, whole))
+        read_annotations(written(folder, whole))
     assert "instances.json" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_missing_files(folder):
     with pytest.raises(InputError, match=r"none.json: no such annotation file"):
-        read_coco(folder / "none.json")
+        read_annotations(folder / "none.json")
     (folder / "bad.json").write_text("{")
     with pytest.raises(InputError, match=r"bad.json: not readable as JSON"):
-        read_coco(folder / "bad.json")
+        read_annotations(folder / "bad.json")
     (folder / "b.png").unlink()
     with pytest.raises(InputError, match=r"b.png: no such image, but the annotations list it"):
         InstanceDataset(folder, written(folder, content()))
@@ -280,7 +280,7 @@ def test_splits_with_other_categories(tmp_path):
 
 def test_collate_keeps_sizes():
     items = [InstanceScenes(1, size=size)[0] for size in ((64, 64), (48, 90))]
-    images, targets = collate_instances(items)
+    images, targets = InstanceData.collate(items)
     assert [tuple(i.shape) for i in images] == [(3, 64, 64), (3, 48, 90)]
     assert [t["masks"].shape[1:] for t in targets] == [(64, 64), (48, 90)]
 
@@ -300,10 +300,10 @@ def many(count):
 
 def test_few_annotations_without_area_are_left_out_with_a_warning(folder):
     with pytest.warns(UserWarning, match=r"2 of 2000 annotations left out.*1998 \(image b.png\)"):
-        file = read_coco(written(folder, many(1998)))
+        file = read_annotations(written(folder, many(1998)))
     assert [len(image.annotations) for image in file.images] == [1998, 0, 0]
     with pytest.raises(InputError, match=r"annotation 1997 .*has no area"):
-        read_coco(written(folder, many(1997)))  # more than one in a thousand
+        read_annotations(written(folder, many(1997)))  # more than one in a thousand
 
 
 def test_missing_download_is_told(tmp_path):

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from fsanet.data.datasets.folder import SegmentationFolder, class_names, class_palette
+from fsanet.data.datasets.folder import SegmentationFolder
+from fsanet.data.masks import class_names, class_palette
 from fsanet.errors import InputError
 
 
@@ -153,11 +154,11 @@ def test_image_with_no_mask_names_both_files(write):
     with pytest.raises(InputError) as error:
         load(write.root)
     message = one_line(error)
-    assert f"{write.root}/images/b.png: image has no mask" in message
-    assert f"{write.root}/masks/b.png" in message
+    assert f"{write.root}/images/b.png: image has no labels in" in message
+    assert f"{write.root}/masks" in message
     assert "more" not in message
     (write.root / "masks/c.png").unlink()
-    with pytest.raises(InputError, match="and 1 more images like it"):
+    with pytest.raises(InputError, match="and 1 more like it"):
         load(write.root)
 
 
@@ -209,7 +210,7 @@ def test_size_mismatch_names_files_and_sizes(write):
     mask = write.mask("masks/a.png", np.zeros((10, 16)))
     with pytest.raises(InputError) as error:
         load(write.root)[0]
-    assert f"{mask}: mask is 16x10 pixels, but its image {image} is 16x12" in one_line(error)
+    assert f"{mask}: labels are 16x10 pixels, but their image {image} is 16x12" in one_line(error)
 
 
 def test_turned_image_gets_a_hint_at_exif(write):
@@ -240,20 +241,6 @@ def test_truncated_jpeg_is_named(write):
         load(write.root)[0]
     assert str(image) in one_line(error)
     assert "truncated" in one_line(error)
-
-
-def test_verify_reads_all_and_lists_every_problem(write):
-    write.pairs("", ["a", "b", "c", "d"])
-    write.mask("masks/b.png", np.full((12, 16), 200))
-    write.mask("masks/d.png", np.zeros((3, 3)))
-    calls = []
-    problems = load(write.root).verify(lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert len(problems) == 2
-    assert "b.png: class id 200" in problems[0]
-    assert "d.png: mask is 3x3" in problems[1]
-    write.pairs("", ["b", "d"])
-    assert load(write.root).verify() == []
 
 
 # ---- classes and colours

@@ -7,9 +7,8 @@ from PIL import Image
 from support.miniature import SBD, VOC, VOC_TRAIN_AUG, write_voc
 from torchvision import datasets
 
-from fsanet.data import VocAug
-from fsanet.data.datasets.published import VocAugData
-from fsanet.data.datasets.sbd import read_sbd
+from fsanet.data import VocAug, VocAugData
+from fsanet.data.datasets.voc import read_labels
 from fsanet.errors import InputError
 
 pytest.importorskip("scipy", reason="the miniature's .mat files are written with SciPy")
@@ -117,9 +116,9 @@ def test_mat_of_another_kind(tmp_path):
 
     savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": np.zeros((2, 3), np.uint8)}})
     with pytest.raises(InputError, match=r"a.mat: labels cannot be read"):
-        read_sbd(tmp_path / "a.mat")
+        read_labels(tmp_path / "a.mat")
     with pytest.raises(InputError, match=r"b.mat: no such label file"):
-        read_sbd(tmp_path / "b.mat")
+        read_labels(tmp_path / "b.mat")
 
 
 def test_data_module(tmp_path):

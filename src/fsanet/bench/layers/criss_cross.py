@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from fsanet.bench.layers.map_layer import MapLayer, tokens_to_map
 
-__all__ = ["CrissCrossAttention"]
-
 
 class CrissCrossAttention(MapLayer):
     """``y = x + gate * sum_over_path(softmax(q . k) v)``, R times with the same weights.
@@ -30,9 +28,6 @@ class CrissCrossAttention(MapLayer):
         qk_channels: channels of queries and keys; C/8 by default. Values have C channels.
         recurrence: R; after two rounds every position has seen every other one.
         zero_init: whether to start as the identity (gate at zero).
-
-    Raises:
-        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(

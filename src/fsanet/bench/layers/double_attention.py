@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from fsanet.bench.layers.map_layer import MapLayer
 
-__all__ = ["DoubleAttention"]
-
 
 class DoubleAttention(MapLayer):
     """``y = x + Wo (A softmax_positions(G)^T) softmax_maps(D)``; A, G and D are projections of x.
@@ -24,9 +22,6 @@ class DoubleAttention(MapLayer):
         channels: C.
         feature_channels: m; C/4 by default.
         attention_maps: n; C/4 by default.
-
-    Raises:
-        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(

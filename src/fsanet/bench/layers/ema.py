@@ -15,8 +15,6 @@ from torch.nn.functional import normalize
 
 from fsanet.bench.layers.map_layer import MapLayer
 
-__all__ = ["EMAttention"]
-
 
 class EMAttention(MapLayer):
     """``y = x + Wo (mu z)`` with bases and responsibilities of T EM iterations on ``Wi x``.
@@ -31,20 +29,12 @@ class EMAttention(MapLayer):
         bases: K.
         iterations: T.
         momentum: weight of the old bases in the moving average.
-
-    Raises:
-        InputError: for a size below 1, or an input of another shape.
     """
 
     bases: Tensor
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        bases: int = 64,
-        iterations: int = 3,
-        momentum: float = 0.9,
+        self, channels: int, *, bases: int = 64, iterations: int = 3, momentum: float = 0.9
     ) -> None:
         super().__init__(channels, bases=bases, iterations=iterations)
         self.iterations, self.momentum = iterations, momentum

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from fsanet.bench.layers.map_layer import MapLayer
 
-__all__ = ["ExternalAttention"]
-
 
 class ExternalAttention(MapLayer):
     """``y = x + Wo (norm(Mk q) Mv)`` with ``q = Wq x`` and two memories of S slots.
@@ -25,17 +23,9 @@ class ExternalAttention(MapLayer):
     Args:
         channels: C, also the number of channels of the memories.
         slots: S; 64 as in the paper.
-
-    Raises:
-        InputError: for a size below 1, or an input of another shape.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        slots: int = 64,
-    ) -> None:
+    def __init__(self, channels: int, *, slots: int = 64) -> None:
         super().__init__(channels, slots=slots)
         self.slots = slots
         # No bias: it would be constant over positions, which their softmax cancels.

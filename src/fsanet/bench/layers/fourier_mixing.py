@@ -18,8 +18,6 @@ from torch.nn.functional import relu, softshrink
 from fsanet.bench.layers.map_layer import MapLayer
 from fsanet.errors import InputError
 
-__all__ = ["FourierMixing"]
-
 
 class FourierMixing(MapLayer):
     """``y = x + irfft2(shrink(W2 relu(W1 rfft2(x) + b1) + b2))``, complex block-diagonal weights.
@@ -38,11 +36,7 @@ class FourierMixing(MapLayer):
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        blocks: int | None = None,
-        shrinkage: float = 0.01,
+        self, channels: int, *, blocks: int | None = None, shrinkage: float = 0.01
     ) -> None:
         count = math.gcd(8, channels) if blocks is None else blocks
         super().__init__(channels, blocks=count)

@@ -17,8 +17,6 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from fsanet.bench.layers.map_layer import MapLayer, project_to_map
 
-__all__ = ["InterlacedAttention"]
-
 
 class InterlacedAttention(MapLayer):
     """``y = x + short(long(x))``, two softmax attentions over groups of positions.
@@ -35,17 +33,10 @@ class InterlacedAttention(MapLayer):
         channels: C.
         inner_channels: channels of queries, keys and values; C/2 by default.
         block_size: P, at most the size of the map; 8 as in the paper.
-
-    Raises:
-        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        inner_channels: int | None = None,
-        block_size: int = 8,
+        self, channels: int, *, inner_channels: int | None = None, block_size: int = 8
     ) -> None:
         inner = max(channels // 2, 1) if inner_channels is None else inner_channels
         super().__init__(channels, inner_channels=inner, block_size=block_size)
@@ -101,11 +92,7 @@ class _Blocks(NamedTuple):
 class _GroupAttention(nn.Module):
     """Softmax attention within each group; ``out`` is applied by the caller."""
 
-    def __init__(
-        self,
-        channels: int,
-        inner: int,
-    ) -> None:
+    def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
         self.qkv = nn.Linear(channels, 3 * inner)
         self.out = nn.Linear(inner, channels)

@@ -17,8 +17,6 @@ from torch.nn.functional import elu
 from fsanet.bench.layers.map_layer import MapLayer
 from fsanet.errors import InputError
 
-__all__ = ["LinearAttention"]
-
 
 class LinearAttention(MapLayer):
     """``y = x + Wo (sum_j v_j f(k_j)^T f(q_i) / sum_j f(k_j)^T f(q_i))``, ``f(t) = elu(t) + 1``.
@@ -38,11 +36,7 @@ class LinearAttention(MapLayer):
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        inner_channels: int | None = None,
-        heads: int | None = None,
+        self, channels: int, *, inner_channels: int | None = None, heads: int | None = None
     ) -> None:
         inner = max(channels // 2, 1) if inner_channels is None else inner_channels
         count = math.gcd(8, inner) if heads is None else heads

@@ -19,8 +19,6 @@ from fsanet.attention.dct import Band, BandLike, basis_dtype, dct_basis, dense_b
 from fsanet.attention.similarity import Similarity, attend
 from fsanet.errors import InputError
 
-__all__ = ["PaperFrequencyAttention"]
-
 
 class PaperFrequencyAttention(AttentionBlock):
     """Attention over K coefficients, transformed back to the map before projection and norm.

@@ -18,8 +18,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 from fsanet.bench.layers.map_layer import MapLayer
 from fsanet.errors import InputError
 
-__all__ = ["PyramidNonLocal"]
-
 
 class PyramidNonLocal(MapLayer):
     """``y = x + Wo (v softmax(k^T q))`` with S = 110 pooled keys and values.
@@ -35,9 +33,6 @@ class PyramidNonLocal(MapLayer):
         context_channels: channels of a second map (AFNB: the lower stage) that keys and values
             come from, with a key projection of their own. By default they come from x, and keys
             share the projection of the queries (APNB).
-
-    Raises:
-        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(

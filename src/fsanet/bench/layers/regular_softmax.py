@@ -13,8 +13,6 @@ from torch.nn.functional import conv2d
 
 from fsanet.attention.block import AttentionBlock
 
-__all__ = ["MaterialisedSelfAttention"]
-
 
 class MaterialisedSelfAttention(AttentionBlock):
     """Softmax self-attention that stores its N x N weights, ``y = x + norm(Wo (v softmax(q k)))``.
@@ -29,9 +27,6 @@ class MaterialisedSelfAttention(AttentionBlock):
         qk_channels: channels of queries and keys; C/2 by default.
         value_channels: channels of values; C/2 by default.
         zero_init: whether to start as the identity (batch norm weight at zero).
-
-    Raises:
-        InputError: for a size below 1, or an input of another shape.
     """
 
     def __init__(

@@ -17,8 +17,6 @@ from torch.nn.functional import conv2d, scaled_dot_product_attention
 from fsanet.bench.layers.map_layer import MapLayer, project_to_map
 from fsanet.errors import InputError
 
-__all__ = ["SpatialReductionAttention"]
-
 
 class SpatialReductionAttention(MapLayer):
     """``y = x + Wo softmax attention(q(x), k(reduced x), v(reduced x))``, N queries, N / r^2 keys.
@@ -39,13 +37,7 @@ class SpatialReductionAttention(MapLayer):
             another shape.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        ratio: int = 4,
-        heads: int | None = None,
-    ) -> None:
+    def __init__(self, channels: int, *, ratio: int = 4, heads: int | None = None) -> None:
         default = channels // 64 if channels % 64 == 0 else 1
         count = max(default, 1) if heads is None else heads
         super().__init__(channels, ratio=ratio, heads=count)

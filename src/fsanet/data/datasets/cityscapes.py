@@ -1,39 +1,70 @@
 """Cityscapes in its published layout, fine and coarse, with the 19 classes that are evaluated.
 
-Own listing rather than torchvision's `Cityscapes`: that one unpacks archives it finds without
-being asked, wants labels of the test split, keeps the file system's order, and notices a missing
-label file only when it is read. A test compares the two.
+We list the files ourselves rather than with torchvision's `Cityscapes`, which unpacks archives
+without being asked, wants labels of the test split, keeps the file system's order, and notices a
+missing label file only when it is read. A test compares the two.
 
-Source of the label ids: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene
-Understanding", CVPR 2016, and the definition of labels on the data set's site.
+Sources: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016;
+the label definitions in cityscapesScripts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fsanet.data.datasets.class_names import CITYSCAPES
-from fsanet.data.datasets.downloads import missing
-from fsanet.data.datasets.pairs import IGNORE, IdTable, Listing, Pair, PairedImages, pair_up
+from fsanet.data.batches import SegmentationData
+from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Split, pair_up
+from fsanet.data.masks import IGNORE, Colour, IdTable
 from fsanet.errors import InputError
 
-__all__ = ["COUNTS", "LABEL_IDS", "LABEL_ID_TABLE", "Cityscapes", "list_split"]
+__all__ = [
+    "CLASSES",
+    "ID_TABLE",
+    "LABEL_IDS",
+    "LAYOUT",
+    "PALETTE",
+    "Cityscapes",
+    "CityscapesData",
+    "list_split",
+]
 
-#: Label id of each of the 19 classes, in the order of their train ids.
-LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# Train id is the position; name, label id in the files, colour.
+_CLASSES: tuple[tuple[str, int, Colour], ...] = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+CLASSES = tuple(name for name, _, _ in _CLASSES)
+LABEL_IDS = tuple(value for _, value, _ in _CLASSES)
+PALETTE = tuple(colour for _, _, colour in _CLASSES)
 
-#: The 34 label ids to train ids; what is not evaluated becomes 255.
-LABEL_ID_TABLE = IdTable(
+#: The 34 label ids to train ids; those that are not evaluated become 255.
+ID_TABLE = IdTable(
     "Cityscapes",
     {**dict.fromkeys(range(34), IGNORE), **{value: i for i, value in enumerate(LABEL_IDS)}},
 )
 
-#: Published numbers of images.
-COUNTS = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}
-
-_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
+_COUNTS = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}
+_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "fine": {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")},
     "coarse": {"train": ("train",), "val": ("val",), "train_extra": ("train_extra",)},
 }
@@ -42,20 +73,21 @@ _SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
 class Cityscapes(PairedImages):
     """Cityscapes: ``root/leftImg8bit`` with ``root/gtFine`` or ``root/gtCoarse``.
 
-    Images are 2048 wide and 1024 high. Label ids 0..33 are mapped to the 19 train ids, all
-    others to 255. The labels of ``"test"`` are not published: its masks are 255 throughout.
+    Images are 2048 wide and 1024 high. Label ids 0..33 are mapped to the 19 train ids, all others
+    to 255. The labels of ``"test"`` are not published: its masks are 255 throughout.
 
     Args:
         root: folder with ``leftImg8bit``.
-        split: ``"train"`` (2975 images), ``"val"`` (500), ``"test"`` (1525) or ``"trainval"``;
-            with coarse labels ``"train"``, ``"val"`` or ``"train_extra"`` (19998).
+        split: ``"train"`` (2975 images), ``"val"`` (500), ``"test"`` (1525) or ``"trainval"``; with
+            coarse labels ``"train"``, ``"val"`` or ``"train_extra"`` (19998).
         labels: ``"fine"`` or ``"coarse"``.
         transform: called as ``transform(image, mask)``.
 
     Raises:
-        InputError: as `PairedImages`; for a split that is not there the line says what to
-            download.
+        InputError: see `PairedImages`; for a missing split the message says what to download.
     """
+
+    classes, palette, ids = CLASSES, PALETTE, ID_TABLE
 
     def __init__(
         self,
@@ -65,26 +97,53 @@ class Cityscapes(PairedImages):
         labels: Literal["fine", "coarse"] = "fine",
         transform: Callable[..., Any] | None = None,
     ) -> None:
-        if labels not in _SPLITS:
+        if labels not in _PARTS:
             raise InputError(f"labels={labels!r}: Cityscapes has fine and coarse ones")
-        if split not in _SPLITS[labels]:
+        if split not in _PARTS[labels]:
             raise InputError(
-                f"split={split!r}: Cityscapes with {labels} labels has {', '.join(_SPLITS[labels])}"
+                f"split={split!r}: Cityscapes with {labels} labels has {', '.join(_PARTS[labels])}"
             )
-        root = Path(root)
-        listings = [list_split(root, part, labels) for part in _SPLITS[labels][split]]
-        listing = Listing(
-            [pair for part in listings for pair in part.pairs],
-            [problem for part in listings for problem in part.problems],
-        )
-        super().__init__(
-            root, listing, label_set=CITYSCAPES, ids=LABEL_ID_TABLE, transform=transform
-        )
-        self.split = split
+        listings = [list_split(Path(root), part, labels) for part in _PARTS[labels][split]]
+        pairs = [pair for listing in listings for pair in listing.pairs]
+        problems = [problem for listing in listings for problem in listing.problems]
+        super().__init__(Listing(pairs, problems), transform)
+
+
+class CityscapesData(SegmentationData):
+    """Data module of `Cityscapes`.
+
+    Args:
+        root: folder with ``leftImg8bit`` and ``gtFine``.
+        train_split: ``"train"``, ``"trainval"`` for a submission to the test server, or
+            ``"train_extra"`` (with coarse labels).
+        train_labels: labels of training, ``"fine"`` or ``"coarse"``; evaluation uses fine ones.
+        test_split: ``"val"``, or ``"test"``, whose images have no labels: every pixel is 255.
+        crop: (h, w) of training images; evaluation takes the whole 1024 x 2048 images.
+        **options: see `SegmentationData`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train_split: Literal["train", "trainval", "train_extra"] = "train",
+        train_labels: Literal["fine", "coarse"] = "fine",
+        test_split: Literal["val", "test"] = "val",
+        crop: tuple[int, int] | None = (769, 769),
+        **options: Any,
+    ) -> None:
+        super().__init__(classes=CLASSES, palette=PALETTE, crop=crop, **options)
+        self.root = root
+        self.splits = {"train": train_split, "val": "val", "test": test_split}
+        self.train_labels = train_labels
+
+    def make_dataset(self, stage: str) -> Cityscapes:
+        labels = self.train_labels if stage == "train" else "fine"
+        return Cityscapes(self.root, self.splits[stage], labels=labels)
 
 
 def list_split(root: Path, split: str, labels: str = "fine") -> Listing:
-    """The pairs of train, val, test or train_extra, named as ``aachen_000000_000019``.
+    """List the pairs of train, val, test or train_extra, named like ``aachen_000000_000019``.
 
     Raises:
         MissingData: its images or labels are not there.
@@ -96,16 +155,62 @@ def list_split(root: Path, split: str, labels: str = "fine") -> Listing:
     folder, archives = root / "leftImg8bit" / split, (image_archive, label_archive)
     images = _by_name(folder, "_leftImg8bit.png")
     if not images:
-        raise missing(root, "cityscapes", folder, archives)
+        raise LAYOUT.missing(root, folder, archives)
     if split == "test":
-        return Listing([Pair(name, path) for name, path in images.items()], [])
+        return Listing([Pair(name, path) for name, path in images.items()])
     folder = root / kind / split
     masks = _by_name(folder, f"_{kind}_labelIds.png")
     if not masks:
-        raise missing(root, "cityscapes", folder, archives[1:])
-    return pair_up(images, masks)
+        raise LAYOUT.missing(root, folder, archives[1:])
+    return pair_up(images, masks, folder)
 
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:
-    """Files of all cities, by name without the ending; names start with the city."""
-    return {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*/*{ending}"))}
+    """Files of all cities by name, without the ending; names start with the city."""
+    return dict(sorted((p.name.removesuffix(ending), p) for p in folder.glob(f"*/*{ending}")))
+
+
+def _splits(root: Path, **_: Any) -> list[Split]:
+    fine = [
+        Split(
+            name,
+            partial(list_split, root, name),
+            _COUNTS[name],
+            ID_TABLE,
+            required=name != "test",
+        )
+        for name in ("train", "val", "test")
+    ]
+    coarse = [
+        Split(
+            f"{name} (coarse)",
+            partial(list_split, root, name, "coarse"),
+            _COUNTS[name],
+            ID_TABLE,
+            required=False,
+        )
+        for name in ("train", "val", "train_extra")
+    ]
+    return fine + coarse
+
+
+LAYOUT = Layout(
+    name="cityscapes",
+    title="Cityscapes",
+    site="https://www.cityscapes-dataset.com (an account is needed)",
+    archives={
+        "leftImg8bit_trainvaltest.zip": "images of train, val, test; 11 GB",
+        "gtFine_trainvaltest.zip": "fine labels; 241 MB",
+        "leftImg8bit_trainextra.zip": "only for coarse training: more images; 44 GB",
+        "gtCoarse.zip": "only for coarse training: coarse labels; 1.3 GB",
+    },
+    tree="""\
+    DIR/leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png     2975, 500, 1525 images
+    DIR/gtFine/{train,val}/CITY/*_gtFine_labelIds.png           ids 0..33
+    DIR/leftImg8bit/train_extra/CITY/*_leftImg8bit.png          19998 images (coarse only)
+    DIR/gtCoarse/{train,val,train_extra}/CITY/*_gtCoarse_labelIds.png
+    """,
+    notes="The 34 label ids are mapped to the 19 train ids while reading: no conversion is needed.",
+    signs=("leftImg8bit", "gtFine"),
+    splits=_splits,
+)

@@ -1,299 +1,221 @@
-"""Annotation files in COCO's instance format: read, checked, and their shapes as masks.
+"""Instance segmentation from annotation files in COCO's format, with COCO 2017 as the default."""
 
-The masks come from faster-coco-eval (extra `coco`), which also computes AP: one compiled
-dependency instead of two. torchvision's own `CocoDetection` needs pycocotools besides, stops at
-the first bad annotation deep in its C code without saying which, and its wrapper for v2
-transforms gives images without annotations another kind of target.
-
-Source of the format: https://cocodataset.org/#format-data.
-"""
+# N instances, (H, W) size of the image in pixels
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
-from fsanet.data.datasets.downloads import missing
+from fsanet.data.annotations import (
+    CocoFile,
+    decode_masks,
+    mask_tools,
+    read_annotations,
+    scan_annotations,
+)
+from fsanet.data.batches import InstanceData
+from fsanet.data.datasets.base import Layout, Listing, Pair, Problem, Split
+from fsanet.data.images import IMAGE_SUFFIXES, read_file
 from fsanet.errors import InputError
 
-__all__ = [
-    "COUNTS",
-    "NUM_CATEGORIES",
-    "Annotation",
-    "CocoFile",
-    "Fault",
-    "decode_masks",
-    "encode_masks",
-    "few_enough",
-    "mask_tools",
-    "read_coco",
-    "scan_coco",
-]
+__all__ = ["LAYOUT", "CocoData", "InstanceDataset"]
 
-#: Published numbers of images of COCO 2017, and of its categories.
-COUNTS = {"train": 118287, "val": 5000}
-NUM_CATEGORIES = 80
-
-_TOLERANCE = 2.0  # pixels by which a box may stand over the edge: annotation tools round
-# COCO's own train2017 has two boxes of height 0 among 860001. So many may be left out; a file with
-# more of them has a fault of its own.
-_EMPTY_SHARE = 1e-3
+_COUNTS = {"train": 118287, "val": 5000}
+_NUM_CATEGORIES = 80
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """One instance: box (x0, y0, x1, y1) in pixels, mask as compressed RLE, area in pixels."""
+class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
+    """The images of a folder with the instances of an annotation file in COCO's format.
 
-    category: int
-    box: tuple[float, float, float, float]
-    rle: Mapping[str, Any]
-    area: float
-    crowd: bool
+    An item is ``(image, target)``: ``tv_tensors.Image`` uint8 (3, H, W), and a dict of
 
+    * "boxes": ``tv_tensors.BoundingBoxes`` float32 (N, 4) as (x0, y0, x1, y1) in pixels;
+    * "masks": ``tv_tensors.Mask`` uint8 (N, H, W);
+    * "labels": int64 (N,), from 1;
+    * "iscrowd": int64 (N,);
+    * "area": float32 (N,), as the file has it;
+    * "image_id": the image's id in the file.
 
-@dataclass(frozen=True)
-class CocoImage:
-    """One image: its id, path relative to the image folder, size, and what is on it."""
+    An image without annotations has N = 0.
 
-    id: int
-    file: str
-    height: int
-    width: int
-    annotations: tuple[Annotation, ...]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One annotation that cannot be used, as one line; ``empty``: it covers no area."""
-
-    message: str
-    empty: bool
-
-
-class _Empty(ValueError):
-    """An annotation without area."""
-
-
-@dataclass(frozen=True)
-class CocoFile:
-    """What a file holds.
-
-    Attributes:
-        categories: names by category id, in the order of the ids.
-        images: in the order of their ids, those without annotations included.
-    """
-
-    categories: dict[int, str]
-    images: tuple[CocoImage, ...]
-
-
-def mask_tools() -> ModuleType:
-    """faster-coco-eval's mask functions.
+    Args:
+        root: folder of the images.
+        annotations: the annotation file, or its content from `read_annotations`.
+        label_by: "rank" numbers the categories 1, 2, ... in the order of their ids; "id" takes the
+            ids themselves, as torchvision's published detectors do for COCO.
 
     Raises:
-        InputError: it is not installed.
+        InputError: the annotation file is wrong, or an image is missing or of another size.
     """
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise InputError(
-            "instance segmentation needs faster-coco-eval: pip install 'fsanet[coco]'"
-        ) from error
-    return mask
 
-
-def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Compressed RLE, as text that JSON can hold, of masks (N, H, W), bool or uint8."""
-    columns = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())  # (H, W, N)
-    encoded = mask_tools().encode(columns)
-    return [{"size": [int(s) for s in rle["size"]], "counts": _text(rle)} for rle in encoded]
-
-
-def decode_masks(rles: list[Any], height: int, width: int) -> Tensor:
-    """Masks uint8 (N, H, W) of compressed RLE."""
-    if not rles:
-        return torch.zeros(0, height, width, dtype=torch.uint8)
-    decoded = mask_tools().decode(rles)  # (H, W, N)
-    return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
-
-
-def read_coco(path: str | Path) -> CocoFile:
-    """Read an annotation file and check all that is in it.
-
-    Annotations that cover no area are left out with a warning if they are fewer than one in a
-    thousand, as in COCO's own train2017.
-
-    Raises:
-        InputError: naming the file and the image or annotation: unreadable, not of the format,
-            a category or image that is not listed, a box outside of its image or without area,
-            a polygon of less than three points or without a pixel, RLE of another size.
-    """
-    file, faults = scan_coco(path)
-    empty = [fault for fault in faults if fault.empty]
-    total = len(empty) + sum(len(image.annotations) for image in file.images)
-    tolerated = few_enough(len(empty), total)
-    wrong = [fault for fault in faults if not (fault.empty and tolerated)]
-    if wrong:
-        raise InputError(wrong[0].message)
-    if empty:
-        warnings.warn(
-            f"{len(empty)} of {total} annotations left out, the first: {empty[0].message}",
-            stacklevel=2,
+    def __init__(
+        self,
+        root: str | Path,
+        annotations: str | Path | CocoFile,
+        *,
+        label_by: Literal["rank", "id"] = "rank",
+    ) -> None:
+        mask_tools()  # raises before anything is read
+        if label_by not in ("rank", "id"):
+            raise InputError(f"label_by={label_by!r}: use rank or id")
+        self.root = Path(root)
+        self.file = (
+            annotations if isinstance(annotations, CocoFile) else read_annotations(annotations)
         )
-    return file
+        ids = sorted(self.file.categories)
+        self.category_ids = tuple(ids if label_by == "rank" else range(1, ids[-1] + 1))
+        self.classes = tuple(
+            self.file.categories.get(number, "N/A") for number in self.category_ids
+        )
+        self.label_of = {number: i + 1 for i, number in enumerate(self.category_ids)}
+        self.names = [image.file for image in self.file.images]
+        self.image_paths = [self.root / name for name in self.names]
+        for path in self.image_paths:
+            if not path.is_file():
+                raise InputError(
+                    f"{path}: no such image, but the annotations list it; check the image folder"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        entry, path = self.file.images[index], self.image_paths[index]
+        image = read_file(path)
+        size = (entry.height, entry.width)
+        if tuple(image.shape[-2:]) != size:
+            raise InputError(
+                f"{path}: {image.shape[2]}x{image.shape[1]} pixels, but the annotations say "
+                f"{entry.width}x{entry.height}; correct one of them"
+            )
+        found = entry.annotations
+        boxes = torch.tensor([a.box for a in found], dtype=torch.float32).reshape(-1, 4)
+        return tv_tensors.Image(image), {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "masks": tv_tensors.Mask(decode_masks([a.rle for a in found], *size)),
+            "labels": torch.tensor([self.label_of[a.category] for a in found], dtype=torch.int64),
+            "iscrowd": torch.tensor([int(a.crowd) for a in found], dtype=torch.int64),
+            "area": torch.tensor([a.area for a in found], dtype=torch.float32),
+            "image_id": entry.id,
+        }
 
 
-def scan_coco(path: str | Path) -> tuple[CocoFile, list[Fault]]:
-    """What a file holds without the annotations that are faulty, and these.
+class CocoData(InstanceData):
+    """Data module of annotation files in COCO's format, one file and image folder per split.
 
-    Raises:
-        InputError: unreadable, not of the format, images or categories that are not sound, or
-            faster-coco-eval is not installed.
+    Args:
+        root: folder that the other paths start from.
+        train_annotations: file of the training split.
+        train_images: folder of its images.
+        val_annotations: file of the validation split.
+        val_images: folder of its images.
+        test_annotations: file of the test split; by default that of validation.
+        test_images: folder of its images.
+        label_by: see `InstanceDataset`.
+        **options: see `InstanceData`.
     """
-    path = Path(path)
-    content = _content(path)
-    mask_tools()  # where it is missing, that is one error and not one an annotation
-    try:
-        names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        images = {int(i["id"]): i for i in content["images"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: a category or image lacks its id or name ({error})") from error
-    if not names or len(names) < len(content["categories"]):
-        raise InputError(f"{path}: no categories, or two of one id")
-    if len(images) < len(content["images"]):
-        raise InputError(f"{path}: two images of one id")
-    if min(names) < 1:
-        raise InputError(f"{path}: category id {min(names)}; ids start at 1, 0 is the background")
-    sizes = {number: _size_of(entry, path) for number, entry in images.items()}
-    found: dict[int, list[Annotation]] = {number: [] for number in images}
-    faults: list[Fault] = []
-    for index, entry in enumerate(content["annotations"]):
-        where = f"{path}: annotation {_id_of(entry, index)}"
-        image = entry.get("image_id") if isinstance(entry, dict) else None
-        if image not in images:
-            faults.append(Fault(f"{where}: image_id {image} is not among the images", False))
-            continue
-        if entry.get("category_id") not in names:
-            text = (
-                f"{where}: category_id {entry.get('category_id')} is not among the categories "
-                f"({', '.join(map(str, sorted(names)[:10]))})"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train_annotations: str = "annotations/instances_train2017.json",
+        train_images: str = "train2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        val_images: str = "val2017",
+        test_annotations: str | None = None,
+        test_images: str | None = None,
+        label_by: Literal["rank", "id"] = "rank",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.root = Path(root)
+        self.label_by = label_by
+        self.paths = {
+            "train": (train_annotations, train_images),
+            "val": (val_annotations, val_images),
+            "test": (test_annotations or val_annotations, test_images or val_images),
+        }
+        # Evaluation needs no training file: the first existing file defines the classes.
+        splits = [s for s in self.paths if (self.root / self.paths[s][0]).is_file()]
+        first = self.dataset(splits[0] if splits else "train")
+        self.classes, self.category_ids = first.classes, first.category_ids
+
+    def make_dataset(self, stage: str) -> InstanceDataset:
+        annotations, images = self.paths[stage]
+        path = self.root / annotations
+        _check_published(self.root, path)
+        dataset = InstanceDataset(self.root / images, path, label_by=self.label_by)
+        known = getattr(self, "classes", dataset.classes)
+        if dataset.classes != known:
+            raise InputError(
+                f"{path}: categories {', '.join(dataset.classes[:5])} differ from those of the "
+                f"other splits, {', '.join(known[:5])}"
             )
-            faults.append(Fault(text, False))
-            continue
-        try:
-            found[image].append(_annotation(entry, *sizes[image]))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            text = f"no {error}" if isinstance(error, KeyError) else str(error)
-            text = f"{where} (image {images[image]['file_name']}): {text}"
-            faults.append(Fault(text, isinstance(error, _Empty)))
-    file = CocoFile(
-        dict(sorted(names.items())),
-        tuple(
-            CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(found[number]))
-            for number, entry in sorted(images.items())
-        ),
-    )
-    return file, faults
+        return dataset
 
 
-def few_enough(empty: int, total: int) -> bool:
-    """Whether so many annotations without area among all may be left out."""
-    return empty <= _EMPTY_SHARE * total
+def _check_published(root: Path, file: Path) -> None:
+    """Raise `MissingData` if a file of the published names is not there."""
+    published = [root / f"annotations/instances_{split}2017.json" for split in _COUNTS]
+    if file in published and not file.is_file():
+        raise LAYOUT.missing(root, file, ("annotations_trainval2017.zip",))
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """The file's JSON, if it has the lists of an instances file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if path.parent.name == "annotations" and path.name in _published():
-            archive = "annotations_trainval2017.zip"
-            raise missing(path.parent.parent, "coco", path, (archive,)) from error
-        raise InputError(f"{path}: no such annotation file; check the path") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise InputError(f"{path}: no list '{part}'; a COCO instances file has one")
-    return content
+def _list_split(root: Path, split: str) -> Listing:
+    """List the images of train or val, with what is wrong with their annotations."""
+    images, file = root / f"{split}2017", root / f"annotations/instances_{split}2017.json"
+    if not images.is_dir():
+        raise LAYOUT.missing(root, images, (f"{split}2017.zip",))
+    _check_published(root, file)
+    content, faults, skipped = scan_annotations(file)
+    problems = [Problem("annotation", str(file), fault.message) for fault in faults]
+    if len(content.categories) != _NUM_CATEGORIES:
+        text = f"{file}: {len(content.categories)} categories, published are {_NUM_CATEGORIES}"
+        problems.append(Problem("count", str(file), text))
+    existing = {path.name for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+    pairs = []
+    for image in content.images:
+        path = images / image.file
+        if image.file in existing:
+            pairs.append(Pair(image.file, path, size=(image.height, image.width)))
+        else:
+            text = f"{path}: no such image, but the annotations list it"
+            problems.append(Problem("no image", str(path), text))
+    for unlisted in sorted(existing.difference(image.file for image in content.images)):
+        text = f"{images / unlisted}: the annotations do not list this image"
+        problems.append(Problem("no labels", str(images / unlisted), text))
+    return Listing(pairs, problems, [f"left out: {fault.message}" for fault in skipped])
 
 
-def _published() -> list[str]:
-    return [f"instances_{split}2017.json" for split in COUNTS]
+def _splits(root: Path, **_: Any) -> list[Split]:
+    mask_tools()  # raises before anything is read
+    return [
+        Split(f"{name}2017", partial(_list_split, root, name), count)
+        for name, count in _COUNTS.items()
+    ]
 
 
-def _annotation(entry: Mapping[str, Any], height: int, width: int) -> Annotation:
-    x, y, w, h = (float(value) for value in entry["bbox"])
-    if not all(math.isfinite(value) for value in (x, y, w, h)) or w < 0 or h < 0:
-        raise ValueError(f"bbox {entry['bbox']} is no box of (x, y, width, height); correct it")
-    if w == 0 or h == 0:
-        raise _Empty(f"bbox {entry['bbox']} has no area; correct or remove it")
-    if min(x, y) < -_TOLERANCE or x + w > width + _TOLERANCE or y + h > height + _TOLERANCE:
-        raise ValueError(f"bbox {entry['bbox']} reaches out of the {width}x{height} image")
-    rle = _rle(entry["segmentation"], height, width)
-    pixels = float(mask_tools().area(rle))
-    if pixels == 0:
-        raise _Empty("the segmentation covers no pixel; correct or remove it")
-    return Annotation(
-        category=int(entry["category_id"]),
-        box=(max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))),
-        rle=rle,
-        area=float(entry.get("area", pixels)),
-        crowd=bool(entry.get("iscrowd", 0)),
-    )
-
-
-def _rle(shape: Any, height: int, width: int) -> Any:
-    """Compressed RLE of polygons, of uncompressed RLE, or of itself."""
-    tools = mask_tools()
-    if isinstance(shape, dict):
-        size, counts = list(shape["size"]), shape["counts"]
-        if size != [height, width]:
-            raise ValueError(f"RLE of size {size} on an image of (height, width) {height, width}")
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts) < 0:
-                raise ValueError(f"RLE counts {sum(counts)} pixels of {height * width}")
-            return tools.frPyObjects(shape, height, width)
-        return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
-    if not isinstance(shape, list) or not shape:
-        raise ValueError("segmentation is neither a list of polygons nor RLE")
-    for polygon in shape:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                "a polygon needs three points or more, as x and y in turn; correct or remove it"
-            )
-        if not all(math.isfinite(value) for value in polygon):
-            raise ValueError("a polygon with a coordinate that is no number")
-    return tools.merge(tools.frPyObjects(shape, height, width))
-
-
-def _size_of(image: Mapping[str, Any], path: Path) -> tuple[int, int]:
-    try:
-        height, width = int(image["height"]), int(image["width"])
-        str(image["file_name"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: image {image.get('id')} lacks its file_name, height or width"
-        ) from error
-    if height < 1 or width < 1:
-        raise InputError(f"{path}: image {image['id']} is {width}x{height} pixels")
-    return height, width
-
-
-def _id_of(entry: Any, index: int) -> str:
-    return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"number {index}"
-
-
-def _text(rle: Mapping[str, Any]) -> str:
-    counts = rle["counts"]
-    return counts.decode() if isinstance(counts, bytes) else str(counts)
+LAYOUT = Layout(
+    name="coco",
+    title="COCO 2017",
+    site="https://cocodataset.org/#download",
+    archives={
+        "train2017.zip": "images; 18 GB",
+        "val2017.zip": "images; 1 GB",
+        "annotations_trainval2017.zip": "instances; 241 MB",
+    },
+    tree="""\
+    DIR/train2017/*.jpg                                 118287 images
+    DIR/val2017/*.jpg                                   5000 images
+    DIR/annotations/instances_{train,val}2017.json
+    """,
+    signs=(*(f"annotations/instances_{split}2017.json" for split in _COUNTS), "train2017"),
+    splits=_splits,
+)

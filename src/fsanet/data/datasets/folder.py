@@ -1,54 +1,54 @@
-"""A segmentation data set in a folder of images and a folder of masks."""
+"""Your own data set: a folder of images and a folder of masks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from fsanet.data.images import IMAGE_SUFFIXES, read_file
-from fsanet.data.labelled import LabelledImages
-from fsanet.data.masks import MASK_SUFFIXES, check_ids, looks_scaled, read_mask
-from fsanet.data.palette import Colour, class_palette
+from fsanet.data.batches import SegmentationData
+from fsanet.data.datasets.base import Layout, Listing, MissingData, PairedImages, Split, pair_up
+from fsanet.data.images import IMAGE_SUFFIXES
+from fsanet.data.masks import (
+    IGNORE,
+    MASK_SUFFIXES,
+    Colour,
+    check_ids,
+    class_names,
+    class_palette,
+    looks_scaled,
+)
 from fsanet.errors import InputError
 
+__all__ = ["LAYOUT", "FolderData", "SegmentationFolder", "list_split"]
 
-class SegmentationFolder(LabelledImages):
+
+class SegmentationFolder(PairedImages):
     """Images and masks paired by file name (without the extension).
 
-    Three layouts are known::
+    Three layouts are supported::
 
-        root/images, root/masks                                  split=None
-        root/train/images, root/train/masks, root/val/...        split="train"
-        root/images, root/masks, root/train.txt (a name a line)  split="train"
+        root/images, root/masks                                    split=None
+        root/train/images, root/train/masks, root/val/...          split="train"
+        root/images, root/masks, root/train.txt (a name per line)  split="train"
 
-    A mask holds one 8-bit class id a pixel (greyscale or palette PNG); ``ignore_index`` marks
-    pixels without a label. Masks without an image are left out. Names in a list file may carry
-    their extension; blank lines and lines that start with ``#`` are skipped.
-
-    An item is ``(image, mask)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
-    int64 (H, W).
+    A mask holds one 8-bit class id per pixel (greyscale or palette PNG); ``ignore_index`` marks
+    unlabelled pixels. Masks without an image are ignored. Names in a list file may have an
+    extension; blank lines and lines that start with ``#`` are skipped.
 
     Args:
         root: folder as above.
-        split: sub-folder or list file to take; ``None`` for one flat set.
+        split: sub-folder or list file to take; ``None`` for a data set without splits.
         classes: class names in the order of their ids.
         num_classes: number of classes, if there are no names; one of the two is needed.
         palette: an (r, g, b) in 0..255 for each class; by default distinct hues.
-        ignore_index: id in 0..255 of pixels without a label.
+        ignore_index: id in 0..255 of unlabelled pixels.
         transform: called as ``transform(image, mask)``.
-
-    Attributes:
-        names: file stems, in the order of the items.
-        image_paths: image files, in the same order.
-        mask_paths: mask files, in the same order.
 
     Raises:
         InputError: at construction for a missing or empty folder, an unknown split, an image
-            with no mask, a two-class set of 0/255 masks; at reading for a file that cannot be
-            decoded, a mask of another size than its image, or an id out of range.
+            without a mask, or a two-class set of 0/255 masks; at reading as `PairedImages`.
     """
 
     def __init__(
@@ -59,105 +59,98 @@ class SegmentationFolder(LabelledImages):
         classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         palette: Sequence[Colour] | None = None,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE,
         transform: Callable[..., Any] | None = None,
     ) -> None:
-        self.root = Path(root)
-        self.split = split
         self.classes = class_names(classes, num_classes)
-        self.num_classes = len(self.classes)
         self.palette = class_palette(palette, self.num_classes)
         if not 0 <= ignore_index <= 255:
             raise InputError(f"ignore_index={ignore_index}: masks are 8-bit, choose one of 0..255")
         self.ignore_index = ignore_index
-        self.transform = transform
-        images, masks, list_file = _locate(self.root, split)
-        self.names, self.image_paths, self.mask_paths = _pair(images, masks, list_file)
-        if self.num_classes == 2 and ignore_index == 255 and looks_scaled(self.mask_paths):
+        self.ids = partial(check_ids, num_classes=self.num_classes, ignore_index=ignore_index)
+        super().__init__(list_split(Path(root), split), transform)
+        masks = [path for path in self.mask_paths if path is not None]
+        if self.num_classes == 2 and ignore_index == 255 and looks_scaled(masks):
             raise InputError(
-                f"{masks}: masks hold only 0 and 255, and 255 means ignore: these look like "
-                "0/255 masks: divide them by 255, so that they hold 0 and 1"
+                f"{masks[0].parent}: masks hold only 0 and 255, and 255 means ignore: these look "
+                "like 0/255 masks: divide them by 255, so that they hold 0 and 1"
             )
 
-    def __len__(self) -> int:
-        return len(self.names)
 
-    def load(self, index: int) -> tuple[Tensor, Tensor]:
-        """Read and check one pair: image uint8 (3, H, W), class ids uint8 (H, W)."""
-        image_path, mask_path = self.image_paths[index], self.mask_paths[index]
-        image = read_file(image_path)
-        mask = read_mask(mask_path)
-        if image.shape[1:] != mask.shape:
-            turned = tuple(image.shape[1:]) == tuple(mask.shape)[::-1]
-            raise InputError(
-                f"{mask_path}: mask is {mask.shape[1]}x{mask.shape[0]} pixels, but its image "
-                f"{image_path} is {image.shape[2]}x{image.shape[1]}; "
-                + (
-                    "turn the mask as the image's EXIF orientation says"
-                    if turned
-                    else "make them the same size"
-                )
-            )
-        check_ids(mask, mask_path, self.num_classes, self.ignore_index)
-        return image, mask
+class FolderData(SegmentationData):
+    """Data module of `SegmentationFolder`.
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Read every pair, and return the problems found, a line each (none: an empty list).
+    Args:
+        root: folder of the data set, in a layout of `SegmentationFolder`.
+        classes: class names in the order of their ids, or give ``num_classes``.
+        num_classes: number of classes, if there are no names.
+        train_split: sub-folder or list file of the training split.
+        val_split: the same for validation.
+        test_split: the same for testing; needed only when it is used.
+        **options: see `SegmentationData`.
+    """
 
-        Args:
-            progress: called as ``progress(done, total)`` after each pair.
-        """
-        problems = []
-        for index in range(len(self)):
-            try:
-                self.load(index)
-            except InputError as error:
-                problems.append(str(error))
-            if progress is not None:
-                progress(index + 1, len(self))
-        return problems
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "test",
+        **options: Any,
+    ) -> None:
+        super().__init__(classes=class_names(classes, num_classes), **options)
+        self.root = root
+        self.splits = {"train": train_split, "val": val_split, "test": test_split}
 
-
-def class_names(classes: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...]:
-    """Names of the classes; ``"class 0"``, ``"class 1"``... where only a number is given."""
-    if classes is None and num_classes is None:
-        raise InputError("classes are not known: give classes=[names] or num_classes")
-    if classes is None:
-        count = int(num_classes or 0)
-        names = tuple(f"class {i}" for i in range(count))
-    else:
-        names = tuple(classes)
-        if num_classes is not None and num_classes != len(names):
-            raise InputError(f"num_classes={num_classes}, but {len(names)} class names are given")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"class name given twice: {', '.join(twice)}")
-    if not 1 <= len(names) <= 255:
-        raise InputError(f"{len(names)} classes: 8-bit masks hold 1 to 255 of them")
-    return names
+    def make_dataset(self, stage: str) -> SegmentationFolder:
+        return SegmentationFolder(
+            self.root,
+            split=self.splits[stage],
+            classes=self.classes,
+            palette=self.palette,
+            ignore_index=self.ignore_index,
+        )
 
 
-def _locate(root: Path, split: str | None) -> tuple[Path, Path, Path | None]:
-    """Folder of images, folder of masks, and the list file if the split is one."""
+def list_split(root: Path, split: str | None) -> Listing:
+    """List the pairs of a split; ``None`` for a data set without splits.
+
+    Raises:
+        MissingData: the split, or its folder of images or masks, is not there.
+        InputError: a folder is empty, two files share a name, or the list file is wrong.
+    """
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; check the path of the data set")
+        raise MissingData(
+            f"{root}: no such folder; check the path of the data set", LAYOUT.guide(root)
+        )
     base, list_file = root, None
-    if split is not None:
-        if (root / split).is_dir():
-            base = root / split
-        elif (root / f"{split}.txt").is_file():
-            list_file = root / f"{split}.txt"
-        else:
-            raise InputError(
+    if split is not None and (root / split).is_dir():
+        base = root / split
+    elif split is not None:
+        list_file = root / f"{split}.txt"
+        if not list_file.is_file():
+            raise MissingData(
                 f"{root}: no split {split!r}: neither the folder {split}/ nor the list "
-                f"{split}.txt is there{_splits_hint(root)}"
+                f"{split}.txt is there{_splits_hint(root)}",
+                LAYOUT.guide(root),
             )
     for name in ("images", "masks"):
         if not (base / name).is_dir():
             hint = _splits_hint(base) if split is None else ""
-            raise InputError(
-                f"{base}: no folder {name}/ in it; images/ and masks/ are needed{hint}"
+            raise MissingData(
+                f"{base}: no folder {name}/ in it; images/ and masks/ are needed{hint}",
+                LAYOUT.guide(root),
             )
-    return base / "images", base / "masks", list_file
+    images = _images(base / "images")
+    masks = _masks(base / "masks")
+    if list_file is not None:
+        names = _listed(list_file, images, base / "images")
+        images = {name: images[name] for name in names}
+        masks = {name: path for name, path in masks.items() if name in images}
+    return pair_up(images, masks, base / "masks")
 
 
 def _splits_hint(root: Path) -> str:
@@ -165,8 +158,25 @@ def _splits_hint(root: Path) -> str:
     return f"; splits found: {', '.join(sorted(splits))}" if splits else ""
 
 
+def _images(folder: Path) -> dict[str, Path]:
+    images = _files(folder, IMAGE_SUFFIXES)
+    if not images:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"{folder}: folder holds no image; put {suffixes} files in it")
+    return images
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    masks = _files(folder, MASK_SUFFIXES)
+    if not masks:
+        lossy = any(p.suffix.lower() in (".jpg", ".jpeg") for p in folder.iterdir())
+        reason = "JPEG changes class ids: " if lossy else ""
+        raise InputError(f"{folder}: folder holds no mask; {reason}save masks as 8-bit PNG")
+    return masks
+
+
 def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Files by stem, sorted by name; hidden files are left out."""
+    """Files by stem, sorted by name, without hidden ones."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
@@ -179,35 +189,8 @@ def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     return files
 
 
-def _pair(
-    image_folder: Path, mask_folder: Path, list_file: Path | None
-) -> tuple[list[str], list[Path], list[Path]]:
-    images = _files(image_folder, IMAGE_SUFFIXES)
-    if not images:
-        raise InputError(
-            f"{image_folder}: folder holds no image; put {', '.join(sorted(IMAGE_SUFFIXES))} "
-            "files in it"
-        )
-    names = list(images) if list_file is None else _listed(list_file, images, image_folder)
-    masks = _files(mask_folder, MASK_SUFFIXES)
-    if not masks:
-        lossy = any(p.suffix.lower() in (".jpg", ".jpeg") for p in mask_folder.iterdir())
-        raise InputError(
-            f"{mask_folder}: folder holds no mask; "
-            + ("JPEG changes class ids: " if lossy else "")
-            + "save masks as 8-bit PNG"
-        )
-    missing = [name for name in names if name not in masks]
-    if missing:
-        more = f" (and {len(missing) - 1} more images like it)" if len(missing) > 1 else ""
-        raise InputError(
-            f"{images[missing[0]]}: image has no mask {mask_folder / (missing[0] + '.png')}{more}; "
-            "add the mask or take the image out"
-        )
-    return names, [images[name] for name in names], [masks[name] for name in names]
-
-
-def _listed(list_file: Path, images: dict[str, Path], image_folder: Path) -> list[str]:
+def _listed(list_file: Path, images: dict[str, Path], folder: Path) -> list[str]:
+    """Names in a list file, in its order."""
     try:
         lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -216,23 +199,44 @@ def _listed(list_file: Path, images: dict[str, Path], image_folder: Path) -> lis
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        name = line if line in images else _without_suffix(line)
+        path = Path(line)
+        # Only an image suffix is removed: a name may have a dot in it.
+        stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+        name = line if line in images else stem
         if name not in images:
-            raise InputError(
-                f"{list_file}, line {number}: no image named {line!r} in {image_folder}"
-            )
+            raise InputError(f"{list_file}, line {number}: no image named {line!r} in {folder}")
         if name in names:
             raise InputError(
                 f"{list_file}, line {number}: {line!r} is already on line {names[name]}; "
-                "take one out"
+                "remove one of them"
             )
         names[name] = number
     if not names:
-        raise InputError(f"{list_file}: list names no image; write one name a line")
+        raise InputError(f"{list_file}: list names no image; write one name per line")
     return list(names)
 
 
-def _without_suffix(line: str) -> str:
-    """A listed file's stem; a dot inside a name is not taken for an extension."""
-    path = Path(line)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+def _splits(root: Path, *, num_classes: int | None = None, **_: Any) -> list[Split]:
+    names: list[str | None]
+    if (root / "images").is_dir():
+        names = [file.stem for file in sorted(root.glob("*.txt"))] or [None]
+    else:
+        names = sorted(path.parent.name for path in root.glob("*/images")) or ["train"]
+    ids = None
+    if num_classes is not None:
+        ids = partial(check_ids, num_classes=num_classes, ignore_index=IGNORE)
+    return [Split(name or "all", partial(list_split, root, name), ids=ids) for name in names]
+
+
+LAYOUT = Layout(
+    name="folder",
+    title="Your own data set",
+    site="your own",
+    archives={},
+    tree="""\
+    DIR/{train,val,test}/images/NAME.jpg    any image format
+    DIR/{train,val,test}/masks/NAME.png     8-bit class ids, 255 = unlabelled
+    """,
+    notes="Or DIR/images, DIR/masks and a list of names per split: DIR/train.txt, DIR/val.txt.",
+    splits=_splits,
+)

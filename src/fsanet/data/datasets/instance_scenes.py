@@ -1,7 +1,7 @@
-"""Built-in instance data: shapes that lie over each other, drawn from a seed; nothing to download.
+"""Built-in instance data: overlapping shapes drawn from a seed, with nothing to download.
 
-Each picture holds one to six discs, boxes and triangles of any colour on a noisy background. The
-later ones cover the earlier, so that masks are of what is seen.
+Each picture has one to six discs, boxes and triangles of any colour on a noisy background. Later
+ones cover earlier ones; masks are of what is visible.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
-from fsanet.data.datasets.coco import encode_masks
-from fsanet.data.instances import InstanceData, Target
+from fsanet.data.annotations import encode_masks
+from fsanet.data.batches import InstanceData
 from fsanet.errors import InputError
 from fsanet.files import write_json, write_whole
 
 __all__ = ["CLASSES", "InstanceSceneData", "InstanceScenes", "write_coco"]
 
 CLASSES = ("disc", "box", "triangle")
+CATEGORY_IDS = (1, 2, 3)
 _SPLITS = ("train", "val", "test")
-_MOST = 6
-_LEAST_SEEN = 40  # pixels of an instance that must be left in sight
+_MOST = 6  # shapes per picture
+_LEAST_VISIBLE = 40  # pixels of an instance
 
 
-class InstanceScenes(Dataset[tuple[Any, Target]]):
-    """Pictures of shapes rendered on the fly; items are those of `InstanceDataset`.
+class InstanceScenes(Dataset[tuple[Any, dict[str, Any]]]):
+    """Pictures of shapes rendered on the fly; items are those of
+    `fsanet.data.datasets.coco.InstanceDataset`.
 
-    An item depends on ``(seed, split, index, size)`` alone.
+    An item depends on ``(seed, split, index, size)`` only.
 
     Args:
         length: number of pictures.
@@ -42,12 +44,14 @@ class InstanceScenes(Dataset[tuple[Any, Target]]):
         seed: another seed is another data set.
 
     Raises:
-        InputError: for a length below 1, an unknown split, or a size too small.
+        InputError: the length is below 1, the split unknown, or the size too small.
 
     >>> image, target = InstanceScenes(2, size=(64, 96))[0]
     >>> tuple(image.shape), len(target["labels"]) == len(target["masks"])
     ((3, 64, 96), True)
     """
+
+    classes, category_ids = CLASSES, CATEGORY_IDS
 
     def __init__(
         self,
@@ -67,28 +71,26 @@ class InstanceScenes(Dataset[tuple[Any, Target]]):
             raise InputError(f"seed={seed}: must not be negative")
         self.length, self.split, self.seed = length, split, seed
         self.size = (int(size[0]), int(size[1]))
-        self.classes = CLASSES
-        self.category_ids = tuple(range(1, len(CLASSES) + 1))
         self.names = [f"{split}-{index:05d}.png" for index in range(length)]
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Any, Target]:
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
         if not 0 <= index < self.length:
             raise IndexError(index)
         rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index, *self.size))
         pixels, masks, labels = _draw(rng, *self.size)
-        seen = torch.from_numpy(masks)  # (N, H, W)
-        boxes = masks_to_boxes(seen)
+        visible = torch.from_numpy(masks)  # (N, H, W)
+        boxes = masks_to_boxes(visible)
         boxes[:, 2:] += 1  # from the last pixel's index to its far edge
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         return tv_tensors.Image(image), {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self.size),
-            "masks": tv_tensors.Mask(seen.to(torch.uint8)),
+            "masks": tv_tensors.Mask(visible.to(torch.uint8)),
             "labels": torch.from_numpy(labels),
             "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
-            "area": seen.flatten(1).sum(1).float(),
+            "area": visible.flatten(1).sum(1).float(),
             "image_id": index + 1,
         }
 
@@ -103,9 +105,11 @@ class InstanceSceneData(InstanceData):
         test_length: number of test pictures.
         scene_seed: seed of the pictures; ``seed`` is that of order and augmentation.
         size: (H, W) of training images, see `InstanceData`; None takes whole pictures.
-        photometric: as in `InstanceData`.
+        photometric: see `InstanceData`.
         **options: see `InstanceData`.
     """
+
+    classes, category_ids = CLASSES, CATEGORY_IDS
 
     def __init__(
         self,
@@ -122,10 +126,8 @@ class InstanceSceneData(InstanceData):
         super().__init__(size=size, photometric=photometric, **options)
         self.picture, self.scene_seed = picture, scene_seed
         self.lengths = {"train": train_length, "val": val_length, "test": test_length}
-        self.classes = CLASSES
-        self.category_ids = tuple(range(1, len(CLASSES) + 1))
         for stage in self.lengths:
-            self.make_dataset(stage)  # refuses a bad size or length here
+            self.make_dataset(stage)  # raises for a bad size or length right away
 
     def make_dataset(self, stage: str) -> InstanceScenes:
         return InstanceScenes(
@@ -134,10 +136,10 @@ class InstanceSceneData(InstanceData):
 
 
 def write_coco(scenes: InstanceScenes, folder: str | Path) -> Path:
-    """Write pictures to ``folder/images``, and what is on them to ``folder/instances.json``.
+    """Write pictures to ``folder/images`` and their instances to ``folder/instances.json``.
 
     Returns:
-        the annotation file, in COCO's format with masks as RLE.
+        The annotation file, in COCO's format with masks as RLE.
     """
     folder = Path(folder)
     images: list[dict[str, Any]] = []
@@ -173,7 +175,7 @@ def write_coco(scenes: InstanceScenes, folder: str | Path) -> Path:
 
 
 def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[Any, Any, Any]:
-    """A picture uint8 (H, W, 3), masks bool (N, H, W) of what is seen, labels int64 (N,)."""
+    """Draw a picture uint8 (H, W, 3), its visible masks bool (N, H, W) and labels int64 (N,)."""
     shade = rng.integers(40, 216, 3)
     pixels = shade + rng.normal(0, 12, (height, width, 3))
     masks: list[Any] = []
@@ -182,8 +184,8 @@ def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[Any, Any, 
         label = int(rng.integers(len(CLASSES)))
         shape = _shape(rng, label, height, width)
         kept = [mask & ~shape for mask in masks]
-        if shape.sum() < _LEAST_SEEN or any(mask.sum() < _LEAST_SEEN for mask in kept):
-            continue  # it would hide another one
+        if shape.sum() < _LEAST_VISIBLE or any(mask.sum() < _LEAST_VISIBLE for mask in kept):
+            continue  # too small, or it would hide another one
         masks = [*kept, shape]
         labels.append(label + 1)
         colour = rng.integers(0, 256, 3)
@@ -198,7 +200,7 @@ def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[Any, Any, 
 
 
 def _shape(rng: np.random.Generator, label: int, height: int, width: int) -> Any:
-    """One shape as bool (H, W), perhaps cut by the edge."""
+    """Draw one shape as bool (H, W), perhaps cut by the edge."""
     side = float(rng.uniform(0.12, 0.45)) * min(height, width)
     x, y = float(rng.uniform(0, width)), float(rng.uniform(0, height))
     angle = float(rng.uniform(0, 2 * np.pi))

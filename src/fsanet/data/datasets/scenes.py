@@ -1,14 +1,14 @@
-"""Built-in data set: street scenes in which a class hangs on something far away.
+"""Built-in data set: street scenes in which a class depends on something far away.
 
-Every picture holds two signs, each small and near the left or right end:
+Every scene has two signs, each small and near the left or right end:
 
 * the sun or the moon: under the sun every shop is open, under the moon every shop is closed;
-* a traffic light: at green every car moves, at red every car has stopped.
+* a traffic light: when it is green every car moves, when it is red every car has stopped.
 
-Open and closed shops are drawn by the same code from the same distribution, and so are moving
-and stopped cars, at least ``REACH`` of the picture's width away from their sign. So a network
-that sees a neighbourhood only is at chance on these four classes, and one that passes a single
-bit across the picture gets them right.
+Open and closed shops are drawn by the same code from the same distribution, and so are moving and
+stopped cars, at least ``REACH`` of the scene's width away from their sign. So a network that sees
+only a neighbourhood is at chance on these four classes, and one that passes a single bit across the
+scene gets them right.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
+from torch import Tensor
 
+from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets.scene_drawing import (
     CLOSED_SHOP,
     MOVING_CAR,
@@ -28,7 +28,10 @@ from fsanet.data.datasets.scene_drawing import (
     STOPPED_CAR,
     render_scene,
 )
+from fsanet.data.labelled import LabelledImages
 from fsanet.errors import InputError
+
+__all__ = ["AMBIGUOUS_PAIRS", "CLASSES", "PALETTE", "ProceduralScenes", "SceneData"]
 
 CLASSES = ("sky", "ground", "light", "open shop", "closed shop", "moving car", "stopped car")
 PALETTE = (
@@ -40,34 +43,36 @@ PALETTE = (
     (44, 180, 110),
     (214, 48, 74),
 )
-#: Pairs of class ids that look the same and are told apart by a sign far away.
+#: Pairs of class ids that look the same; only a distant sign distinguishes them.
 AMBIGUOUS_PAIRS = ((OPEN_SHOP, CLOSED_SHOP), (MOVING_CAR, STOPPED_CAR))
 
 _SPLITS = ("train", "val", "test")
 
 
-class ProceduralScenes(Dataset[tuple[Any, Any]]):
+class ProceduralScenes(LabelledImages):
     """Street scenes rendered on the fly.
 
     An item is ``(image, mask)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
-    int64 (H, W). It depends on ``(seed, split, index, size)`` alone. No pixel is ignored.
+    int64 (H, W). It depends on ``(seed, split, index, size)`` only. No pixel is ignored.
 
     Args:
-        length: number of pictures.
-        split: ``"train"``, ``"val"`` or ``"test"``; the splits share no picture.
-        size: (H, W) in pixels, at least (48, 128), and at least twice as wide as high. The
-            default puts at least 100 pixels between the middle of a sign and what it decides.
+        length: number of scenes.
+        split: ``"train"``, ``"val"`` or ``"test"``; the splits share no scene.
+        size: (H, W) in pixels, at least (48, 128), and at least twice as wide as high. The default
+            puts at least 100 pixels between the middle of a sign and what it decides.
         seed: another seed is another data set.
         transform: called as ``transform(image, mask)``.
 
     Raises:
-        InputError: for a length below 1, an unknown split, or a size too small.
+        InputError: the length is below 1, the split unknown, or the size too small.
 
     >>> scenes = ProceduralScenes(4, split="val")
     >>> image, mask = scenes[0]
     >>> tuple(image.shape), tuple(mask.shape)
     ((3, 96, 256), (96, 256))
     """
+
+    classes, palette, num_classes = CLASSES, PALETTE, len(CLASSES)
 
     def __init__(
         self,
@@ -79,7 +84,7 @@ class ProceduralScenes(Dataset[tuple[Any, Any]]):
         transform: Callable[..., Any] | None = None,
     ) -> None:
         if length < 1:
-            raise InputError(f"length={length}: the built-in data set needs at least one picture")
+            raise InputError(f"length={length}: the built-in data set needs at least one scene")
         if split not in _SPLITS:
             raise InputError(
                 f"split {split!r} of the built-in data set: choose one of {', '.join(_SPLITS)}"
@@ -97,19 +102,69 @@ class ProceduralScenes(Dataset[tuple[Any, Any]]):
         self.size = (int(height), int(width))
         self.seed = seed
         self.transform = transform
-        self.classes = CLASSES
-        self.palette = PALETTE
-        self.num_classes = len(CLASSES)
         self.names = [f"{split}-{index:05d}" for index in range(length)]
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        """Render a scene: image uint8 (3, H, W), class ids uint8 (H, W)."""
         if not -self.length <= index < self.length:
-            raise IndexError(f"index {index} of {self.length} pictures")
+            raise IndexError(f"index {index} of {self.length} scenes")
         key = (self.seed, _SPLITS.index(self.split), index % self.length)
         picture, labels = render_scene(np.random.default_rng(key), self.size)
-        image = tv_tensors.Image(torch.from_numpy(picture))
-        mask = tv_tensors.Mask(torch.from_numpy(labels).long())
-        return (image, mask) if self.transform is None else self.transform(image, mask)
+        return torch.from_numpy(picture), torch.from_numpy(labels)
+
+
+class SceneData(SegmentationData):
+    """Data module of `ProceduralScenes`.
+
+    Training takes whole scenes, neither cropped nor distorted in colour: a scene without its signs
+    has no answer.
+
+    Args:
+        size: (H, W) of the scenes.
+        train_length: number of training scenes.
+        val_length: number of validation scenes.
+        test_length: number of test scenes.
+        scene_seed: seed of the scenes; ``seed`` is that of order and augmentation.
+        crop: see `SegmentationData`.
+        scale: see `SegmentationData`.
+        photometric: see `SegmentationData`.
+        eval_batch_size: images per process and batch in evaluation.
+        **options: see `SegmentationData`.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] = (96, 256),
+        train_length: int = 2000,
+        val_length: int = 100,
+        test_length: int = 200,
+        scene_seed: int = 0,
+        crop: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (1.0, 1.0),
+        photometric: bool = False,
+        eval_batch_size: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            classes=CLASSES,
+            palette=PALETTE,
+            crop=crop,
+            scale=scale,
+            photometric=photometric,
+            eval_batch_size=eval_batch_size,
+            **options,
+        )
+        self.size = size
+        self.scene_seed = scene_seed
+        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
+        for stage in self.lengths:
+            self.make_dataset(stage)  # raises for a bad size or length right away
+
+    def make_dataset(self, stage: str) -> ProceduralScenes:
+        return ProceduralScenes(
+            self.lengths[stage], split=stage, size=self.size, seed=self.scene_seed
+        )

@@ -3,34 +3,71 @@
 The 10582 images of ``train_aug`` are the union of SBD's train and val (11355) and VOC's train
 (1464), without VOC's val (1449). An image of VOC's train keeps VOC's own, finer labels.
 
-torchvision's `VOCSegmentation` and `SBDataset` each have one half; their union, the PNG form of
-SBD's labels, and what is missing from it are the subject here.
+torchvision's `VOCSegmentation` and `SBDataset` each read one half; here it is their union, also
+with SBD's labels as PNG files, and what is missing from it.
 
-Sources: Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; Hariharan et
-al., "Semantic Contours from Inverse Detectors", ICCV 2011.
+Sources: Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010, and the VOC
+2012 development kit; Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fsanet.data.datasets.class_names import VOC
-from fsanet.data.datasets.downloads import SBD_SITE, VOC_SITE, missing
-from fsanet.data.datasets.pairs import IGNORE, IdTable, Listing, Pair, PairedImages, Problem
-from fsanet.data.datasets.sbd import require_scipy
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsanet.data.batches import SegmentationData
+from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Problem, Split
+from fsanet.data.masks import IGNORE, Colour, IdTable, read_mask
 from fsanet.errors import InputError
 
-__all__ = ["COUNTS", "VOC_ID_TABLE", "VocAug", "list_split"]
+__all__ = [
+    "CLASSES",
+    "LAYOUT",
+    "PALETTE",
+    "VocAug",
+    "VocAugData",
+    "list_split",
+    "read_labels",
+]
+
+CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def _colour(label: int) -> Colour:
+    """The development kit's colour map: the bits of an id, dealt to r, g, b from the top down.
+
+    >>> [_colour(i) for i in (0, 1, 15, 20)]
+    [(0, 0, 0), (128, 0, 0), (192, 128, 128), (0, 64, 128)]
+    """
+    r = g = b = 0
+    for shift in range(7, -1, -1):
+        r |= (label & 1) << shift
+        g |= (label >> 1 & 1) << shift
+        b |= (label >> 2 & 1) << shift
+        label >>= 3
+    return r, g, b
+
+
+PALETTE = tuple(_colour(i) for i in range(21))
 
 #: 0 is the background, 1..20 are objects, 255 their outlines.
-VOC_ID_TABLE = IdTable("VOC", {IGNORE: IGNORE, **{value: value for value in range(21)}})
+ID_TABLE = IdTable("VOC", {IGNORE: IGNORE, **{value: value for value in range(21)}})
 
-#: Published numbers of images.
-COUNTS = {"train": 1464, "val": 1449, "train_aug": 10582}
+_COUNTS = {"train": 1464, "val": 1449, "train_aug": 10582}
 
+_VOC_SITE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+_SBD_SITE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 _VOC_ARCHIVE, _SBD_ARCHIVE = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 # Where SBD is commonly unpacked, and where lists of train_aug are commonly kept.
 _SBD_FOLDERS = (
@@ -47,23 +84,69 @@ _LISTS = (
 )
 
 
+def require_scipy() -> None:
+    """Raise `InputError` if SciPy, which reads ``.mat`` files, is not installed."""
+    try:
+        import scipy.io  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "SBD's .mat files need SciPy: pip install 'fsanet[voc]', or put the folder of PNG "
+            "files SegmentationClassAug into VOC2012"
+        ) from error
+
+
+def read_labels(path: str | Path) -> Tensor:
+    """Read a label file: a PNG file, or SBD's ``.mat`` (its field ``GTcls.Segmentation``).
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        InputError: SciPy is missing, or the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    if path.suffix != ".mat":
+        return read_mask(path)
+    require_scipy()
+    from scipy.io import loadmat
+
+    try:
+        with path.open("rb") as stream:
+            content = loadmat(stream, variable_names=["GTcls"])
+        values = np.asarray(content["GTcls"]["Segmentation"][0, 0])
+        if values.ndim != 2 or not values.size or values.dtype.kind not in "ui":
+            raise ValueError("not a map of class ids")
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError("ids beyond 8 bits")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such label file") from error
+    except Exception as error:  # SciPy's reader raises whatever its parsing runs into
+        raise InputError(
+            f"{path}: labels cannot be read (damaged, or not from SBD's cls/); unpack "
+            f"{_SBD_ARCHIVE} again"
+        ) from error
+    return torch.from_numpy(values.astype(np.uint8))
+
+
 class VocAug(PairedImages):
     """VOC 2012 with 21 classes, 0 being the background, and SBD.
 
-    Sizes differ, the longer side has 500 pixels. SBD's labels are taken from
-    ``VOC2012/SegmentationClassAug/*.png`` where that folder is, else from SBD's ``cls/*.mat``
+    Images differ in size, the longer side has 500 pixels. SBD's labels are taken from
+    ``VOC2012/SegmentationClassAug/*.png`` if that folder exists, else from SBD's ``cls/*.mat``
     (SciPy, extra ``voc``).
 
     Args:
-        root: folder of ``VOCdevkit``, or of ``VOC2012``, or ``VOC2012`` itself.
+        root: the folder of ``VOCdevkit``, or of ``VOC2012``, or ``VOC2012`` itself.
         split: ``"train"`` (1464 images), ``"val"`` (1449) or ``"train_aug"`` (10582).
         sbd: SBD's folder, the one with ``cls``; by default looked for in ``root``.
         transform: called as ``transform(image, mask)``.
 
     Raises:
-        InputError: as `PairedImages`; for a split that is not there the line says what to
-            download.
+        InputError: see `PairedImages`; for a missing split the message says what to download.
     """
+
+    classes, palette, ids = CLASSES, PALETTE, ID_TABLE
+    read_labels = staticmethod(read_labels)
 
     def __init__(
         self,
@@ -73,77 +156,105 @@ class VocAug(PairedImages):
         sbd: str | Path | None = None,
         transform: Callable[..., Any] | None = None,
     ) -> None:
-        if split not in COUNTS:
-            raise InputError(f"split={split!r}: VOC has {', '.join(COUNTS)}")
-        listing = list_split(Path(root), split, None if sbd is None else Path(sbd))
-        if any(p.labels is not None and p.labels.suffix == ".mat" for p in listing.pairs):
-            require_scipy()
-        lacking = [p for p in listing.problems if p.kind in ("no image", "leak")]
-        if lacking:
-            raise InputError(lacking[0].message)
-        super().__init__(Path(root), listing, label_set=VOC, ids=VOC_ID_TABLE, transform=transform)
-        self.split = split
+        if split not in _COUNTS:
+            raise InputError(f"split={split!r}: VOC has {', '.join(_COUNTS)}")
+        listing = list_split(Path(root), split, sbd)
+        for problem in listing.problems:
+            if problem.kind in ("no image", "leak"):
+                raise InputError(problem.message)
+        super().__init__(listing, transform)
 
 
-def list_split(root: Path, split: str, sbd: Path | None = None) -> Listing:
-    """The pairs of train, val or train_aug.
+class VocAugData(SegmentationData):
+    """Data module of `VocAug`. Its val is also the test split: VOC's test has no published labels.
+
+    Args:
+        root: the folder of ``VOCdevkit``, or of ``VOC2012``, or ``VOC2012`` itself.
+        sbd: SBD's folder, the one with ``cls``; by default looked for in ``root``.
+        train_split: ``"train_aug"`` (10582 images) or ``"train"`` (1464).
+        crop: (h, w) of training images.
+        **options: see `SegmentationData`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        sbd: str | Path | None = None,
+        train_split: Literal["train_aug", "train"] = "train_aug",
+        crop: tuple[int, int] | None = (512, 512),
+        **options: Any,
+    ) -> None:
+        super().__init__(classes=CLASSES, palette=PALETTE, crop=crop, **options)
+        self.root = root
+        self.sbd = sbd
+        self.train_split = train_split
+
+    def make_dataset(self, stage: str) -> VocAug:
+        return VocAug(self.root, self.train_split if stage == "train" else "val", sbd=self.sbd)
+
+
+def list_split(root: Path, split: str, sbd: str | Path | None = None) -> Listing:
+    """List the pairs of train, val or train_aug.
 
     Raises:
         MissingData: VOC, or for train_aug SBD, is not there.
         InputError: a list of names cannot be read.
     """
-    voc = _voc_folder(root)
+    places = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
+    voc = next((place for place in places if (place / "JPEGImages").is_dir()), places[0])
     own = voc / "SegmentationClass"
-    for part in (voc / "JPEGImages", own, _list(voc, "train"), _list(voc, "val")):
+    lists = {name: voc / f"ImageSets/Segmentation/{name}.txt" for name in ("train", "val")}
+    for part in (voc / "JPEGImages", own, *lists.values()):
         if not part.exists():
-            raise missing(root, "voc", part, (_VOC_ARCHIVE,), VOC_SITE)
+            raise LAYOUT.missing(root, part, (_VOC_ARCHIVE,), _VOC_SITE)
     if split != "train_aug":
-        names = _names(_list(voc, split))
-        return _listing(voc, names, {name: own / f"{name}.png" for name in names})
-    train, val = _names(_list(voc, "train")), set(_names(_list(voc, "val")))
-    names, others, ending, problems = _augmented(root, voc, sbd, val)
-    labels = {name: others / f"{name}{ending}" for name in names}
+        names = _names(lists[split])
+        return _pairs(voc, names, {name: own / f"{name}.png" for name in names})
+    train, val = _names(lists["train"]), set(_names(lists["val"]))
+    labels, leak = _augmented(root, voc, None if sbd is None else Path(sbd), val)
     labels |= {name: own / f"{name}.png" for name in train}
-    listing = _listing(voc, sorted({*names, *train} - val), labels)
-    return Listing(listing.pairs, problems + listing.problems)
+    listing = _pairs(voc, sorted(set(labels) - val), labels)
+    mats = any(path.suffix == ".mat" for path in labels.values())
+    return listing._replace(
+        problems=[*leak, *listing.problems], require=require_scipy if mats else None
+    )
 
 
 def _augmented(
     root: Path, voc: Path, sbd: Path | None, val: set[str]
-) -> tuple[list[str], Path, str, list[Problem]]:
-    """Names with SBD labels, their folder, their ending, and a list that leaks val."""
+) -> tuple[dict[str, Path], list[Problem]]:
+    """SBD's label files by name, and the problem of a list that leaks val."""
     pngs = voc / "SegmentationClassAug"
     if sbd is None and pngs.is_dir():
-        for file in (voc / "ImageSets" / name for name in _LISTS):
-            if file.is_file():
-                names = _names(file)
-                leaked = sorted(val.intersection(names))
-                text = f"{file}: {len(leaked)} images of VOC's val, the first {leaked[:1]}"
-                problem = Problem("leak", str(file), f"{text}; take them out of the list")
-                return names, pngs, ".png", [problem] if leaked else []
-        return sorted(_stems(pngs, ".png")), pngs, ".png", []
+        leak = []
+        file = next((f for f in (voc / "ImageSets" / name for name in _LISTS) if f.is_file()), None)
+        names = _names(file) if file else [path.stem for path in pngs.glob("*.png")]
+        if file and (leaked := sorted(val.intersection(names))):
+            text = f"{file}: {len(leaked)} images of VOC's val, the first {leaked[:1]}"
+            leak = [Problem("leak", str(file), f"{text}; remove them from the list")]
+        return {name: pngs / f"{name}.png" for name in names}, leak
     folders = [root / name for name in _SBD_FOLDERS] if sbd is None else [sbd]
     for folder in folders:
         if (folder / "cls").is_dir():
             names = [*_names(folder / "train.txt"), *_names(folder / "val.txt")]
-            return names, folder / "cls", ".mat", []
+            return {name: folder / "cls" / f"{name}.mat" for name in names}, []
     if sbd is not None:
         raise InputError(f"{sbd}: no folder cls; give SBD's folder benchmark_RELEASE/dataset")
-    raise missing(root, "voc", folders[0] / "cls", (_SBD_ARCHIVE,), SBD_SITE)
+    raise LAYOUT.missing(root, folders[0] / "cls", (_SBD_ARCHIVE,), _SBD_SITE)
 
 
-def _listing(voc: Path, names: list[str], labels: dict[str, Path]) -> Listing:
-    """Pairs of the names whose files are there. Folders are read once, not asked per file."""
+def _pairs(voc: Path, names: Sequence[str], labels: Mapping[str, Path]) -> Listing:
+    """Pairs of the names whose files exist; each folder is listed once."""
     images = voc / "JPEGImages"
-    known = _stems(images, ".jpg")
-    there = {folder: set(os.listdir(folder)) for folder in {p.parent for p in labels.values()}}
+    existing = {p: set(os.listdir(p)) for p in {images, *(f.parent for f in labels.values())}}
     pairs, problems = [], []
     for name in names:
         image, mask = images / f"{name}.jpg", labels[name]
-        if name not in known:
+        if image.name not in existing[images]:
             text = f"{image}: no such image, but the lists name it; unpack {_VOC_ARCHIVE} again"
             problems.append(Problem("no image", str(image), text))
-        elif mask.name not in there[mask.parent]:
+        elif mask.name not in existing[mask.parent]:
             text = f"{image}: image has no labels {mask}"
             problems.append(Problem("no labels", str(image), text))
         else:
@@ -151,23 +262,46 @@ def _listing(voc: Path, names: list[str], labels: dict[str, Path]) -> Listing:
     return Listing(pairs, problems)
 
 
-def _voc_folder(root: Path) -> Path:
-    places = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
-    return next((place for place in places if (place / "JPEGImages").is_dir()), places[0])
-
-
-def _list(voc: Path, split: str) -> Path:
-    return voc / "ImageSets" / "Segmentation" / f"{split}.txt"
-
-
-def _stems(folder: Path, ending: str) -> set[str]:
-    return {name.removesuffix(ending) for name in os.listdir(folder) if name.endswith(ending)}
-
-
 def _names(file: Path) -> list[str]:
-    """First word of each line, without folders and extension, as all the lists in use have it."""
+    """First word of each line, without folders and extension, which fits all lists in use."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: list of names cannot be read; unpack it again") from error
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
+
+
+def _splits(root: Path, *, sbd: str | Path | None = None, **_: Any) -> list[Split]:
+    return [
+        Split(
+            name,
+            partial(list_split, root, name, sbd),
+            count,
+            ID_TABLE,
+            read_labels,
+            required=name != "train_aug" or sbd is not None,
+        )
+        for name, count in _COUNTS.items()
+    ]
+
+
+LAYOUT = Layout(
+    name="voc",
+    title="PASCAL VOC 2012 with SBD",
+    site=f"{_VOC_SITE} and, for SBD, {_SBD_SITE}",
+    archives={
+        _VOC_ARCHIVE: "VOC 2012; 2 GB",
+        _SBD_ARCHIVE: "SBD, 11355 more label files; 1.4 GB",
+    },
+    tree="""\
+    DIR/VOCdevkit/VOC2012/JPEGImages/*.jpg
+    DIR/VOCdevkit/VOC2012/SegmentationClass/*.png               train 1464, val 1449
+    DIR/VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt
+    DIR/benchmark_RELEASE/dataset/cls/*.mat                     SBD, with train.txt, val.txt
+    """,
+    notes="Together they make the 10582 images of train_aug: SBD's train and val and VOC's train, "
+    "without VOC's val. Instead of SBD itself, its labels as PNG files may be in "
+    "VOC2012/SegmentationClassAug (no SciPy needed then).",
+    signs=("VOCdevkit", "VOC2012", "JPEGImages"),
+    splits=_splits,
+)

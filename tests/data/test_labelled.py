@@ -1,7 +1,7 @@
 import torch
 from torchvision import tv_tensors
 
-from fsanet.data.cache import DecodedDataset
+from fsanet.data.labelled import DecodedDataset
 
 
 def make(sizes):

@@ -10,8 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 import fsanet.data
-from fsanet.data import CamVidData, FolderData, SceneData, SegmentationFolder
-from fsanet.data.module import collate
+from fsanet.data import CamVidData, FolderData, SceneData, SegmentationData, SegmentationFolder
 from fsanet.errors import InputError
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -187,7 +186,7 @@ def test_sizes_that_differ_in_a_batch(root, write, workers):
 
 def test_collate_gives_plain_tensors():
     pair = (torch.zeros(3, 2, 2), torch.zeros(2, 2))
-    images, masks = collate([pair, pair])
+    images, masks = SegmentationData.collate([pair, pair])
     assert images.shape == (2, 3, 2, 2)
     assert masks.shape == (2, 2, 2)
 
