@@ -396,7 +396,7 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
 
 def test_warnings_are_one_line_that_needs_no_code():
     code = (
-        "import warnings; from fsanet.cli.parsing import quiet; quiet();"
+        "import warnings; from fsanet.cli.main import silence_libraries; silence_libraries();"
         "from fsanet.train.trainer import check_batch; from types import SimpleNamespace as S;"
         "check_batch(S(batch_size=8, accumulate=1), 8, 8, 0.01);"
         "warnings.warn('not ours')"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsanet import FsaNet
 from fsanet.cli import main as cli
-from fsanet.train.evaluation import evaluate
+from fsanet.train import evaluate
 
 
 @pytest.fixture(scope="module")

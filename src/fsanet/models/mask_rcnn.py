@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import safetensors.torch
+import torch
 from huggingface_hub import PyTorchModelHubMixin
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import mask_rcnn as tv
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import (
@@ -220,6 +221,28 @@ class MaskRcnnFsa(
             "backbone_weights": None,
         }
 
+    #: Parameters whose names start with one of these belong to the encoder.
+    encoder_prefixes = ("backbone.body.",)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Find instances; the network has to be in evaluation mode.
+
+        Args:
+            images: uint8, or float in 0..1, (3, H, W) each.
+
+        Returns:
+            For each image its instances by falling score: "boxes" float32 (N, 4) in pixels,
+            "labels" int64 (N,), "scores" float32 (N,), and "masks" bool (N, H, W), true where
+            torchvision's probability is at least 0.5.
+        """
+        found = []
+        for one in self(as_floats(images)):
+            order = one["scores"].argsort(descending=True, stable=True)
+            sorted_ = {name: one[name][order] for name in ("boxes", "labels", "scores")}
+            found.append(sorted_ | {"masks": one["masks"][order, 0] >= 0.5})
+        return found
+
     def attention_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters that torchvision's detector does not have, by name."""
         return {n: p for n, p in self.named_parameters() if ".attention." in n}
@@ -254,6 +277,11 @@ class MaskRcnnFsa(
             save_directory / "model.safetensors",
             lambda stream: stream.write(safetensors.torch.save(state, {"format": "pt"})),
         )
+
+
+def as_floats(images: Sequence[Tensor]) -> list[Tensor]:
+    """Images as torchvision's detectors take them: uint8 (3, H, W) as floats in 0..1."""
+    return [image if image.is_floating_point() else image.float() / 255 for image in images]
 
 
 def _detector(
