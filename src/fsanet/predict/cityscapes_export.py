@@ -1,8 +1,8 @@
-"""Predictions as the Cityscapes evaluation server takes them: one zip of label-id PNG files.
+"""The zip file that the Cityscapes evaluation server accepts, from a folder of predictions.
 
-The server finds the prediction of an image by the beginning of the file's name,
-``<city>_<sequence>_<frame>``, and reads 8-bit PNG files of 2048 x 1024 pixels that hold label ids
-(7 for road), not the train ids (0 for road) that networks give.
+The server finds the prediction of an image by the beginning of its name,
+``<city>_<sequence>_<frame>``, and reads 8-bit PNG files of 2048 x 1024 pixels with label ids (7 for
+road) instead of the train ids (0 for road) that networks predict.
 
 Source: the submission page of the data set and its published evaluation scripts.
 """
@@ -10,227 +10,121 @@ Source: the submission page of the data set and its published evaluation scripts
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
-from fsanet.convert import load_model
 from fsanet.data.datasets.cityscapes import CLASSES, LABEL_IDS
-from fsanet.data.images import list_images
 from fsanet.errors import InputError
-from fsanet.files import model_summary, write_json, write_whole
-from fsanet.predict.bulk import predict_all
-from fsanet.predict.bulk_state import Item
-from fsanet.predict.folder import SegmentsFiles, predictor_settings
-from fsanet.predict.predictor import Predictor
-from fsanet.predict.processes import start_processes
-from fsanet.predict.result import Segmentation
+from fsanet.files import write_whole
 
-__all__ = ["TEST_IMAGES", "CityscapesExport", "export_cityscapes"]
+__all__ = ["check_submission", "remove_predictions", "write_submission"]
 
-TEST_IMAGES = 1525
-_SIZE = (1024, 2048)  # height, width
 _NAME = re.compile(r"(?P<name>[A-Za-z-]+_\d{6}_\d{6})(_leftImg8bit)?")
-_MASK = "_labelIds.png"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same predictions make the same file
 
 
-@dataclass(frozen=True)
-class CityscapesExport:
-    """What was written.
-
-    Attributes:
-        file: the zip.
-        images: how many predictions are in it.
-        other_sizes: how many of them are not 2048 x 1024 pixels, as the server wants them.
-    """
-
-    file: Path
-    images: int
-    other_sizes: int
-
-
-def export_cityscapes(
-    model: nn.Module | str | os.PathLike[str],
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    file: str | os.PathLike[str],
-    *,
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    batch_size: int = 1,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    offload: bool = False,
-    recursive: bool = True,
-    resume: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    progress: bool = True,
-) -> CityscapesExport:
-    """Segment images and write the zip file to submit; it is written whole or not at all.
-
-    Until then the predictions are in a folder beside it, ``FILE.zip.parts``, from which ``resume``
-    goes on.
+def write_submission(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> list[str]:
+    """Write the zip file to submit from the masks in a finished output folder.
 
     Args:
-        model: network of the 19 classes, or the folder one was saved in.
-        paths: images ``<city>_<sequence>_<frame>_leftImg8bit.png``, and folders of them, such as
-            ``leftImg8bit/test``.
-        file: zip to write.
-        window, stride, scales, flip, batch_size, device, dtype, offload: see
-            `fsanet.Predictor`.
-        recursive: search sub-folders too.
-        resume: keep what an earlier run has finished, with the same model and settings.
-        accelerator, devices, num_nodes, strategy: processes that share the work; see
-            `fsanet.predict.processes.start_processes`.
-        progress: how far all processes are: a bar on a terminal, else a line each half minute.
+        folder: written by `fsanet.predict.folder.predict_folder`, of 19 classes.
+        file: the zip file; it is written completely or not at all.
 
     Returns:
-        what was written: each prediction as ``<city>_<sequence>_<frame>_gtFine_labelIds.png``.
+        Names of predictions that the server will refuse because they are not 2048 x 1024 pixels.
 
     Raises:
-        InputError: a network of other classes, a file name that is not of Cityscapes, an image
-            that is given twice or cannot be read, a file that cannot be written, results of another
-            model or other settings with ``resume``.
+        InputError: the folder is unfinished or lacks an image, an image is not named as in
+            Cityscapes, or the file is not writable.
     """
-    file = Path(file)
-    if file.suffix.lower() != ".zip":
-        raise InputError(f"{file}: the server takes a .zip file; name it so")
-    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    processes = start_processes(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        device=device,
-    )
-
-    def make_writer() -> _LabelIdWriter:
-        network = load_model(model, task="semantic")
-        check_cityscapes_classes(tuple(network.classes))  # type: ignore[arg-type]
-        if processes.first:  # names are checked before the work
-            submission_names(list_images(paths, recursive=recursive))
-        predictor = Predictor(
-            network,
-            window=window,
-            stride=stride,
-            scales=scales,
-            flip=flip,
-            batch_size=batch_size,
-            device=processes.device,
-            dtype=dtype,
-            offload=offload,
+    folder, file = Path(folder), Path(file)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary.get("failed"):
+        first = summary["failed"][0]["error"]
+        raise InputError(
+            f"{first} ({len(summary['failed'])} unreadable, so no zip file is written; the same "
+            "command with --resume tries these again)"
         )
-        return _LabelIdWriter(predictor)
+    masks = {}
+    for path in sorted(folder.rglob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "mask" in record.get("files", {}):
+            masks[Path(record["image"])] = path.parent / record["files"]["mask"]
+    if len(masks) != summary["images"]:
+        raise InputError(
+            f"{folder}: holds masks of {len(masks)} images, {summary['images']} of them from its "
+            "last run; give the output folder of a finished run that holds nothing else"
+        )
+    names = _submission_names(masks)
+    table = np.array(LABEL_IDS, dtype=np.uint8)
+    wrong_size = []
 
-    parts = file.with_name(f"{file.name}.parts")
-    summary = predict_all(
-        make_writer,
-        paths,
-        parts,
-        processes=processes,
-        recursive=recursive,
-        resume=resume,
-        progress=progress,
-    )
+    def write(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w") as archive:  # stored, because PNG files are compressed
+            for image, mask in masks.items():
+                with Image.open(mask) as picture:
+                    ids = Image.fromarray(table[np.asarray(picture)])  # (H, W)
+                if ids.size != (2048, 1024):
+                    wrong_size.append(names[image])
+                content = BytesIO()
+                ids.save(content, format="PNG")
+                archive.writestr(zipfile.ZipInfo(names[image], _EPOCH), content.getvalue())
 
-    def finish() -> CityscapesExport:
-        failed = summary["failed"]
-        if failed:
+    write_whole(file, write)
+    return wrong_size
+
+
+def check_submission(file: Path, classes: Sequence[object], images: Iterable[Path] = ()) -> None:
+    """Raise `InputError` if no zip file to submit can come out of a prediction.
+
+    Args:
+        file: the zip file to be written.
+        classes: of the network; the 19 train ids in order, or without names.
+        images: to be predicted.
+    """
+    if file.suffix.lower() != ".zip":
+        raise InputError(f"{file}: the server takes a .zip file; give a name that ends in .zip")
+    expected = CLASSES
+    if len(classes) != len(expected):
+        raise InputError(
+            f"the model has {len(classes)} classes; the Cityscapes server takes the "
+            f"{len(expected)} train ids"
+        )
+    named = not all(str(name).isdigit() for name in classes)
+    for index, (name, theirs) in enumerate(zip(classes, expected, strict=True)):
+        if named and str(name).lower().replace("_", " ") != theirs:
             raise InputError(
-                f"{failed[0]['error']} ({len(failed)} not read, so no zip is written; "
-                "the same command with --resume tries these again)"
+                f"class {index} of the model is {name!r} where Cityscapes has {theirs!r}; "
+                "train it on the 19 classes in the order of their train ids"
             )
-        done = summary["predictions"]
-        names = submission_names([Path(entry["image"]) for entry in done])
-        masks = {
-            name: parts / entry["mask"] for entry, name in zip(done, names.values(), strict=True)
-        }
-        write_whole(file, lambda stream: _write_zip(stream, masks))
-        _remove(parts, [*masks.values(), *(parts / entry["record"] for entry in done)])
-        other_sizes = sum(tuple(entry["size"]) != _SIZE for entry in done)
-        return CityscapesExport(file=file, images=len(done), other_sizes=other_sizes)
-
-    return processes.by_first(finish)
+    _submission_names(images)
 
 
-class _LabelIdWriter(SegmentsFiles):
-    """PNG files of label ids; see `fsanet.predict.bulk_state.Writer`."""
-
-    reserved: tuple[str, ...] = ()
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        self.batch_size = predictor.batch_size
-        self.settings = {"values": "label ids"} | predictor_settings(predictor)
-        self.model = model_summary(predictor.model)
-        self._table = np.array(LABEL_IDS, dtype=np.uint8)
-
-    def save(
-        self, result: Segmentation, folder: Path, stem: str, extra: dict[str, Any]
-    ) -> list[int]:
-        ids = Image.fromarray(self._table[result.mask.numpy()])  # (H, W)
-        mask = write_whole(folder / f"{stem}{_MASK}", lambda stream: ids.save(stream, format="PNG"))
-        size = list(result.mask.shape)
-        about = {"image": str(result.source), "size": size, **extra, "files": {"mask": mask.name}}
-        write_json(folder / f"{stem}.json", about)
-        return size
-
-    def digest(self, record: dict[str, Any]) -> list[int]:
-        """Height and width."""
-        height, width = record["size"]
-        return [height, width]
-
-    def summary(self, out: Path, digests: Sequence[tuple[Item, list[int]]]) -> dict[str, Any]:
-        predictions = [
-            {
-                "image": str(item.file),
-                "mask": f"{item.stem}{_MASK}",
-                "record": f"{item.stem}.json",
-                "size": size,
-            }
-            for item, size in digests
-        ]
-        return {"predictions": predictions}
-
-
-def _write_zip(stream: BinaryIO, masks: dict[str, Path]) -> None:
-    # Stored as they are: PNG files are compressed already.
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, mask in masks.items():
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), mask.read_bytes())
-
-
-def _remove(parts: Path, files: Sequence[Path]) -> None:
-    """Removes what was made on the way, and the folders, unless others have put files there."""
-    for file in [*files, parts / "summary.json"]:
-        file.unlink(missing_ok=True)
-    folders = {folder for file in files for folder in file.parents if parts in folder.parents}
-    for folder in [*sorted(folders, key=lambda folder: len(folder.parts), reverse=True), parts]:
+def remove_predictions(folder: Path) -> None:
+    """Remove what `fsanet.predict.folder.predict_folder` wrote, and folders left empty."""
+    for path in [*folder.rglob("*.json")]:
+        for name in json.loads(path.read_text(encoding="utf-8")).get("files", {}).values():
+            (path.parent / name).unlink(missing_ok=True)
+        path.unlink()
+    folders = [path for path in folder.rglob("*") if path.is_dir()]
+    for empty in [*sorted(folders, reverse=True), folder]:  # inner ones first
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            empty.rmdir()
 
 
-def submission_names(images: Sequence[Path]) -> dict[Path, str]:
-    """Name in the zip of each image.
+def _submission_names(images: Iterable[Path]) -> dict[Path, str]:
+    """The name of each image's prediction in the zip file.
 
-    Raises:
-        InputError: a name that is not of Cityscapes, two images of one name.
-
-    >>> submission_names([Path("test/berlin/berlin_000000_000019_leftImg8bit.png")]).popitem()[1]
+    >>> _submission_names([Path("test/berlin/berlin_000000_000019_leftImg8bit.png")]).popitem()[1]
     'berlin_000000_000019_gtFine_labelIds.png'
     """
     names: dict[Path, str] = {}
@@ -242,26 +136,7 @@ def submission_names(images: Sequence[Path]) -> dict[Path, str]:
                 f"{image}: not named like an image of Cityscapes "
                 "(<city>_<sequence>_<frame>_leftImg8bit.png); give leftImg8bit/test"
             )
-        name = f"{found['name']}_gtFine_labelIds.png"
-        if name in taken:
+        names[image] = name = f"{found['name']}_gtFine_labelIds.png"
+        if taken.setdefault(name, image) is not image:
             raise InputError(f"{image}: the same image as {taken[name]}; give one of them")
-        names[image], taken[name] = name, image
     return names
-
-
-def check_cityscapes_classes(classes: Sequence[Any]) -> None:
-    """Raises `InputError` unless the classes are the 19 ones in their order, or nameless."""
-    wanted = CLASSES
-    if len(classes) != len(wanted):
-        raise InputError(
-            f"the model has {len(classes)} classes; the Cityscapes server takes the {len(wanted)} "
-            "of its train ids"
-        )
-    if all(str(name).isdigit() for name in classes):
-        return
-    for index, (mine, theirs) in enumerate(zip(classes, wanted, strict=True)):
-        if str(mine).lower().replace("_", " ") != theirs:
-            raise InputError(
-                f"class {index} of the model is {mine!r} where Cityscapes has {theirs!r}; "
-                "train it on the 19 classes in the order of their train ids"
-            )
