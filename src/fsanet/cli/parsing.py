@@ -89,13 +89,17 @@ class CommandParser(ArgumentParser):
         try:
             return self.parse_args(self.translate(arguments), namespace=base)
         except ArgumentError as error:
-            raise InputError(one_line(error) + self._suggestion(str(error))) from error
+            _, _, unknown = str(error).partition("nrecognized arguments: --")
+            hint = self.suggest(unknown.split("=")[0].strip()) if unknown else ""
+            raise InputError(one_line(error) + hint) from error
 
-    def _suggestion(self, message: str) -> str:
-        """The nearest option, where jsonargparse says that it does not know one."""
-        _, _, unknown = message.partition("nrecognized arguments: ")
-        name = unknown.split("=")[0].strip()
-        near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.7)
+    def option_names(self) -> list[str]:
+        """All options as declared: ``--batch_size``, ``--model.k``."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def suggest(self, name: str) -> str:
+        """The nearest option to a wrong one, as the end of a message."""
+        near = difflib.get_close_matches(f"--{name}", self.option_names(), 1, 0.7)
         return f"; did you mean {near[0].replace('_', '-')}?" if near else ""
 
     def translate(self, arguments: Sequence[str]) -> list[str]:

@@ -112,13 +112,26 @@ class Recipe:
         network = self.kind.networks[0].__name__
         try:
             for file, content in zip(files, contents, strict=True):
-                network = _class_name(content.get("model")) or network
                 where = f"{file}: "
-                given = self.parser.parse_object(with_classes(content, network), given)
+                self._check_keys(content, where)
+                network = _class_name(content.get("model")) or network
+                data = _class_name(content.get("data"))
+                if data is not None and kind_of(data) is not self.kind:
+                    content.pop("data")  # a later file or option has data of the other kind
+                # Validated below: what a file leaves out may be given on the command line.
+                given = self.parser.parse_object(
+                    with_classes(content, network), given, _skip_validation=True
+                )
         except (ArgumentError, TypeError, ValueError) as error:
             raise InputError(where + one_line(error)) from error
         rest = [token for token in tokens if not token.startswith("--config=")]
         self.options = self.parser.parse([_short(token) for token in rest], given)
+
+    def _check_keys(self, content: dict[str, Any], where: str) -> None:
+        known = {name.lstrip("-").partition(".")[0] for name in self.parser.option_names()}
+        for key in content:
+            if key not in known:
+                raise InputError(f"{where}unknown option {key!r}{self.parser.suggest(key)}")
 
     def data(self) -> Any:
         """The data module, a new one at each call."""

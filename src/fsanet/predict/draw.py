@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fsanet.data.palette import Colour, class_palette
+from fsanet.data.masks import Colour, class_palette
 from fsanet.errors import InputError
 
 Entry = tuple[str, Colour, float]  # name, colour, fraction of the image
