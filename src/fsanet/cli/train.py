@@ -21,7 +21,7 @@ def run(arguments: list[str]) -> int:
     result = train(task, data, out=out, config=recipe.text(out), **recipe.train_options())
     if first_process():
         print(
-            f"best {result.monitor} {result.score:.4f} after {result.best_step} of "
+            f"best {result.monitor} {result.best_score:.4f} after {result.best_step} of "
             f"{result.steps} steps, {result.seconds / 60:.1f} min; model in {result.model}"
         )
     return 0
