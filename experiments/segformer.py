@@ -47,9 +47,8 @@ def table(arguments: argparse.Namespace) -> None:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """mIoU of a trained SegFormer whose encoder attention sees only k x k low frequencies."""
-    from fsanet.cli.recipe import call_with_data
-
     from fsanet import convert_attention, load_model
+    from fsanet.cli.recipe import call_with_data
 
     file = arguments.json or arguments.model / "sweep.json"
     about = {"model": str(arguments.model), "split": arguments.split}
