@@ -13,14 +13,18 @@ from fsanet.cli.parsing import available_device, parse
 from fsanet.convert import load_model
 from fsanet.data.images import list_images
 from fsanet.errors import InputError
-from fsanet.predict.cityscapes_export import check_submission, remove_predictions, write_submission
-from fsanet.predict.folder import predict_folder
+from fsanet.predict.folder import predict_folder, remove_results
 from fsanet.predict.launch import is_launched, launch, process_device, report_error, this_process
 
 
 def run(given: list[str]) -> int:
     options = parse("predict", predict, given)
     where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
+    if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):
+        raise InputError(
+            f"--device {options['device']}: is for a single process; give --accelerator and "
+            "--devices for several"
+        )
     try:
         if launch(["predict", *given], **where) or predict(**options):
             _finish(options["out"], options["cityscapes_export"])
@@ -78,6 +82,8 @@ def predict(
         raise InputError("--out is missing; give the folder to write to")
     network: Any = load_model(model)
     if cityscapes_export is not None:
+        from fsanet.data.datasets.cityscapes import check_submission
+
         files = list_images(images, recursive=recursive)
         check_submission(cityscapes_export, network.classes, files)
         options["overlay"] = out is not None
@@ -105,6 +111,8 @@ def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
     if "state" in summary:
         return  # other machines are still working
     if cityscapes_export is not None:
+        from fsanet.data.datasets.cityscapes import write_submission
+
         refused = write_submission(folder, cityscapes_export)
         if refused:
             print(
@@ -113,7 +121,7 @@ def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
                 file=sys.stderr,
             )
         if out is None:
-            remove_predictions(folder)
+            remove_results(folder)
     what = f"{summary['images']} images"
     if "instances" in summary:
         what = f"{summary['instances']} instances on {what}"

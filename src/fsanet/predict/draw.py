@@ -180,8 +180,9 @@ def instance_overlay(
     canvas = ImageDraw.Draw(picture)
     for index in bottom_up:
         canvas.rectangle(tuple(boxes[index]), outline=colours[index], width=thickness)
-    for index in bottom_up if texts is not None else ():
-        _write_at_box(canvas, texts[index], boxes[index], colours[index], picture.size)
+    if texts is not None:
+        for index in bottom_up:
+            _write_at_box(canvas, texts[index], boxes[index], colours[index], picture.size)
     return picture
 
 

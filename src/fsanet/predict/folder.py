@@ -8,6 +8,7 @@ image file that it was made from. The process that finds every image done writes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,10 +26,10 @@ from fsanet.errors import InputError
 from fsanet.files import environment, write_json
 from fsanet.predict.draw import check_alpha
 from fsanet.predict.launch import this_process
-from fsanet.predict.predictor import Detector, Predictor, make_predictor
+from fsanet.predict.predictor import ImagePredictor, make_predictor
 from fsanet.progress import ConsoleProgress
 
-__all__ = ["predict_folder", "result_stems"]
+__all__ = ["predict_folder", "remove_results", "result_stems"]
 
 SUMMARY = "summary.json"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -97,7 +98,7 @@ def predict_folder(
     done = [resume and all(_is_done(item, out, made) for item in batch) for batch in batches]
     done_before = sum(len(batch) for batch, is_done in zip(batches, done, strict=True) if is_done)
     start = time.perf_counter()
-    mine = range(process.rank, len(batches), process.count)
+    mine = range(process.rank, len(batches), process.world_size)
     todo = [batches[index] for index in mine if not done[index]]
     total = sum(len(batches[index]) for index in mine)
     with ConsoleProgress("images", shown=progress and process.rank == 0) as bar:
@@ -121,13 +122,25 @@ def predict_folder(
         "done_before": done_before,
         "seconds": round(seconds, 3),
         "images_per_second": round((images - done_before) / max(seconds, 1e-9), 3),
-        "processes": process.count,
+        "processes": process.world_size,
         "settings": settings | {"device": predictor.device.type},
         "model": about,
         "versions": environment(predictor.device),
     }
     write_json(out / SUMMARY, summary)
     return summary
+
+
+def remove_results(out: Path) -> None:
+    """Remove what `predict_folder` wrote, and folders that are empty then."""
+    for path in [*out.rglob("*.json")]:
+        for name in json.loads(path.read_text(encoding="utf-8")).get("files", {}).values():
+            (path.parent / name).unlink(missing_ok=True)
+        path.unlink()
+    folders = [path for path in out.rglob("*") if path.is_dir()]
+    for folder in [*sorted(folders, reverse=True), out]:  # inner ones first
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class _Item(NamedTuple):
@@ -142,7 +155,7 @@ class _StillRunning(Exception):
 
 
 def _predict_batch(
-    predictor: Predictor | Detector,
+    predictor: ImagePredictor[Any],
     batch: Sequence[_Item],
     out: Path,
     drawing: dict[str, Any],

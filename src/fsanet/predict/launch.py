@@ -34,7 +34,7 @@ class Process(NamedTuple):
     """Rank of a process, number of processes, and rank on its machine."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
 
@@ -96,7 +96,7 @@ def choose_devices(accelerator: str, devices: str) -> list[str]:
 def process_device(accelerator: str, devices: str) -> str:
     """The device of this process; the arguments are those of `choose_devices`."""
     process = this_process()
-    if process.count > 1 and devices == "1":
+    if process.world_size > 1 and devices == "1":
         devices = "auto"  # torchrun and SLURM say how many there are
     chosen = choose_devices(accelerator, devices)
     return chosen[process.local_rank % len(chosen)]
@@ -120,7 +120,7 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
         InputError: devices that this machine does not have, or a process has failed.
         KeyboardInterrupt: the command was interrupted.
     """
-    processes, started = len(choose_devices(accelerator, devices)), this_process().count
+    processes, started = len(choose_devices(accelerator, devices)), this_process().world_size
     if started > 1 and processes * num_nodes not in (1, started):
         raise InputError(
             f"{started} processes were started, but devices x num_nodes is "
@@ -132,8 +132,8 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What it logs at a failure is reported below in one line.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True
+    for name in ("agent.server.api", "multiprocessing.api"):  # failures are reported below
+        logging.getLogger(f"torch.distributed.elastic.{name}").disabled = True
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with tempfile.TemporaryDirectory() as logs:

@@ -266,7 +266,7 @@ class Instances:
 
     def results(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file: category ids of the data set, masks as RLE."""
-        from fsanet.data.datasets.coco import encode_masks
+        from fsanet.data.annotations import encode_masks
 
         entries = []
         rles = encode_masks(self.masks) if len(self) else []
