@@ -52,7 +52,7 @@ def parse(command: str, function: Callable[..., Any], arguments: Sequence[str]) 
     documentation = docstring_parser.parse(function.__doc__ or "")
     parser = CommandParser(command, documentation.description or "")
     helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    lists = set()
+    lists: set[str | int] = set()
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         is_positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         if is_positional and get_origin(parameter.annotation) is list:
@@ -72,7 +72,10 @@ class CommandParser(ArgumentParser):
     """
 
     def __init__(self, command: str = "", description: str = "", **options: Any) -> None:
-        own = {"prog": f"fsanet {command}", "description": " ".join(description.split())}
+        own: dict[str, Any] = {
+            "prog": f"fsanet {command}",
+            "description": " ".join(description.split()),
+        }
         own |= {"exit_on_error": False, "formatter_class": _HyphenFormatter}
         super().__init__(**(own | options))  # jsonargparse makes parsers of this class, too
 
@@ -107,7 +110,7 @@ class CommandParser(ArgumentParser):
 
         Positional arguments come first.
         """
-        left, positionals, options = list(arguments), [], []
+        left, positionals, options = list(arguments), list[str](), list[str]()
         while left:
             text = left.pop(0)
             if not text.startswith("--") or text == "--":

@@ -184,11 +184,11 @@ def train_parser(kind: Kind) -> CommandParser:
     parser.add_class_arguments(
         kind.task, "task", skip={"model", *kind.task_facts}, instantiate=False
     )
-    others = {"task", "data", "out", "config", "callbacks"}
+    others: set[str | int] = {"task", "data", "out", "config", "callbacks"}
     parser.add_function_arguments(train, as_group=False, skip=others)
     # Kept with the run for `fsanet eval`; training itself does not use them.
-    here = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
-    parser.add_function_arguments(evaluate, "test", skip=here)
+    others = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
+    parser.add_function_arguments(evaluate, "test", skip=others)
     parser.set_defaults({"test.split": kind.split})
     # One seed for weights, order, augmentation and dropout.
     parser.link_arguments("seed", "data.init_args.seed")

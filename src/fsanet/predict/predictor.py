@@ -268,12 +268,10 @@ class Detector(ImagePredictor[Instances]):
         }
 
     def _predict(self, images: list[Tensor], sources: Sequence[Path | None]) -> list[Instances]:
-        from fsanet.train.instances import detect
-
         was_training = self.model.training
         self.model.eval()
         try:
-            found = [detect(self.model, [image.to(self.device)])[0] for image in images]
+            found = [self.model.detect([image.to(self.device)])[0] for image in images]
         except torch.OutOfMemoryError as error:
             raise InputError(f"an image does not fit into the memory of {self.device}") from error
         finally:

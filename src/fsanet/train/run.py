@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import yaml
@@ -256,6 +256,10 @@ def _steps_done(last: Path, task: nn.Module) -> int:
     return int(rest["global_step"])
 
 
+@overload
+def evaluate(model: Any, data: SegmentationData, **options: Any) -> Scores: ...
+@overload
+def evaluate(model: Any, data: InstanceData, **options: Any) -> ApScores: ...
 def evaluate(
     model: nn.Module | str | os.PathLike[str],
     data: SegmentationData | InstanceData,

@@ -105,13 +105,13 @@ def list_split(root: Path, folder: str) -> Listing:
         MissingData: its images or labels are not there.
     """
     base = _base(root)
-    files = []
+    files: list[dict[str, Path]] = []
     for part, ending in (("images", ".jpg"), ("annotations", ".png")):
         paths = sorted((base / part / folder).glob(f"*{ending}"), key=lambda path: path.stem)
         if not paths:
             raise LAYOUT.missing(root, base / part / folder, (f"{_ARCHIVE}.zip",))
         files.append({path.stem: path for path in paths})
-    listing = pair_up(*files, base / "annotations" / folder)
+    listing = pair_up(files[0], files[1], base / "annotations" / folder)
     if folder == "training":  # once per data set
         return listing._replace(problems=[*check_object_info(root), *listing.problems])
     return listing
