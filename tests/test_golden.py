@@ -46,7 +46,7 @@ def test_any_changed_value_is_noticed(name):
     assert not compare(recorded, copy.deepcopy(recorded)).problems
     places = list(changes(recorded))
     assert places
-    for path, value in places[:: max(1, len(places) // 100)]:
+    for path, value in places[:: max(1, len(places) // 50)]:
         changed = copy.deepcopy(recorded)
         holder = changed
         for key in path[:-1]:
@@ -93,7 +93,7 @@ def test_kinds_of_tolerance():
     assert compare(near([1.0]), near([float("nan")])).problems
     assert compare(near([1.0]), near([None])).problems
     assert compare(near({"a": 1.0}), near({})).problems
-    assert not compare(at_least({"a": 1}), at_least({"a": 1, "b": 2})).problems
+    assert compare(at_least({"a": 1}), at_least({"a": 1, "b": 2})).verdict.endswith("new: b")
     assert compare(at_least({"a": 1, "b": 2}), at_least({"a": 1})).problems
     assert compare({"a": [], "b": note("x")}, {"a": [1], "b": note("x")}).problems
     assert compare({"a": 1}, {"a": 1, "b": 2}).problems

@@ -73,6 +73,7 @@ class Outcome:
         inexact: number of values that are not equal, but within their tolerance.
         largest: largest relative difference among those, for masks the share of pixels.
         problems: a line for each value outside its tolerance.
+        additions: keys that are new where they may be.
         recorded, now: what a reader wants to see of both.
     """
 
@@ -80,16 +81,20 @@ class Outcome:
     inexact: int = 0
     largest: float = 0.0
     problems: list[str] = field(default_factory=list)
+    additions: list[str] = field(default_factory=list)
     recorded: str = ""
     now: str = ""
 
     @property
     def verdict(self) -> str:
         if self.problems:
-            return f"DIFFERENT: {self.problems[0]}"
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            return f"DIFFERENT: {self.problems[0]}{more}"
+        new = f"; new: {_short(', '.join(self.additions))}" if self.additions else ""
         if self.inexact:
-            return f"within tolerance ({self.inexact} of {self.compared}, to {self.largest:.1e})"
-        return f"equal ({self.compared} values)"
+            found = f"{self.inexact} of {self.compared}, to {self.largest:.1e}"
+            return f"within tolerance ({found}){new}"
+        return f"equal ({self.compared} values){new}"
 
     def shows(self, where: str, recorded: Any, now: Any) -> None:
         """Let the first number, or mask, stand for an item that says nothing of itself."""
@@ -124,6 +129,7 @@ def _any(outcome: Outcome, where: str, recorded: Any, now: Any) -> None:
         _mask(outcome, where, recorded, now)
     elif kind == "at_least":
         kept = {key: value for key, value in now["values"].items() if key in recorded["values"]}
+        outcome.additions += [key for key in now["values"] if key not in kept]
         _any(outcome, where, recorded["values"], kept)
     elif isinstance(recorded, dict):
         if not isinstance(now, dict):

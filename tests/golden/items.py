@@ -143,12 +143,17 @@ def real_process(*arguments: object) -> Call:
 
 
 def structure(value: Any) -> Any:
-    """Names and types of JSON, without the values; what is told of the machine is left out."""
+    """Names and types of JSON, without the values; what is told of the machine is left out.
+
+    Later versions may have more names; the table tells which.
+    """
     if isinstance(value, dict):
         if value and all(key.isdecimal() for key in value):
             return {"N": structure(next(iter(value.values())))}
         versions = ("versions", "environment")
-        return {k: "of the machine" if k in versions else structure(v) for k, v in value.items()}
+        return at_least(
+            {k: "of the machine" if k in versions else structure(v) for k, v in value.items()}
+        )
     if isinstance(value, list):
         kinds = {json.dumps(structure(entry), sort_keys=True) for entry in value}
         return [json.loads(kind) for kind in sorted(kinds)]
@@ -1248,16 +1253,24 @@ def options_of_classes(work: Path) -> dict[str, Any]:
 
 def _options(text: str) -> dict[str, Any]:
     """Options by name, with the default where the help tells it beside a type."""
-    found = {}
+    names, defaults = {}, {}
     for block in re.split(r"\n +(?=--)", text)[1:]:
         line = " ".join(block.split())
+        name = line.split()[0].rstrip(",")
+        if name.endswith(".help"):
+            continue
+        names[name] = True
         default = re.search(r"type: .*default: (\([^)]*\)|[^),]*)", line)
-        found[line.split()[0].rstrip(",")] = default[1] if default else ""
-    names = re.search(r"known subclasses: ([\w., ]*)", " ".join(text.split()))
-    classes = {f"class {name.split('.')[-1]}": "" for name in names[1].split(", ")} if names else {}
-    kept = {name: default for name, default in found.items() if not name.endswith(".help")}
-    assert len(kept) > 1, text
-    return at_least(kept | classes)
+        if default is not None:
+            defaults[name] = default[1]
+    known = re.search(r"known subclasses: ([\w., ]*)", " ".join(text.split()))
+    classes = [name.split(".")[-1] for name in known[1].split(", ")] if known else []
+    assert len(names) > 1, text
+    return {
+        "names": at_least(names),
+        "defaults": at_least(defaults),
+        "classes": at_least(dict.fromkeys(classes, True)),
+    }
 
 
 def _mistakes(work: Path) -> Iterator[tuple[str, list[object]]]:
