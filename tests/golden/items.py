@@ -1223,6 +1223,7 @@ def options_of_help(work: Path) -> dict[str, Any]:
     found = {}
     for command, more in _COMMANDS.items():
         said = call(*command.removesuffix(" published").split(), *more, "--help")
+        assert said.code == 0, (command, said)
         found[command] = {"code": said.code, "options": _options(said.out)}
     said = call("--help")
     return found | {
@@ -1265,7 +1266,7 @@ def _options(text: str) -> dict[str, Any]:
             defaults[name] = default[1]
     known = re.search(r"known subclasses: ([\w., ]*)", " ".join(text.split()))
     classes = [name.split(".")[-1] for name in known[1].split(", ")] if known else []
-    assert len(names) > 1, text
+    assert len(names) > 1, f"no options in the help: {text[:200]!r}"
     return {
         "names": at_least(names),
         "defaults": at_least(defaults),
