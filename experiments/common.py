@@ -84,9 +84,10 @@ def train_all(
         variant, seed = one
         out = arguments.out / f"{variant}-seed{seed}"
         options = [f"--config={arguments.config}", f"--seed={seed}", f"--out={out}"]
-        options += [f"--steps={arguments.steps}"] if arguments.steps else []
         options += ["--resume=true"] if (out / "checkpoints" / "last.ckpt").is_file() else []
-        commands = [["train", *options, *variants[variant], *arguments.rest]]
+        options += [*variants[variant], *arguments.rest]
+        options += [f"--steps={arguments.steps}"] if arguments.steps else []
+        commands = [["train", *options]]
         for name, how in evaluations.items():
             commands.append(["eval", str(out), f"--json={out / name}.json", *how])
         if not all((out / f"{name}.json").is_file() for name in evaluations):
@@ -141,13 +142,13 @@ def test_miou(out: Path) -> str:
     return f"mIoU {100 * json.loads((out / 'test.json').read_text())['miou']:.2f}"
 
 
-def mean_and_spread(values: Sequence[float], sign: str = "±") -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation, with one decimal.
 
     >>> mean_and_spread([1.0, 2.0, 3.0])
     '2.0 ± 1.0'
     """
-    spread = f" {sign} {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
 

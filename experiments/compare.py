@@ -1,13 +1,14 @@
 """The tables of docs/results.md: attention variants under one budget, and low k with no retraining.
 
-    python experiments/compare.py train --config configs/camvid_short.yaml --out runs/compare
+    python experiments/compare.py train --out runs/compare
     python experiments/compare.py table --out runs/compare
-    python experiments/compare.py cost --config configs/camvid.yaml
+    python experiments/compare.py cost
     python experiments/compare.py sweep runs/compare/softmax-seed0 --split test
 
 `train` runs every variant with every seed in a process of its own, resumes what was interrupted,
 and prints the table. `cost` times the variants in interleaved rounds, and takes the peak memory of
-each in a fresh process. Options of `fsanet train` may follow those of `train` and `cost`.
+each in a fresh process. Both use the recipe of CamVid with a budget of a few minutes on one core;
+with --config they use another recipe as it is. Options of `fsanet train` may follow.
 """
 
 from __future__ import annotations
@@ -48,8 +49,18 @@ VARIANTS = {
     },
 }
 
+CONFIG = "configs/camvid.yaml"
+BUDGET = [
+    "--steps=150",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.steps_per_epoch=150",
+    "--data.init_args.crop=[180,240]",
+    "--data.init_args.scale=[0.5,1.5]",
+]
+
 
 def train(arguments: argparse.Namespace) -> None:
+    use_budget(arguments)
     train_all(arguments, VARIANTS, {"test": ["--split=test"]}, test_miou)
     table(arguments)
 
@@ -60,6 +71,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def cost(arguments: argparse.Namespace) -> None:
     """Median time of forward + backward in interleaved rounds, and peak memory."""
+    use_budget(arguments)
     steps = {variant: make_step(arguments, variant) for variant in arguments.variants}
     seconds = time_calls(
         {variant: Timed(step) for variant, (step, _) in steps.items()},
@@ -83,6 +95,12 @@ def cost(arguments: argparse.Namespace) -> None:
             f"{outcome.found['peak'] / 2**20:.0f} |"
         )
     print_environment()
+
+
+def use_budget(arguments: argparse.Namespace) -> None:
+    """Use the recipe of the comparison, if no other one is given."""
+    if arguments.config is None:
+        arguments.config, arguments.rest = CONFIG, [*BUDGET, *arguments.rest]
 
 
 def measure_peak(arguments: argparse.Namespace, variant: str) -> Iterator[dict[str, Any]]:
@@ -124,7 +142,11 @@ def sweep(arguments: argparse.Namespace) -> None:
         raise InputError("the sweep failed")
 
 
-TRAIN = {**train_options("runs/compare", list(VARIANTS)), "--jobs": {"type": int, "default": 2}}
+TRAIN = {
+    **train_options("runs/compare", list(VARIANTS)),
+    "--config": {"help": f"default: {CONFIG} with a smaller budget"},
+    "--jobs": {"type": int, "default": 2, "help": "runs at a time"},
+}
 COMMANDS = {
     "train": (train, TRAIN),
     "table": (table, {"--out": TRAIN["--out"]}),

@@ -18,6 +18,7 @@ from typing import Any
 
 from common import mean_and_spread, print_environment
 
+from fsanet.cli.parsing import quiet
 from fsanet.files import write_json
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
@@ -41,15 +42,16 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     options = parser.parse_args()
+    quiet()
     results: dict[str, list[dict]] = {head: [] for head in options.heads}
     for seed in options.seeds:
         for head in options.heads:
             scores = run(folder(options.out, head, seed), HEADS[head], seed, options.steps)
             results[head].append(scores)
             print(f"seed {seed}, {head}: mIoU {100 * scores['miou']:.1f}", flush=True)
-    print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean +- std\n")
+    print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean ± std\n")
     print(
-        "| head | mIoU | IoU of look-alikes | look-alikes told apart |\n| --- | --- | --- | --- |"
+        "| head | mIoU | IoU of look-alikes | look-alikes distinguished |\n| --- | --- | --- | --- |"
     )
     for head, scores in results.items():
         columns = [
@@ -63,7 +65,7 @@ def main() -> None:
 
 def sweep(options: argparse.Namespace) -> None:
     """mIoU against k, with no retraining; means over the seeds."""
-    print("\n| k | mIoU | look-alikes told apart |\n| --- | --- | --- |")
+    print("\n| k | mIoU | look-alikes distinguished |\n| --- | --- | --- |")
     for k in ("regular", 1, 2, 3, 4, 6, 8, 12, 16, "full"):
         change: dict[str, Any] = {}
         if k != "regular":
@@ -113,7 +115,7 @@ def run(out: Path, head: dict[str, Any], seed: int, steps: int) -> dict[str, flo
 
 
 def percent(values: list[float]) -> str:
-    return mean_and_spread([100 * value for value in values], "+-") + " %"
+    return mean_and_spread([100 * value for value in values]) + " %"
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
         "fsa-seed2",
     ]
     assert commands[0] == [
-        *("train", "--config=c.yaml", "--seed=1", f"--out={tmp_path / 'fsa-seed1'}", "--steps=7"),
-        *("--model.init_args.attention=frequency", "--data.root=x"),
+        *("train", "--config=c.yaml", "--seed=1", f"--out={tmp_path / 'fsa-seed1'}"),
+        *("--model.init_args.attention=frequency", "--data.root=x", "--steps=7"),
     ]
     assert ["--resume=true" in command for command in trained] == [False, True, False]
     file = tmp_path / "fsa-seed1" / "test.json"
