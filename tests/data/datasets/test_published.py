@@ -4,7 +4,7 @@ import pytest
 from support.miniature import write_ade20k, write_cityscapes, write_voc
 
 from fsanet import data as package
-from fsanet.cli.options import make_data, parse, train_parser
+from fsanet.cli.recipe import Recipe
 
 pytest.importorskip("scipy", reason="the miniature's .mat files are written with SciPy")
 
@@ -19,10 +19,9 @@ pytest.importorskip("scipy", reason="the miniature's .mat files are written with
 )
 def test_class_path_and_options(tmp_path, name, write, classes, options):
     root = write(tmp_path)
-    parser = train_parser()
     given = {"root": root, "batch_size": 2, "crop": "[16, 20]", "workers": 0, **options}
     arguments = [f"--data.init_args.{key}={value}" for key, value in given.items()]
-    data = make_data(parser, parse(parser, ["--steps=1", f"--data=fsanet.data.{name}", *arguments]))
+    data = Recipe(["--steps=1", f"--data=fsanet.data.{name}", *arguments]).data()
     assert type(data) is getattr(package, name)
     assert data.num_classes == classes
     images, masks = next(iter(data.train_dataloader()))
