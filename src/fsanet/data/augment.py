@@ -21,12 +21,11 @@ from fsanet.errors import InputError
 
 __all__ = [
     "MEAN_COLOUR",
-    "BoxesFromMasks",
     "FitAndScale",
     "PadTo",
     "PhotometricDistortion",
     "ScaleAndCrop",
-    "WithoutCrowds",
+    "ValidInstances",
     "boxes_around",
     "instance_train_transform",
     "train_transform",
@@ -256,7 +255,7 @@ def instance_train_transform(
 ) -> v2.Compose:
     """Build the training transform of an image and its instances.
 
-    Crowds are dropped; then follow scale jitter and crop, flip, colours, and new boxes.
+    The steps are scale jitter and crop, flip, colours, and `ValidInstances`.
 
     Args:
         size: (h, w) of the result: images are fitted into it, scaled by a random factor, then
@@ -271,7 +270,7 @@ def instance_train_transform(
     """
     if not 0 < scale[0] <= scale[1]:
         raise InputError(f"scale={tuple(scale)}: needs 0 < low <= high")
-    steps: list[v2.Transform] = [WithoutCrowds()]
+    steps: list[v2.Transform] = []
     if size is not None:
         if min(size) < 1:
             raise InputError(f"size={tuple(size)}: needs at least one pixel along each axis")
@@ -282,23 +281,15 @@ def instance_train_transform(
         steps.append(v2.RandomHorizontalFlip())
     if photometric:
         steps.append(v2.RandomPhotometricDistort())
-    steps.append(BoxesFromMasks(min_side))
+    steps.append(ValidInstances(min_side))
     return v2.Compose(steps)
 
 
-class WithoutCrowds(v2.Transform):
-    """Drop crowds (one mask over many objects), which a detector should not learn.
+class ValidInstances(v2.Transform):
+    """Keep the instances that a detector can learn, with boxes computed from their masks.
 
-    Only "boxes", "masks" and "labels" remain in the target.
-    """
-
-    def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        kept = {name: target[name] for name in ("boxes", "masks", "labels")}
-        return image, _select(kept, ~target["iscrowd"].bool())
-
-
-class BoxesFromMasks(v2.Transform):
-    """Compute the boxes from the masks: after a crop a box may be wider than what is left.
+    After a crop a box may be wider than what is left of its mask. Crowds (one mask over many
+    objects) are dropped. Only "boxes", "masks" and "labels" remain in the target.
 
     Args:
         min_side: instances whose box has a shorter side, in pixels, are dropped, and those without
@@ -312,8 +303,15 @@ class BoxesFromMasks(v2.Transform):
     def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         boxes = boxes_around(target["masks"].as_subclass(Tensor))
         keep = (boxes[:, 2:] - boxes[:, :2] >= self.min_side).all(1)  # (N,)
-        target = {**target, "boxes": tv_tensors.wrap(boxes, like=target["boxes"])}
-        return image, _select(target, keep)
+        keep &= ~target["iscrowd"].bool()
+        kept = {
+            "boxes": tv_tensors.wrap(boxes, like=target["boxes"]),
+            "masks": target["masks"],
+            "labels": target["labels"],
+        }
+        if not keep.all():  # masks are large: copied only where one is dropped
+            kept = {name: tv_tensors.wrap(v[keep], like=v) for name, v in kept.items()}
+        return image, kept
 
 
 class FitAndScale(v2.Transform):
@@ -359,10 +357,3 @@ def boxes_around(masks: Tensor) -> Tensor:
         ends.append((first, torch.where(seen.any(1), last, first)))
     (x0, x1), (y0, y1) = ends
     return torch.stack([x0, y0, x1, y1], 1).float()
-
-
-def _select(target: dict[str, Any], keep: Tensor) -> dict[str, Any]:
-    """Keep some instances; masks are large and are copied only where one is dropped."""
-    if keep.all():
-        return target
-    return {name: tv_tensors.wrap(value[keep], like=value) for name, value in target.items()}

@@ -17,8 +17,6 @@ from fsanet.data.datasets.base import Layout, Listing, PairedImages, Problem, Sp
 from fsanet.data.masks import IGNORE, IdTable, class_palette
 from fsanet.errors import InputError
 
-__all__ = ["CLASSES", "LAYOUT", "PALETTE", "Ade20k", "Ade20kData", "list_split"]
-
 _NAMES = """
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
 earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea,

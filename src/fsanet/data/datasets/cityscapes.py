@@ -20,17 +20,6 @@ from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Split
 from fsanet.data.masks import IGNORE, Colour, IdTable
 from fsanet.errors import InputError
 
-__all__ = [
-    "CLASSES",
-    "ID_TABLE",
-    "LABEL_IDS",
-    "LAYOUT",
-    "PALETTE",
-    "Cityscapes",
-    "CityscapesData",
-    "list_split",
-]
-
 # Train id is the position; name, label id in the files, colour.
 _CLASSES: tuple[tuple[str, int, Colour], ...] = (
     ("road", 7, (128, 64, 128)),

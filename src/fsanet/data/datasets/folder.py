@@ -21,8 +21,6 @@ from fsanet.data.masks import (
 )
 from fsanet.errors import InputError
 
-__all__ = ["LAYOUT", "FolderData", "SegmentationFolder", "list_split"]
-
 
 class SegmentationFolder(PairedImages):
     """Images and masks paired by file name (without the extension).
