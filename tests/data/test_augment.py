@@ -7,10 +7,10 @@ from torchvision.transforms import v2
 
 from fsanet.data.augment import (
     MEAN_COLOUR,
-    BoxesFromMasks,
     PadTo,
     PhotometricDistortion,
     ScaleAndCrop,
+    ValidInstances,
     boxes_around,
     instance_train_transform,
     train_transform,
@@ -361,24 +361,25 @@ def test_boxes_are_those_of_torchvision_but_for_the_far_edge():
 
 @pytest.mark.parametrize("min_side", [0.0, 1.0, 2.0, 3.5, 30.0])
 def test_what_is_dropped_is_what_torchvision_drops(min_side):
-    """BoxesFromMasks against torchvision's boxes and its SanitizeBoundingBoxes."""
+    """ValidInstances against torchvision's boxes and its SanitizeBoundingBoxes."""
     generator = torch.Generator().manual_seed(1)
     masks = (torch.rand(60, 13, 17, generator=generator) > 0.985).to(torch.uint8)
     image, target = item((13, 17))
-    canvas = target["boxes"]
-    labels = torch.arange(60)
-    boxes = tv_tensors.wrap(torch.zeros(60, 4), like=canvas)
-    given = {"boxes": boxes, "masks": tv_tensors.Mask(masks), "labels": labels}
-    _, found = BoxesFromMasks(min_side)(image, given)
+    boxes = tv_tensors.wrap(torch.zeros(60, 4), like=target["boxes"])
+    given = {"boxes": boxes, "masks": tv_tensors.Mask(masks), "labels": torch.arange(60)}
+    crowds = torch.arange(60) % 7 == 0
+    _, found = ValidInstances(min_side)(image, {**given, "iscrowd": crowds.long(), "image_id": 3})
     around = torch.zeros(60, 4)
     seen = masks.bool().flatten(1).any(1)
     around[seen] = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
-    given["boxes"] = tv_tensors.wrap(around, like=canvas)
+    given["boxes"] = tv_tensors.wrap(around, like=boxes)
     _, expected = v2.SanitizeBoundingBoxes(min_size=max(min_side, 1))(image, given)
-    assert 0 < len(expected["labels"]) < 60 or min_side == 30
-    for name in ("boxes", "masks", "labels"):
-        assert torch.equal(found[name], expected[name])
-        assert type(found[name]) is type(expected[name])
+    kept = ~crowds[expected["labels"]]
+    assert 0 < int(kept.sum()) < 60 or min_side == 30
+    assert list(found) == ["boxes", "masks", "labels"]
+    for name, value in found.items():
+        assert torch.equal(value, expected[name][kept])
+        assert type(value) is type(given[name])
 
 
 @pytest.mark.parametrize("options", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"size": (0, 5)}])

@@ -178,13 +178,17 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so that workers start at the first batch: when Lightning resumes, it asks for
         # the iterator before it sets the epoch, and workers would prefetch from the wrong epoch.
+        batches = super().__iter__()
         try:
             began = time.perf_counter()
-            for batch in super().__iter__():
+            for batch in batches:
                 self.waited += time.perf_counter() - began
                 yield batch
                 began = time.perf_counter()
         except InputError as error:
+            # Left to the garbage collector, torch would wait for 5 seconds per worker.
+            getattr(batches, "_shutdown_workers", lambda: None)()
+            self._iterator = None
             # torch puts the worker's whole traceback into the message; the message itself is last.
             line = str(error).rstrip().rsplit("\n", 1)[-1]
             raise InputError(line.split("InputError: ", 1)[-1]) from None

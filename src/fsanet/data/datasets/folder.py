@@ -215,7 +215,7 @@ def _listed(list_file: Path, images: dict[str, Path], folder: Path) -> list[str]
 
 
 def _splits(root: Path, *, num_classes: int | None = None, **_: Any) -> list[Split]:
-    names: list[str | None]
+    names: Sequence[str | None]
     if (root / "images").is_dir():
         names = [file.stem for file in sorted(root.glob("*.txt"))] or [None]
     else:
