@@ -21,7 +21,7 @@ from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
 from fsanet.report.demo import score_look_alikes
 from fsanet.report.demo_recipe import demo_data, demo_network, train_demo
-from fsanet.train.training import evaluate
+from fsanet.train import evaluate
 
 HEADS: dict[str, dict[str, Any]] = {
     "no attention": {"attention": None},

@@ -72,7 +72,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     from fsanet import convert_attention, load_model
     from fsanet.cli import options
     from fsanet.cli.parsing import quiet
-    from fsanet.train.training import evaluate
+    from fsanet.train import evaluate
 
     quiet()
     parser = options.eval_parser(options.data_of_run(arguments.model))

@@ -1,6 +1,6 @@
 """Frequency self-attention for dense prediction (FsaNet, arXiv 2211.15595).
 
-Names are imported when first used: the layers bring torch alone.
+Public names are imported on first use, so that the attention layers import PyTorch alone.
 """
 
 from __future__ import annotations
@@ -15,22 +15,6 @@ if TYPE_CHECKING:
     from fsanet.models import FsaNet
     from fsanet.predict.predictor import Predictor
 
-try:
-    __version__ = version("fsanet")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
-
-_LAZY = {
-    "BandTreatments": "fsanet.attention",
-    "FrequencySelfAttention": "fsanet.attention",
-    "FsaNet": "fsanet.models",
-    "Predictor": "fsanet.predict.predictor",
-    "SpatialSelfAttention": "fsanet.attention",
-    "calibrate": "fsanet.convert",
-    "convert_attention": "fsanet.convert",
-    "load_model": "fsanet.convert",
-}
-
 __all__ = [
     "BandTreatments",
     "FrequencySelfAttention",
@@ -43,8 +27,24 @@ __all__ = [
     "load_model",
 ]
 
+_MODULES = {
+    "BandTreatments": "fsanet.attention",
+    "FrequencySelfAttention": "fsanet.attention",
+    "FsaNet": "fsanet.models",
+    "Predictor": "fsanet.predict.predictor",
+    "SpatialSelfAttention": "fsanet.attention",
+    "calibrate": "fsanet.convert",
+    "convert_attention": "fsanet.convert",
+    "load_model": "fsanet.convert",
+}
+
+try:
+    __version__ = version("fsanet")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'fsanet' has no attribute {name!r}")

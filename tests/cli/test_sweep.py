@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsanet import FsaNet
 from fsanet.cli import main as cli
-from fsanet.train.evaluation import evaluate
+from fsanet.train import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_retraining_each_point_and_going_on(trained, config, tmp_path, capsys):
             ["--bands", "9:12"],
             r"9:12: band [9:12) x [9:12) lies outside the frequencies of the 4x4",
         ),
-        (["--k", "2", "--match", "encoder.*"], "'encoder.*' fits no attention"),
+        (["--k", "2", "--match", "encoder.*"], "'encoder.*' matches no attention"),
         (["--splt", "val"], "unknown option 'splt'; did you mean 'split'?"),
     ],
 )

@@ -151,3 +151,21 @@ def test_no_image_and_a_module_that_is_not_used():
 
     with pytest.raises(InputError, match="spare: not called"):
         calibrate(Spare(), IMAGES)
+
+
+def test_network_that_changes_its_tensors_in_place():
+    """The error is relative to what the module returned, whatever becomes of it afterwards."""
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = layer()
+
+        def forward(self, x):
+            return self.attention(x).mul_(0)
+
+    torch.manual_seed(0)
+    changed = InPlace()
+    found = calibrate(changed, IMAGES, candidates=(2,))
+    kept = calibrate(changed.attention, IMAGES, candidates=(2,))
+    assert found.errors["attention"] == kept.errors[""]

@@ -1,4 +1,4 @@
-"""Converted networks on disk, and back."""
+"""Saved networks of every kind are opened by one function, converted ones as converted."""
 
 import json
 
@@ -8,8 +8,9 @@ import torch
 from fsanet import FrequencySelfAttention, FsaNet, convert_attention
 from fsanet.convert import load_model, save_converted
 from fsanet.convert.grid import GridSelfAttention
-from fsanet.convert.saved import CONVERSION_FILE, apply_conversion
+from fsanet.convert.saved import CONVERSION_FILE, apply_conversion, saved_task
 from fsanet.errors import InputError
+from fsanet.models import MaskRcnnFsa, SegformerFsa
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +77,12 @@ def test_segformer_in_the_format_of_transformers(tmp_path):
 
 
 def test_bad_folders(trained, tmp_path):
-    with pytest.raises(InputError, match=r"cannot be read .* save_converted"):
+    with pytest.raises(InputError, match="no such file; give a folder written by save_converted"):
         apply_conversion(trained, tmp_path)
     file = tmp_path / CONVERSION_FILE
     for text, message in (
         ("{", "not readable as JSON"),
-        ('{"format": 2}', "of a format that this version does not know"),
+        ('{"format": 2}', "has a format that this version does not know"),
         ('{"format": 1, "modules": [{"name": "x"}]}', "lists no modules, or not all of grid, k"),
     ):
         file.write_text(text)
@@ -95,3 +96,91 @@ def test_bad_folders(trained, tmp_path):
         load_model(tmp_path)
     with pytest.raises(InputError, match="has no save_pretrained"):
         save_converted(convert_attention(trained.head), tmp_path)
+
+
+def test_run_folder_with_a_conversion(trained, tmp_path):
+    run, images = tmp_path / "run", torch.randn(1, 3, 64, 64)
+    conversion = convert_attention(trained, k=2, route="grid", grid=3)
+    save_converted(conversion, run / "model")
+    with torch.no_grad():
+        assert torch.equal(load_model(run).eval()(images), conversion.model(images))
+    with pytest.raises(InputError, match=r"attention is set by fsanet_conversion\.json"):
+        load_model(run, k=4)
+
+
+# --- networks as they were saved --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fsanet_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsanet")
+    FsaNet("resnet10t", num_classes=3, head_channels=8, aux_channels=0).save_pretrained(folder)
+    return folder
+
+
+def test_a_network_is_returned_unchanged(trained):
+    assert load_model(trained) is trained
+
+
+def test_network_without_a_name_in_its_config(fsanet_folder):
+    file = fsanet_folder / "config.json"  # as files were before they had one
+    config = json.loads(file.read_text())
+    config.pop("network", None)
+    file.write_text(json.dumps(config))
+    assert type(load_model(fsanet_folder, task="semantic")) is FsaNet
+    assert saved_task(fsanet_folder) == "semantic"
+    with pytest.raises(InputError, match="needs one for instance segmentation"):
+        load_model(fsanet_folder, task="instances")
+    assert load_model(str(fsanet_folder), k=3).head.attention.band == (0, 3, 0, 3)
+
+
+def test_segformer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    saved = SegformerFsa(num_classes=3, zero_init=False).eval()
+    saved.save_pretrained(tmp_path / "run" / "model")
+    images = torch.randn(1, 3, 32, 40)
+    for model in (load_model(tmp_path / "run" / "model"), load_model(tmp_path / "run")):
+        assert type(model) is SegformerFsa
+        assert torch.equal(model.eval()(images), saved(images))
+    config = transformers.SegformerConfig(num_labels=3)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "plain")
+    plain = load_model(tmp_path / "plain")
+    assert type(plain) is SegformerFsa
+    assert plain.attention is None
+
+
+def test_detector(tmp_path):
+    small = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8, "min_size": 64}
+    saved = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), max_size=64, **small)
+    saved.save_pretrained(tmp_path)
+    found = load_model(tmp_path)
+    assert type(found) is MaskRcnnFsa
+    for name, value in saved.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    with pytest.raises(InputError, match=r"a MaskRcnnFsa, which is .* needs one for semantic"):
+        load_model(tmp_path, task="semantic")
+    assert saved_task(tmp_path) == "instances"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"network": "FutureNet"}', "'FutureNet', which this version does not know"),
+        ("[1]", "holds no JSON object"),
+        ("{", "not readable as JSON"),
+    ],
+)
+def test_config_that_says_nothing_known(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_model(tmp_path)
+
+
+def test_folder_that_holds_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json in it"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match="no such folder, and not a hub id"):
+        load_model(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a file, not a folder"):
+        load_model(tmp_path / "file")

@@ -29,7 +29,7 @@ def test_patch_basis_is_the_cosines_at_the_patches(size, patch, count):
                 assert basis[(u - 1) * patch + a, p].item() == pytest.approx(expected, abs=1e-13)
 
 
-def test_few_grid_points_a_smooth_map_lie_on_it():
+def test_few_points_of_a_smooth_map_lie_on_it():
     """A cosine sampled at m points is that cosine, not an average of it."""
     height, width, m = 24, 36, 6
     i, j = torch.arange(height).double(), torch.arange(width).double()

@@ -14,7 +14,6 @@ pytest.importorskip("faster_coco_eval")
 from support import ap_worker
 from support.ap_worker import CLASSES, example
 
-from fsanet.metrics import average_precision
 from fsanet.metrics.average_precision import FIELDS, AveragePrecision
 
 
@@ -122,31 +121,6 @@ def test_reset_and_nothing():
     metric.update(*([part[0]] for part in example()))
     metric.reset()
     assert metric.compute() is None
-
-
-def test_gathered_shares_score_as_one(monkeypatch):
-    """As below, with the exchange between processes replaced: seven images, four and three."""
-    detections, targets = example()
-    shares = []
-    for rank in range(2):
-        metric = AveragePrecision(CLASSES)
-        metric.update(detections[rank::2], targets[rank::2])
-        shares.append(metric)
-    sent = []
-
-    def exchange(into, mine):
-        sent.append(mine)
-        into[:] = (sent * 2)[:2]  # the second call knows of both
-
-    monkeypatch.setattr(average_precision, "world_size", lambda: 2)
-    monkeypatch.setattr(average_precision.dist, "all_gather_object", exchange)
-    shares[1].compute()
-    assert shares[0].compute().as_dict() == scored_alone(monkeypatch, detections, targets)
-
-
-def scored_alone(monkeypatch, detections, targets):
-    monkeypatch.setattr(average_precision, "world_size", lambda: 1)
-    return scored(detections, targets).as_dict()
 
 
 def test_processes_of_uneven_shares_score_as_one(tmp_path, free_port):

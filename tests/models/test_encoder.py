@@ -6,7 +6,7 @@ from fsanet.models.encoder import build_encoder
 
 
 def dilations(encoder):
-    """Dilation of each stage's 3x3 convolutions in its first block, and in its second."""
+    """Dilations of the 3x3 convolutions in the first and the second block of each stage."""
     return {
         stage: [
             {
@@ -45,17 +45,19 @@ def test_rounding_of_the_pooling(ceil_pool, rows):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"ceil_pool": True}, "no max-pooling"), ({"contract_dilation": False}, "is no ResNet")],
+    [({"ceil_pool": True}, "no max-pooling"), ({"contract_dilation": False}, "is not a ResNet")],
 )
-def test_only_resnets_have_these(option, message):
+def test_options_for_resnets_only(option, message):
     with pytest.raises(InputError, match=message):
         build_encoder("mobilenetv3_small_050", **option)
 
 
-def test_weights_that_cannot_be_downloaded(monkeypatch):
+def test_failed_download(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no connection")
 
     monkeypatch.setattr("fsanet.models.encoder.timm.create_model", offline)
-    with pytest.raises(InputError, match=r"cannot be downloaded \(no connection\); without a net"):
+    with pytest.raises(
+        InputError, match=r"cannot be downloaded \(no connection\); without a network connection"
+    ):
         build_encoder("resnet18", output_stride=16, pretrained=True)

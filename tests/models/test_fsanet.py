@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from support import contract
+from support.contract import SegmentationContract, assert_exports
 from torch import nn
 
 from fsanet import FrequencySelfAttention, FsaNet, SpatialSelfAttention
@@ -24,16 +24,15 @@ def small(encoder="resnet10t", **options):
     return FsaNet(encoder, **{**SMALL, "zero_init": False, **options})
 
 
-@pytest.mark.parametrize("options", VARIANTS)
-def test_contract(options, tmp_path):
-    model = small(**options)
-    contract.forward_backward(model)
-    contract.any_size(model)
-    contract.state_round_trip(model, tmp_path)
+class TestContract(SegmentationContract):
+    @pytest.fixture(params=VARIANTS, scope="class")
+    @classmethod
+    def model(cls, request):
+        return small(**request.param)
 
 
 def test_exports():
-    contract.exports(small())
+    assert_exports(small())
 
 
 @pytest.mark.parametrize(
@@ -45,9 +44,8 @@ def test_encoders(encoder, output_stride):
     model = small(encoder, output_stride=output_stride).eval()
     assert model.encoder.feature_info.reduction()[-1] == output_stride
     with torch.no_grad():
-        assert model(torch.randn(1, 3, 64, 80)).shape == (1, 4, 64, 80)
         last = model.encoder(torch.randn(1, 3, 64, 80))[-1]
-    assert last.shape[-2:] == (64 // output_stride, 80 // output_stride)
+        assert model.head(last).shape == (1, 4, 64 // output_stride, 80 // output_stride)
 
 
 def test_paper_network():
@@ -90,7 +88,7 @@ def test_full_band_network_is_the_spatial_network():
 
 
 def test_golden_logits():
-    """Seeded weights, seeded image: the network still computes what it computed."""
+    """Logits of a seeded network and image are those of earlier versions."""
     model = small(recurrence=2).double().eval()
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters():
@@ -130,11 +128,11 @@ def test_encoder_weights_from_a_file(tmp_path):
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["encoder_weights"] is None
     assert config["pretrained"] is False
-    path.unlink()  # a reload does not come back for them
+    path.unlink()  # loading does not need it
     FsaNet.from_pretrained(tmp_path / "saved")
 
 
-def test_meta_data_travel_with_the_weights(tmp_path):
+def test_metadata_is_saved_with_the_weights(tmp_path):
     model = small(
         classes=["a", "b", "c", "d"],
         palette=[(1, 2, 3), (4, 5, 6), (7, 8, 9), (255, 0, 0)],
@@ -152,9 +150,9 @@ def test_meta_data_travel_with_the_weights(tmp_path):
     assert again.head.attention.band == (1, 3, 0, None)
 
 
-def test_regular_network_reopened_with_low_frequencies(tmp_path):
+def test_regular_network_loaded_with_low_frequencies(tmp_path):
     model = small(attention="spatial", similarity="softmax").eval()
-    model.head.attention.query.weight.data.mul_(30)  # scores that are not all alike
+    model.head.attention.query.weight.data.mul_(30)  # so that the scores differ
     model.head.attention.key.weight.data.mul_(30)
     model.save_pretrained(tmp_path)
     low = FsaNet.from_pretrained(tmp_path, attention="frequency", k=2).double().eval()
@@ -174,7 +172,7 @@ def test_normalise():
     )[:, None, None]
     torch.testing.assert_close(model.normalise(image).double(), want, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model.normalise(image.float() / 255), model.normalise(image))
-    # the published CCNet-lineage input: BGR, 0..255, mean only
+    # input of the published CCNet lineage: BGR, 0..255, only the mean subtracted
     published = small(
         mean=[m / 255 for m in (122.67891434, 116.66876762, 104.00698793)],
         std=[1 / 255] * 3,
@@ -187,7 +185,7 @@ def test_normalise():
     torch.testing.assert_close(published.normalise(image).double(), bgr, rtol=1e-4, atol=1e-3)
 
 
-def test_channels_that_are_not_rgb():
+def test_images_with_other_channels_than_rgb():
     model = small(in_channels=5)
     assert model.eval()(model.normalise(torch.rand(1, 5, 64, 64))).shape == (1, 4, 64, 64)
 
@@ -217,12 +215,16 @@ def test_align_corners():
         ({"num_classes": 0}, "num_classes=0"),
     ],
 )
-def test_options_that_make_no_sense(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(InputError, match=message):
         small(**options)
 
 
-def test_weights_file_of_another_network(tmp_path):
+class Refused:
+    """An object that `torch.load(weights_only=True)` does not load."""
+
+
+def test_encoder_weights_that_do_not_fit(tmp_path):
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), path)
     with pytest.raises(InputError, match=r"w\.safetensors"):
@@ -234,9 +236,12 @@ def test_weights_file_of_another_network(tmp_path):
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(InputError, match="cannot be built"):
         small("mobilenetv2_050", encoder_weights=str(path))
+    torch.save({"state_dict": state, "args": Refused()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth cannot be built.*Refused"):
+        small("mobilenetv2_050", encoder_weights=str(tmp_path / "w.pth"))
 
 
-def test_folders_that_hold_no_network(tmp_path):
+def test_folders_without_a_loadable_network(tmp_path):
     with pytest.raises(InputError, match="no such folder, and not a hub id"):
         FsaNet.from_pretrained(tmp_path / "missing")
     with pytest.raises(InputError, match=r"no config\.json in it"):

@@ -10,7 +10,7 @@ from fsanet.attention import SpatialSelfAttention
 from fsanet.attention.dct import Band
 from fsanet.convert.variants import Variant, attention_variants
 from fsanet.errors import InputError
-from fsanet.metrics.scores import scores_of
+from fsanet.metrics.confusion import scores_of
 from fsanet.report import sweep as sweep_run
 from fsanet.report.sweep import SweepRecord, sweep_without_training, train_point
 

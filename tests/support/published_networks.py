@@ -1,7 +1,7 @@
-"""The published networks once more: their weights by name and shape, and a plain forward pass.
+"""Independent reference of the published networks: names and shapes of weights, forward pass.
 
 Written from the facts of the published code (names, shapes, strides, dilations, rounding), on the
-published names, with functions of torch and SciPy alone. Used by the tests as the truth.
+published names, with functions of torch and SciPy only.
 """
 
 import numpy as np
@@ -60,7 +60,7 @@ def ccnet_shapes(blocks, planes, *, stem=64, head=512, auxiliary=512, classes=19
 def mmseg_shapes(
     blocks, planes, *, own=False, biases=False, stem=64, head=512, auxiliary=256, classes=19
 ):
-    """``own``: MMSegmentation's non-local network (2-d convolutions), else the paper's head."""
+    """Shapes of MMSegmentation's own non-local network (``own``, 2-d) or of the paper's head."""
     kernel = (1, 1) if own else (1,)
     half = stem // 2
     shapes = conv("backbone.stem.0", half, 3, 3, 3) | norm("backbone.stem.1", half)
@@ -84,7 +84,7 @@ def mmseg_shapes(
 
 
 def random_state(shapes, seed=0, dtype=torch.float64):
-    """Weights that keep the signal alive through all layers, every one of them felt."""
+    """Random weights at a scale at which each of them changes the output of the network."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(name, shape):

@@ -103,7 +103,7 @@ def shares(read: float, step: float, tmp_path, *, window: int = 50, loader=Loade
         max_epochs=2,
         accelerator="cpu",
         logger=False,
-        callbacks=[Throughput(window), shares, EpochLines(16), *others],
+        callbacks=[Throughput(window), shares, EpochLines(16, "val/miou"), *others],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -10,7 +10,7 @@ from support.tiny import CLASSES, TinyData, TinyNet
 from torch.nn.functional import interpolate
 
 from fsanet.errors import InputError
-from fsanet.train.evaluation import evaluate
+from fsanet.train import evaluate
 
 HOW = {"accelerator": "cpu", "progress": False}
 
@@ -108,7 +108,7 @@ def test_second_evaluation_starts_from_nothing(net):
 
 
 def test_lines_where_no_bar_can_be_drawn(net, capsys, monkeypatch):
-    monkeypatch.setattr("fsanet.train.evaluation._Lines.EVERY", 0.0)
+    monkeypatch.setattr("fsanet.train.callbacks.EvaluationLines.EVERY", 0.0)
     evaluate(net, TinyData(val=3), split="val", accelerator="cpu")
     lines = [line for line in capsys.readouterr().err.splitlines() if "batches" in line]
     assert [line.split()[0] for line in lines] == ["1/3", "2/3", "3/3"]
@@ -119,7 +119,7 @@ def test_lines_where_no_bar_can_be_drawn(net, capsys, monkeypatch):
     ("options", "line"),
     [
         ({"resize": (0, 512)}, "resize"),
-        ({"stride": 4}, "stride without window"),
+        ({"stride": 4}, "stride is 4, but there is no window"),
         ({"window": 8, "window_batch": 0}, "batch_size is 0"),
         ({"boundary": True, "trimap": (0,)}, "trimap widths"),
         ({"boundary": True, "boundary_ratio": 0.0}, "boundary ratio"),

@@ -14,8 +14,7 @@ from fsanet.data.datasets.instance_scenes import InstanceSceneData
 from fsanet.errors import InputError
 from fsanet.metrics.average_precision import AveragePrecision
 from fsanet.models.mask_rcnn import MaskRcnnFsa
-from fsanet.train.instance_training import evaluate_instances, train_instances
-from fsanet.train.instances import InstanceSegmentation, detect
+from fsanet.train import InstanceSegmentation, evaluate, train
 
 FEW = {
     "rpn_pre_nms_top_n_test": 30,
@@ -59,7 +58,7 @@ def run(out, task=None, data=None, **options):
     options = {"steps": 4, "log_every": 1, "accelerator": "cpu", "progress": False, **options}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*(eval mode|many workers|LeafSpec).*")
-        return train_instances(task or task_of(), data or data_of(), out=out, **options)
+        return train(task or task_of(), data or data_of(), out=out, **options)
 
 
 def values(out, key):
@@ -77,25 +76,25 @@ def test_run_folder_holds_what_was_trained(tmp_path):
     for step, total in values(tmp_path, "train/loss").items():
         assert total == pytest.approx(sum(loss[step] for loss in losses), rel=1e-5)
     best = max(values(tmp_path, "val/mask_AP").values())
-    assert result.mask_ap == pytest.approx(best)
-    scores = evaluate_instances(tmp_path, data_of(), accelerator="cpu", progress=False)
+    assert result.best_score == pytest.approx(best)
+    scores = evaluate(tmp_path, data_of(), split="val", accelerator="cpu", progress=False)
     assert scores.mask["AP"] == pytest.approx(best)
     assert scores.images == 3
 
 
 def test_evaluation_is_of_the_detections(tmp_path):
     task, data = task_of(), data_of()
-    scores = evaluate_instances(task.model, data, split="test", accelerator="cpu", progress=False)
+    scores = evaluate(task.model, data, split="test", accelerator="cpu", progress=False)
     metric = AveragePrecision(data.classes)
     for image, target in (data.dataset("test")[i] for i in range(2)):
-        metric.update(detect(task.model.eval(), [image]), [target])
+        metric.update(task.model.eval().detect([image]), [target])
     assert scores.as_dict() == metric.compute().as_dict()
 
 
 def test_detections_are_sorted_and_masks_are_cut_at_half():
     model = task_of().model.eval()
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
-    found = detect(model, [image])[0]
+    found = model.detect([image])[0]
     raw = model([image.float() / 255])[0]
     assert len(found["scores"]) == len(raw["scores"]) > 1
     assert (found["scores"].diff() <= 0).all()
@@ -133,16 +132,6 @@ def test_norms_of_the_body_are_frozen_but_those_of_attention_learn(tmp_path):
     for name, buffer in task.model.named_buffers():
         if "running_mean" in name:
             assert torch.equal(buffer, before[name]) != (".attention." in name), name
-
-
-def test_rate_rises_then_falls_at_the_milestones():
-    task = task_of(warmup_steps=10, warmup_ratio=0.1, milestones=[0.5, 0.8], decay=0.1)
-    rates = [task.rate_factor(step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[5] == pytest.approx(0.55)
-    assert rates[10] == rates[49] == 1
-    assert rates[50] == rates[79] == pytest.approx(0.1)
-    assert rates[80] == rates[99] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(

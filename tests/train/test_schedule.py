@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fsanet.train.schedule import parameter_groups, polynomial_rate, polynomial_schedule
+from fsanet.train import SemanticSegmentation
+from fsanet.train.schedule import milestone_factor, parameter_groups, polynomial_rate
 
 
 def test_rates_by_hand():
@@ -13,13 +14,22 @@ def test_rates_by_hand():
         assert polynomial_rate(step, **options) == pytest.approx(rate)
 
 
+def test_rate_rises_then_drops_at_the_milestones():
+    options = {"milestones": (0.5, 0.8), "decay": 0.1, "warmup_steps": 10, "warmup_ratio": 0.1}
+    rates = [milestone_factor(step, total_steps=100, **options) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[5] == pytest.approx(0.55)
+    assert rates[10] == rates[49] == 1
+    assert rates[50] == rates[79] == pytest.approx(0.1)
+    assert rates[80] == rates[99] == pytest.approx(0.01)
+
+
 def test_every_group_follows_its_own_base_to_one_minimum():
-    groups = [
-        {"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1},
-        {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0},
-    ]
-    optimizer = torch.optim.SGD(groups, lr=0.1)
-    schedule = polynomial_schedule(optimizer, total_steps=20, minimum=0.02, warmup_steps=4)
+    options = {"lr": 0.1, "head_lr_multiplier": 10.0, "min_lr": 0.02, "warmup_steps": 4}
+    task = SemanticSegmentation(Network(), classes=("a", "b"), **options)
+    task.total_steps = 20
+    configured = task.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for step in range(21):
         for group, base in zip(optimizer.param_groups, (0.1, 1.0), strict=True):
             progress = (step - 4) / 16

@@ -116,7 +116,7 @@ def test_segment_replaces_the_whole_image():
         ({"freeze_batchnorm": "some"}, "give one of none, encoder, all"),
         ({"class_weights": [1.0]}, "1 numbers for 3 classes"),
         ({"head_lr_multiplier": 0.0}, "head_lr_multiplier"),
-        ({"ohem_threshold": 2.0}, "not a probability"),
+        ({"ohem_threshold": 2.0}, "give a probability"),
     ],
 )
 def test_options_out_of_range(options, match):

@@ -26,10 +26,10 @@ def test_silent_where_the_product_is_that_of_the_recipe(batch_size, accumulate, 
 
 def test_the_recipe_of_one_gpu_started_on_eight():
     (line,) = told(8, 1, 8, 8)
-    assert "takes 64 images (8 a process, 1 accumulated, 8 processes)" in line
+    assert "takes 64 images (8 per process, 1 accumulated, 8 processes)" in line
     assert "lr=0.01 was chosen for 8" in line
     assert "--data.init_args.batch_size 1," in line
-    assert "--task.lr 0.08), with --global_batch 64 and 0.125 times the steps" in line
+    assert "--task.lr 0.08) with --global_batch 64 and 0.125 times the steps" in line
 
 
 def test_a_batch_that_cannot_be_shared_out():

@@ -72,8 +72,8 @@ def test_run_folder(tmp_path):
     assert rates[0] == pytest.approx(0.05e-3)
     assert rates[1] == pytest.approx(0.05)
     assert sorted(scores) == [3, 7, 11]
-    assert result.miou == pytest.approx(max(scores.values()))
-    assert scores[result.best_step - 1] == pytest.approx(result.miou)
+    assert result.best_score == pytest.approx(max(scores.values()))
+    assert scores[result.best_step - 1] == pytest.approx(result.best_score)
     assert min(values(out, "train/images_per_second").values()) > 0
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
@@ -87,7 +87,7 @@ def test_best_model_is_the_one_of_the_best_validation(tmp_path):
     network = TinyNet()
     network.load_state_dict(weights)
     scores = evaluate(network, TinyData(), split="val", accelerator="cpu", progress=False)
-    assert scores.miou == pytest.approx(result.miou, rel=1e-6)
+    assert scores.miou == pytest.approx(result.best_score, rel=1e-6)
     checkpoint = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     for name, tensor in weights.items():
         assert torch.equal(tensor, checkpoint["state_dict"][f"model.{name}"])
@@ -189,7 +189,11 @@ def test_dropout_and_data_order_matter_to_the_comparison(tmp_path):
 def test_finished_run_resumes_to_itself(tmp_path):
     first = run(tmp_path, steps=6)
     again = run(tmp_path, steps=6, resume=True)
-    assert (again.miou, again.best_step, again.steps) == (first.miou, first.best_step, 6)
+    assert (again.best_score, again.best_step, again.steps) == (
+        first.best_score,
+        first.best_step,
+        6,
+    )
     assert sorted(values(tmp_path, "train/loss")) == list(range(6))
 
 
@@ -392,7 +396,7 @@ def test_keyboard_interrupt_comes_through_and_resumes(tmp_path):
 
 def test_validation_set_may_be_empty(tmp_path):
     result = run(tmp_path, data=TinyData(val=0), steps=2)
-    assert math.isnan(result.miou)
+    assert math.isnan(result.best_score)
     assert (result.model / "model.safetensors").is_file()
     with pytest.raises(InputError, match="test split holds no image"):
         evaluate(TinyNet(), TinyData(val=0), accelerator="cpu", progress=False)

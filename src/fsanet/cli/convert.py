@@ -215,7 +215,7 @@ def _images(wanted: argparse.Namespace, network: Any, data: Any) -> list[Tensor]
 
 
 def _evaluate(network: nn.Module, data: Any, how: dict[str, Any]) -> Any:
-    from fsanet.train.training import evaluate
+    from fsanet.train import evaluate
 
     return evaluate(network, data, **how)
 

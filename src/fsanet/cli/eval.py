@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fsanet.cli.parsing import quiet, switches
 
 if TYPE_CHECKING:
-    from fsanet.metrics.scores import Scores
+    from fsanet.metrics.confusion import Scores
 
 
 # Options that are lists, and may be given number by number as for `fsanet predict`.
@@ -20,7 +20,7 @@ def run(given: list[str]) -> int:
     given = listed(switches(given, ("--flip", "--boundary")), _LISTS)
     from fsanet.cli import instances, options
     from fsanet.files import first_process, write_json
-    from fsanet.train.training import evaluate
+    from fsanet.train import evaluate
 
     folders = [Path(text) for text in given if not text.startswith("-") and Path(text).is_dir()]
     run_data = next(filter(None, map(options.data_of_run, folders)), None)
@@ -52,7 +52,7 @@ def run(given: list[str]) -> int:
         if parsed.json is not None:
             write_json(parsed.json, about | scores.as_dict() | versions)
         if parsed.out is not None:
-            from fsanet.metrics.confusion import write_scores
+            from fsanet.report.confusion import write_scores
 
             testing = {name: arguments[name] for name in TESTING}
             write_scores(scores, Path(parsed.out), about | {"testing": testing} | versions)

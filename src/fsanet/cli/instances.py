@@ -16,7 +16,7 @@ def evaluate(given: list[str], run_data: dict | None, testing: dict | None) -> i
     """`fsanet eval`; ``run_data`` and ``testing`` are what the run says, where it is known."""
     from fsanet.cli import options
     from fsanet.files import environment, first_process, write_json
-    from fsanet.train.instance_training import evaluate_instances
+    from fsanet.train import evaluate as scores_of
 
     parser = options.eval_parser(run_data, testing, kind=options.INSTANCES)
     parsed = options.parse(parser, given, kind=options.INSTANCES)
@@ -24,7 +24,7 @@ def evaluate(given: list[str], run_data: dict | None, testing: dict | None) -> i
     arguments = {
         key: value for key, value in vars(parsed).items() if key not in ("model", "data", "json")
     }
-    scores = evaluate_instances(parsed.model, data, **arguments)
+    scores = scores_of(parsed.model, data, **arguments)
     if not first_process():
         return 0
     _print_scores(scores, f"{parsed.model}, {parsed.split} split")

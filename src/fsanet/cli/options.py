@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,17 +18,22 @@ from fsanet.data import data_modules
 from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
-from fsanet.train.instance_training import evaluate_instances, train_instances
-from fsanet.train.instances import InstanceSegmentation
-from fsanet.train.semantic import SemanticSegmentation
-from fsanet.train.training import evaluate, train
+from fsanet.train import InstanceSegmentation, SemanticSegmentation, evaluate, train
 
 data_modules()  # so that short names such as CityscapesData are known
 
 # Arguments that have no place in a file.
 _OF_TRAIN = {"task", "data", "out", "config", "callbacks"}
+# Ways of testing that only semantic segmentation has.
+_SEMANTIC = {
+    *("resize", "window", "stride", "window_batch", "scales", "flip"),
+    *("boundary", "boundary_ratio", "trimap"),
+}
 # What a test of the finished network is told besides how it is tested.
-_OF_TEST = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
+_OF_TEST = {
+    *("model", "data", "accelerator", "devices", "num_nodes", "strategy", "deterministic"),
+    "progress",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Kind:
         models: networks that a file may name; without a name it is the first.
         data: base of the data modules.
         task: the Lightning module.
-        train, evaluate: functions whose arguments are options.
+        not_tested: arguments of `evaluate` that are no options of this kind.
+        split: tested by default.
         of_model, of_task: arguments that the data set gives to the network and to the task.
         scores: what `evaluate` gives.
     """
@@ -47,8 +53,8 @@ class Kind:
     models: tuple[type[nn.Module], ...]
     data: type
     task: type
-    train: Callable[..., Any]
-    evaluate: Callable[..., Any]
+    not_tested: frozenset[str]
+    split: str
     of_model: tuple[str, ...]
     of_task: tuple[str, ...]
     scores: str
@@ -62,8 +68,8 @@ SEMANTIC = Kind(
     models=(FsaNet, SegformerFsa),
     data=SegmentationData,
     task=SemanticSegmentation,
-    train=train,
-    evaluate=evaluate,
+    not_tested=frozenset(),
+    split="test",
     of_model=("num_classes", "classes", "palette"),
     of_task=("classes", "ignore_index"),
     scores="the mIoU of a trained network on a split, class by class",
@@ -72,8 +78,8 @@ INSTANCES = Kind(
     models=(MaskRcnnFsa,),
     data=InstanceData,
     task=InstanceSegmentation,
-    train=train_instances,
-    evaluate=evaluate_instances,
+    not_tested=frozenset(_SEMANTIC),
+    split="val",
     of_model=("num_classes", "classes", "category_ids"),
     of_task=("classes",),
     scores="box and mask AP of a trained network on a split",
@@ -128,9 +134,10 @@ def train_parser(*, named_model: bool = False, kind: Kind = SEMANTIC) -> Argumen
         )
     parser.add_subclass_arguments(kind.data, "data", required=True)
     parser.add_class_arguments(kind.task, "task", skip={"model", *kind.of_task}, instantiate=False)
-    parser.add_function_arguments(kind.train, skip=set(_OF_TRAIN))
+    parser.add_function_arguments(train, skip=set(_OF_TRAIN))
     # Not used in training: kept with the run, for `fsanet eval`.
-    parser.add_function_arguments(kind.evaluate, "test", skip=set(_OF_TEST))
+    parser.add_function_arguments(evaluate, "test", skip=_OF_TEST | kind.not_tested)
+    parser.set_defaults({"test.split": kind.split})
     # One seed for the weights, the order, the augmentation and the dropout.
     parser.link_arguments("seed", "data.init_args.seed")
     return parser
@@ -152,7 +159,8 @@ def eval_parser(
     parser = _parser("eval", f"Print {kind.scores}.")
     parser.add_argument("model", type=str, help="run folder, or folder with config.json")
     parser.add_subclass_arguments(kind.data, "data", required=data is None)
-    parser.add_function_arguments(kind.evaluate, skip={"model", "data"})
+    parser.add_function_arguments(evaluate, skip={"model", "data", *kind.not_tested})
+    parser.set_defaults({"split": kind.split})
     parser.add_argument("--json", type=str, default=None, help="write the scores to this file")
     if data is not None:
         parser.set_defaults({"data": data})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fsanet.convert.variants import Variant
     from fsanet.data.batches import SegmentationData
     from fsanet.report.sweep import SweepRecord
-    from fsanet.train.semantic import SemanticSegmentation
+    from fsanet.train import SemanticSegmentation
 
 _K = ["2", "4", "6", "8", "12", "16", "full"]
 _OWN = ("model", "data", "json", "out", "k", "bands", "cuts", "match", "retrain", "steps", "seeds")

@@ -13,7 +13,7 @@ def run(given: list[str]) -> int:
 
     from fsanet.cli import options
     from fsanet.files import first_process
-    from fsanet.train.training import TrainResult
+    from fsanet.train import train
 
     if "--resume" in given and not has(given, "--config"):
         config = Path(value_of(given, "--out") or "") / "config.yaml"
@@ -29,7 +29,7 @@ def run(given: list[str]) -> int:
     data = options.make_data(parser, parsed)
     data.setup("fit")  # a data set that is missing is told of before weights are downloaded
     task = options.make_task(parsed, data, kind=kind)
-    result = kind.train(
+    result = train(
         task,
         data,
         out=out,
@@ -37,10 +37,8 @@ def run(given: list[str]) -> int:
         **options.train_arguments(parsed),
     )
     if first_process():
-        semantic = isinstance(result, TrainResult)
-        best = f"mIoU {result.miou:.4f}" if semantic else f"mask AP {100 * result.mask_ap:.2f} %"
         print(
-            f"best {best} after {result.best_step} of {result.steps} steps, "
-            f"{result.seconds / 60:.1f} min; model in {result.model}"
+            f"best {result.monitor} {result.best_score:.4f} after {result.best_step} of "
+            f"{result.steps} steps, {result.seconds / 60:.1f} min; model in {result.model}"
         )
     return 0

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import glob
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,10 +133,15 @@ def calibrate(
         raise InputError(f"candidates={tuple(candidates)}: give one or more k of at least 1")
     if "k" in options:
         raise InputError("calibrate chooses k itself; give the values to try as candidates")
-    if not isinstance(images, Tensor):
-        images = list(images)
+    batches = [images] if isinstance(images, Tensor) else list(images)
     subject = copy.deepcopy(model).eval()
-    errors, energy = _measure(subject, images, ks, ConversionOptions(**options))
+    wanted = ConversionOptions(**options)
+    replacements = {
+        name: {k: make_replacement(subject, name, replace(wanted, k=k)) for k in ks}
+        for name in find_attention(subject, wanted)
+    }
+    errors = _relative_errors(subject, replacements, batches)
+    energy = _energy_inside(subject, replacements, batches)
     if metric is None:
         good = {name: [k for k in ks if row[k] <= tolerance] for name, row in errors.items()}
         found = Calibration({n: g[0] for n, g in good.items() if g}, tolerance, errors, energy)
@@ -145,7 +151,7 @@ def calibrate(
     if not grids or not found.k:
         return found
     k_of = {glob.escape(name): k for name, k in found.k.items()}
-    return replace(found, grid_errors=compare_grids(model, images, k_of, grids, **options))
+    return replace(found, grid_errors=compare_grids(model, batches, k_of, grids, **options))
 
 
 def _choose_by_metric(
@@ -198,19 +204,15 @@ def compare_grids(
     """
     subject = copy.deepcopy(model).eval()
     tokens = ConversionOptions(k=k, **options | {"route": "tokens"})
-    exact, replacements = {}, {}
-    for name in find_attention(subject, tokens):
-        exact[name] = make_replacement(subject, name, tokens)
-        replacements[name] = {
-            m: make_replacement(subject, name, replace(tokens, route="grid", grid=m)) for m in grids
-        }
-    errors = _Errors(replacements)
-
-    def look(name: str, arguments: Any, keywords: Any, output: Any) -> None:
-        errors.add(name, arguments, keywords, exact[name](*arguments, **keywords))
-
-    _observe(subject, replacements, images, look)
-    return errors.relative()
+    names = find_attention(subject, tokens)
+    exact = {name: make_replacement(subject, name, tokens) for name in names}
+    coarse = {m: replace(tokens, route="grid", grid=m) for m in grids}
+    replacements = {
+        name: {m: make_replacement(subject, name, one) for m, one in coarse.items()}
+        for name in names
+    }
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    return _relative_errors(subject, replacements, batches, exact)
 
 
 def error_table(errors: Mapping[str, Mapping[int, float]]) -> str:
@@ -223,88 +225,76 @@ def error_table(errors: Mapping[str, Mapping[int, float]]) -> str:
     return "\n".join(align_columns(rows, left=1))
 
 
-def _measure(
-    network: nn.Module, images: Images, ks: Sequence[int], options: ConversionOptions
-) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
-    """`errors` and `energy` of a calibration."""
-    replacements = {
-        name: {k: make_replacement(network, name, replace(options, k=k)) for k in ks}
-        for name in find_attention(network, options)
-    }
-    errors = _Errors(replacements)
-    power = {name: dict.fromkeys((*ks, None), 0.0) for name in replacements}
+@torch.no_grad()
+def _relative_errors(
+    network: nn.Module,
+    replacements: Mapping[str, Mapping[int, nn.Module]],
+    batches: Sequence[Tensor],
+    exact: Mapping[str, nn.Module] | None = None,
+) -> dict[str, dict[int, float]]:
+    """Norm of each replacement's error divided by the norm of what is contributed without it.
 
-    def look(name: str, arguments: Any, keywords: Any, output: Any) -> None:
-        errors.add(name, arguments, keywords, output)
-        own = getattr(replacements[name][ks[0]], "input_map", None)
+    The error is relative to the module itself, or to ``exact`` if given.
+    """
+    errors = {name: dict.fromkeys(row, 0.0) for name, row in replacements.items()}
+    norms = dict.fromkeys(replacements, 0.0)
+    for name, arguments, keywords, output in _calls(network, replacements, batches):
+        expected = output if exact is None else exact[name](*arguments, **keywords)
+        expected = _tensor(expected).double()
+        for key, replacement in replacements[name].items():
+            given = _tensor(replacement(*arguments, **keywords)).double()
+            errors[name][key] += (given - expected).square().sum().item()
+        if isinstance(replacement, AttentionBlock):  # the residual is part of the layer
+            expected = expected - arguments[0].double()
+        norms[name] += expected.square().sum().item()
+    return {
+        name: {
+            key: (error / norms[name]) ** 0.5 if norms[name] else math.inf if error else 0.0
+            for key, error in row.items()
+        }
+        for name, row in errors.items()
+    }
+
+
+@torch.no_grad()
+def _energy_inside(
+    network: nn.Module,
+    replacements: Mapping[str, Mapping[int, nn.Module]],
+    batches: Sequence[Tensor],
+) -> dict[str, dict[int, float]]:
+    """Share of the energy of each module's input in its k x k lowest frequencies."""
+    inside = {name: dict.fromkeys(row, 0.0) for name, row in replacements.items()}
+    total = dict.fromkeys(replacements, 0.0)
+    for name, arguments, keywords, _ in _calls(network, replacements, batches):
+        own = getattr(next(iter(replacements[name].values())), "input_map", None)
         x = arguments[0] if own is None else own(*arguments, **keywords)  # (B, C, H, W)
         rows, columns = dct_bases(x, Band.of(None).clip(x.shape[-2], x.shape[-1]))
-        squares = analyse(x, rows, columns).double().square().sum((0, 1))  # (H, W)
-        for k in power[name]:
-            power[name][k] += squares[:k, :k].sum().item()
-
-    _observe(network, replacements, images, look)
-    energy = {
-        name: {k: row[k] / row[None] if row[None] else 1.0 for k in ks}
-        for name, row in power.items()
+        power = analyse(x, rows, columns).double().square().sum((0, 1))  # (H, W)
+        total[name] += power.sum().item()
+        for k in inside[name]:
+            inside[name][k] += power[:k, :k].sum().item()
+    return {
+        name: {k: value / total[name] if total[name] else 1.0 for k, value in row.items()}
+        for name, row in inside.items()
     }
-    return errors.relative(), energy
 
 
-class _Errors:
-    """Squared norms of the errors of replacements, summed over calls.
-
-    Args:
-        replacements: ``{module: {key: replacement}}``.
-    """
-
-    def __init__(self, replacements: Mapping[str, Mapping[int, nn.Module]]) -> None:
-        self.replacements = replacements
-        self.sums = {name: {key: [0.0, 0.0] for key in row} for name, row in replacements.items()}
-
-    def add(self, name: str, arguments: Any, keywords: Any, output: Any) -> None:
-        """Compare the replacements of a module with the output of one of its calls."""
-        expected = _tensor(output).double()
-        for key, replacement in self.replacements[name].items():
-            given = _tensor(replacement(*arguments, **keywords)).double()
-            inside = isinstance(replacement, AttentionBlock)  # the residual is part of the layer
-            contribution = expected - arguments[0].double() if inside else expected
-            sums = self.sums[name][key]
-            sums[0] += (given - expected).square().sum().item()
-            sums[1] += contribution.square().sum().item()
-
-    def relative(self) -> dict[str, dict[int, float]]:
-        """Norm of the error divided by the norm of the contribution."""
-        return {
-            name: {
-                key: (error / norm) ** 0.5 if norm else 0.0 if not error else float("inf")
-                for key, (error, norm) in row.items()
-            }
-            for name, row in self.sums.items()
-        }
-
-
-def _tensor(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _observe(
-    network: nn.Module,
-    names: Iterable[str],
-    images: Images,
-    on_call: Callable[[str, Any, Any, Any], None],
-) -> None:
-    """Run a network on images; ``on_call(name, arguments, keywords, output)`` for named modules.
+def _calls(
+    network: nn.Module, names: Iterable[str], batches: Sequence[Tensor]
+) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any], Any]]:
+    """Name, arguments, keyword arguments and output of each call of some modules.
 
     Raises:
         InputError: there is no image, or a module is not called.
     """
-    called = set()
+    if not batches:
+        raise InputError("no images given: calibration needs at least one")
+    calls: list[Any] = []
 
     def hook_for(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
-            called.add(name)
-            on_call(name, arguments, keywords, output)
+            # Copied, because the network may change its tensors in place afterwards.
+            calls.append(copy.deepcopy((name, arguments, keywords, output)))
 
         return hook
 
@@ -312,18 +302,23 @@ def _observe(
         network.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True)
         for name in names
     ]
-    batches = [images] if isinstance(images, Tensor) else list(images)
-    if not batches:
-        raise InputError("no images given: calibration needs at least one")
+    unused = dict.fromkeys(names)
     try:
-        with torch.no_grad():
-            for batch in batches:
-                network(batch.unsqueeze(0) if batch.ndim == 3 else batch)
+        for batch in batches:
+            network(batch.unsqueeze(0) if batch.ndim == 3 else batch)
+            for call in calls:
+                unused.pop(call[0], None)
+                yield call
+            calls.clear()
     finally:
         for handle in handles:
             handle.remove()
-    unused = [name for name in names if name not in called]
     if unused:
         raise InputError(
-            f"{unused[0]}: not called in the forward pass of the network; exclude it with match"
+            f"{next(iter(unused))}: not called in the forward pass of the network; exclude it "
+            "with match"
         )
+
+
+def _tensor(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,6 +1,6 @@
-"""Published checkpoints to networks of this library.
+"""Published checkpoints as networks of this library.
 
-Three kinds: the paper's CCNet-lineage network, the paper's MMSegmentation head, and
+There are three kinds: the paper's CCNet-lineage network, the paper's MMSegmentation head, and
 MMSegmentation's own non-local networks (docs/checkpoints.md, docs/method.md sections 3 to 7).
 """
 
@@ -10,40 +10,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.convert.published_names import Source, encoder_arguments, published_name, weight
+from fsanet.convert.published_names import LINEAGES, Lineage, Source, encoder_arguments, weight
 from fsanet.data.datasets import LABEL_SETS, LabelSet, label_set
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
 from fsanet.files import read_checkpoint
 from fsanet.models import FsaNet
 
-__all__ = ["PublishedNetwork", "convert_checkpoint", "convert_state", "match_state"]
-
-# Of the channels red, green, blue, in 0..255; CCNet takes them as BGR and divides by nothing.
-_CCNET_MEAN = (122.67891434, 116.66876762, 104.00698793)
-_MMSEG_MEAN = (123.675, 116.28, 103.53)
-_MMSEG_STD = (58.395, 57.12, 57.375)
-
-_TOKENS = ("query", "key", "value")
+__all__ = ["PublishedNetwork", "convert_checkpoint", "convert_state"]
 
 
 @dataclass
 class PublishedNetwork:
-    """What a published state_dict is, in this library's terms.
+    """A published network in terms of this library.
 
     Attributes:
-        kind: in words.
+        kind: what the file holds, in words.
         arguments: of :class:`fsanet.FsaNet`.
-        weights: its whole state_dict.
-        assumed: arguments that neither the file nor the caller told, with the value taken.
-        left_out: published weights that were left out on request.
+        weights: its complete state_dict.
+        assumed: arguments that neither the file nor the caller provided, with the values used.
+        left_out: published weights that were left out as requested.
     """
 
     kind: str
@@ -53,7 +46,7 @@ class PublishedNetwork:
     left_out: list[str]
 
     def build(self) -> FsaNet:
-        """The network, in evaluation mode, in the dtype of the weights (float32 at least)."""
+        """The network, in evaluation mode, in the dtype of the weights (at least float32)."""
         with torch.device("meta"):
             model = FsaNet(**self.arguments)
         model.load_state_dict(self.weights, assign=True)
@@ -61,21 +54,22 @@ class PublishedNetwork:
 
 
 def convert_checkpoint(file: str | Path, source: Source, **options: Any) -> PublishedNetwork:
-    """Read a published checkpoint as a network of this library that computes the same.
+    """Read a published checkpoint as a network of this library that computes the same function.
 
     Args:
         file: ``.pth`` or ``.safetensors``; see :func:`fsanet.files.read_checkpoint`.
         source: "ccnet" or "mmseg".
-        **options: of :func:`convert_state`.
+        **options: those of :func:`convert_state`, except meta.
 
     Raises:
         InputError: one line that names the file and what does not fit.
     """
     state, rest = read_checkpoint(file)
     meta = rest.get("meta")
-    meta = meta if isinstance(meta, Mapping) else None
     try:
-        return convert_state(state, source, meta=meta, **options)
+        return convert_state(
+            state, source, meta=meta if isinstance(meta, Mapping) else None, **options
+        )
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 
@@ -93,128 +87,119 @@ def convert_state(
     drop_biases: bool = False,
     leave_out: Iterable[str] = (),
 ) -> PublishedNetwork:
-    """A published state_dict as a network of this library that computes the same.
+    """Turn a published state_dict into a network of this library that computes the same function.
 
     Args:
         state: weights by their published names, on any device.
         source: "ccnet" (the paper's CCNet lineage) or "mmseg" (the paper's MMSegmentation head,
-            or MMSegmentation's own non-local networks; the weights tell which).
-        meta: what an MMSegmentation file says of its classes and their palette.
-        similarity: by default "dot"; "softmax" for MMSegmentation's own.
-        k: band of frequencies. By default 8 ("ccnet") and 5 (the paper's MMSegmentation head);
-            MMSegmentation's own networks stay regular attention unless it is given.
-        recurrence: by default 2; 1 for MMSegmentation's own.
+            or MMSegmentation's own non-local networks, which differ in the shapes of the weights).
+        meta: what an MMSegmentation file says about its classes and their colours.
+        similarity: by default "dot"; "softmax" for MMSegmentation's own networks.
+        k: band of frequencies. By default 8 ("ccnet") or 5 (the paper's MMSegmentation head);
+            MMSegmentation's own networks keep regular attention unless it is given.
+        recurrence: by default 2; 1 for MMSegmentation's own networks.
         align_corners: by default True for Cityscapes, otherwise False.
         classes: "cityscapes", "ade20k", "voc", or names; by default those in ``meta``, and
             Cityscapes for "ccnet".
-        drop_biases: leave out the biases on queries, keys and values, as the paper's study of
+        drop_biases: omit the biases of queries, keys and values, as the paper's study of
             MMSegmentation's own networks does.
-        leave_out: patterns (``*`` and ``?``) of published names to leave out.
+        leave_out: glob patterns of published names to leave out.
 
     Raises:
-        InputError: one line that names what does not fit, such as the weights that are missing
-            or left over.
+        InputError: one line that says what does not fit, such as missing or unused weights.
     """
-    if source not in get_args(Source):
-        raise InputError(f"source={source!r}: use one of {', '.join(get_args(Source))}")
-    state, left_out = _without(state, leave_out)
-    biases = [published_name(f"head.attention.{token}.bias", "mmseg") for token in _TOKENS]
+    lineage = LINEAGES.get(source)
+    if lineage is None:
+        raise InputError(f"source={source!r}: use one of {', '.join(LINEAGES)}")
+    state, left_out = _leave_out(state, leave_out)
+    tokens = [f"head.attention.{token}" for token in ("query", "key", "value")]
+    biases = [lineage.published_name(f"{token}.bias") for token in tokens]
     biases = [name for name in biases if name in state and source == "mmseg"]
     if drop_biases:
         if not biases:
-            raise InputError("has no biases on queries, keys and values to drop")
+            raise InputError("has no biases of queries, keys and values to drop")
         state = {name: value for name, value in state.items() if name not in biases}
         left_out, biases = left_out + biases, []
 
-    arguments = encoder_arguments(state, source)
-    arguments["num_classes"] = weight(state, "head.classify", source).shape[0]
-    arguments["head_channels"] = weight(state, "head.reduce.0", source).shape[0]
-    auxiliary = {"ccnet": "dsn.", "mmseg": "auxiliary_head."}[source]
-    has_auxiliary = any(name.startswith(auxiliary) for name in state)
+    arguments = encoder_arguments(state, lineage)
+    arguments["num_classes"] = weight(state, "head.classify", lineage).shape[0]
+    arguments["head_channels"] = weight(state, "head.reduce.0", lineage).shape[0]
     arguments["aux_channels"] = 0
-    if has_auxiliary:
-        arguments["aux_channels"] = weight(state, "auxiliary.reduce.0", source).shape[0]
-    arguments["block"] = "ccnet" if source == "ccnet" else "nonlocal"
-    arguments["qkv_bias"] = bool(biases)
+    if any(name.startswith(lineage.auxiliary) for name in state):
+        arguments["aux_channels"] = weight(state, "auxiliary.reduce.0", lineage).shape[0]
     labels = _labels(classes, meta or {}, source, arguments["num_classes"])
-    arguments |= {"classes": labels.classes, "palette": labels.palette}
+    arguments |= {
+        "block": lineage.block,
+        "qkv_bias": bool(biases),
+        "classes": labels.classes,
+        "palette": labels.palette,
+        "mean": [value / 255 for value in lineage.mean],
+        "std": [value / 255 for value in lineage.std],
+        "bgr": lineage.bgr,
+    }
 
-    # The paper's head works on coefficients with 1-d convolutions, MMSegmentation's on maps.
-    regular = source == "mmseg" and weight(state, "head.attention.query", source).ndim == 4
+    # The paper's head has 1-d convolutions over coefficients, MMSegmentation's 2-d over maps.
+    regular = source == "mmseg" and weight(state, tokens[0], lineage).ndim == 4
     defaults: dict[str, Any] = {
         "similarity": "softmax" if regular else "dot",
         "recurrence": 1 if regular else 2,
         "align_corners": labels.classes == label_set("cityscapes").classes,
     }
     if not regular:
-        defaults["k"] = 8 if source == "ccnet" else 5
-    given = {
-        "similarity": similarity,
-        "k": k,
-        "recurrence": recurrence,
-        "align_corners": align_corners,
-    }
+        defaults["k"] = lineage.k
+    given = {"similarity": similarity, "k": k, "recurrence": recurrence}
+    given["align_corners"] = align_corners
     chosen = {name: value for name, value in given.items() if value is not None}
     assumed = {name: value for name, value in defaults.items() if name not in chosen}
     arguments |= chosen | assumed
     arguments["attention"] = "spatial" if regular and "k" not in chosen else "frequency"
-    arguments |= _normalisation(source)
 
-    kind = {"ccnet": "CCNet-lineage FsaNet", "mmseg": "MMSegmentation FSA head"}[source]
     with torch.device("meta"):
         wanted = FsaNet(**arguments).state_dict()
     return PublishedNetwork(
-        kind="MMSegmentation non-local network" if regular else kind,
+        kind="MMSegmentation non-local network" if regular else lineage.description,
         arguments=arguments,
-        weights=match_state(state, wanted, source),
+        weights=_rename(state, wanted, lineage),
         assumed=assumed,
         left_out=left_out,
     )
 
 
-def match_state(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Source
+def _rename(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], lineage: Lineage
 ) -> dict[str, Tensor]:
-    """Published weights under this library's names; each is used exactly once.
+    """Published weights under the names in ``wanted``, each used exactly once.
 
-    Args:
-        state: published weights.
-        wanted: the network's state_dict, of which names and shapes are looked at.
-        source: lineage of the names.
-
-    Returns:
-        Weights for every name in ``wanted``, floats in float32 at least. Counters of batches
-        that the file lacks are 0: they are used by no network here.
+    Floats become float32 at least. Batch counters that the file lacks are 0, as no network here
+    uses them.
 
     Raises:
-        InputError: naming the weights that are missing, left over, or of another shape.
+        InputError: weights are missing, unused, or of another shape.
     """
     rest, weights = dict(state), {}
     missing, misshapen = [], []
     for ours, like in wanted.items():
-        name = published_name(ours, source)
-        value = rest.pop(name, None)
-        if value is None:
-            if ours.endswith(".num_batches_tracked"):
-                weights[ours] = torch.zeros((), dtype=torch.long)
-            else:
-                missing.append(name)
-            continue
-        shape = tuple(value.shape)
-        if ours.startswith("head.attention.") and like.ndim <= 2:
-            value = _without_ones(value, like.ndim)
-        if value.shape != like.shape:
-            misshapen.append(f"{name} {shape} for {tuple(like.shape)}")
-        weights[ours] = _float32_at_least(value)
-    if source == "ccnet" and "auxiliary.reduce.0.weight" in wanted:
-        # Its convolution has a bias, ours has none: batch norm takes it off with the mean.
-        bias, mean = rest.pop("dsn.0.bias", None), weights.get("auxiliary.reduce.1.running_mean")
+        name = lineage.published_name(ours)
+        if name in rest:
+            value = rest.pop(name)
+            reshaped = _squeeze(value, like.ndim) if ours.startswith("head.attention.") else value
+            if reshaped.shape != like.shape:
+                misshapen.append(f"{name} {tuple(value.shape)} for {tuple(like.shape)}")
+            weights[ours] = _at_least_float32(reshaped)
+        elif ours.endswith(".num_batches_tracked"):
+            weights[ours] = torch.zeros((), dtype=torch.long)
+        else:
+            missing.append(name)
+    mean_name = "auxiliary.reduce.1.running_mean"
+    if lineage.source == "ccnet" and mean_name in wanted:
+        # The published convolution has a bias, ours has none: the batch norm's mean absorbs it.
+        bias, mean = rest.pop("dsn.0.bias", None), weights.get(mean_name)
         if bias is None:
             missing.append("dsn.0.bias")
         elif mean is not None and bias.shape != mean.shape:
             misshapen.append(f"dsn.0.bias {tuple(bias.shape)} for {tuple(mean.shape)}")
         elif mean is not None:
-            weights["auxiliary.reduce.1.running_mean"] = mean - _float32_at_least(bias)
+            weights[mean_name] = mean - _at_least_float32(bias)
     problems = [
         f"{len(names)} {title}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
         for title, names in (
@@ -225,12 +210,12 @@ def match_state(
         if names
     ]
     if problems:
-        raise InputError(f"weights do not fit --from {source} ({'; '.join(problems)})")
+        raise InputError(f"weights do not fit --from {lineage.source} ({'; '.join(problems)})")
     return weights
 
 
-def _without_ones(value: Tensor, ndim: int) -> Tensor:
-    """Weights of 1x1 convolutions (o, i, 1[, 1]) as (o, i), and a bias (1, C, 1) as (C)."""
+def _squeeze(value: Tensor, ndim: int) -> Tensor:
+    """A bias (1, C, 1) as (C), and weights (o, i, 1[, 1]) of a 1x1 convolution as (o, i)."""
     if ndim == 1 and value.ndim == 3 and value.shape[0] == value.shape[2] == 1:
         return value.flatten()
     if ndim == 2 and value.ndim > 2 and all(side == 1 for side in value.shape[2:]):
@@ -238,13 +223,14 @@ def _without_ones(value: Tensor, ndim: int) -> Tensor:
     return value
 
 
-def _float32_at_least(value: Tensor) -> Tensor:
+def _at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _without(
+def _leave_out(
     state: Mapping[str, Tensor], patterns: Iterable[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that match none of the patterns, and the names of the others."""
     left_out: list[str] = []
     for pattern in patterns:
         found = [name for name in state if fnmatchcase(name, pattern)]
@@ -254,42 +240,27 @@ def _without(
     return {name: value for name, value in state.items() if name not in left_out}, left_out
 
 
-def _normalisation(source: Source) -> dict[str, Any]:
-    """In terms of ``FsaNet.normalise``: values of 0..1, mean and std in the order RGB."""
-    if source == "ccnet":
-        mean, std, bgr = _CCNET_MEAN, (1.0, 1.0, 1.0), True
-    else:
-        mean, std, bgr = _MMSEG_MEAN, _MMSEG_STD, False
-    return {"mean": [m / 255 for m in mean], "std": [s / 255 for s in std], "bgr": bgr}
-
-
 def _labels(
     classes: str | Sequence[str] | None, meta: Mapping[str, Any], source: Source, count: int
 ) -> LabelSet:
-    names: Any
-    palette: Any = None
+    """Names and colours of the classes: as given, as in the file, or Cityscapes for CCNet."""
+    options = f"give --classes with one of {', '.join(LABEL_SETS)}, or a file of"
+    meta = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else meta
+    names: Any = meta.get("CLASSES") or meta.get("classes")  # the latter in MMSegmentation 1.x
+    palette: Any = meta.get("PALETTE") or meta.get("palette")
+    where = "its meta"
+    if classes is None and names is None and source == "ccnet":
+        classes = "cityscapes"
     if isinstance(classes, str):
         if classes not in LABEL_SETS:
             raise InputError(f"classes {classes!r}: use {', '.join(LABEL_SETS)}, or a list")
         where, (names, palette) = classes, label_set(classes)
     elif classes is not None:
-        where, names = "classes", classes
-    else:
-        newer = meta.get("dataset_meta")  # MMSegmentation 1.x
-        told = newer if isinstance(newer, Mapping) else meta
-        where, names = "its meta", told.get("CLASSES") or told.get("classes")
-        palette = told.get("PALETTE") or told.get("palette")
-        if names is None and source == "ccnet":
-            where, (names, palette) = "cityscapes", label_set("cityscapes")
-        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
-            raise InputError(
-                f"does not name its {count} classes; give --classes with one of "
-                f"{', '.join(LABEL_SETS)}, or a file of names"
-            )
-        names = [name.strip() for name in names]
+        where, names, palette = "classes", classes, None
+    elif not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+        raise InputError(f"does not name its {count} classes; {options} names")
     if len(names) != count:
         raise InputError(
-            f"has {count} classes, but {where} has {len(names)}; give --classes with one of "
-            f"{', '.join(LABEL_SETS)}, or a file of {count} names"
+            f"has {count} classes, but {where} has {len(names)}; {options} {count} names"
         )
-    return LabelSet(tuple(names), class_palette(palette, count))
+    return LabelSet(tuple(name.strip() for name in names), class_palette(palette, count))

@@ -58,13 +58,11 @@ class Converted:
     grid: int | tuple[int, int] | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The attributes as JSON values; a band becomes ``[[h0, h1], [w0, w1]]`` unless an int."""
-        k = self.k
-        if k is not None and not isinstance(k, int):
-            band = Band.of(k)
-            k = [[band.h0, band.h1], [band.w0, band.w1]]
+        """The attributes as JSON values."""
+        from fsanet.models.saving import band_to_json
+
         grid = list(self.grid) if isinstance(self.grid, tuple) else self.grid
-        return {**self.__dict__, "k": k, "grid": grid}
+        return {**self.__dict__, "k": band_to_json(self.k), "grid": grid}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,33 +69,34 @@ def load_model(
     from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 
     source = network_folder(source)
-    config = _config(source)
-    _check_task(source, config, task)
-    name = _class_name(config)
-    modules = _read(Path(source)) if Path(source, CONVERSION_FILE).is_file() else []
-    if modules and overrides.keys() & {"attention", "k", "similarity"}:
+    name = _class_name(source)
+    if task is not None and _task_of(name) != task:
         raise InputError(
-            f"{source}: its attention is set by {CONVERSION_FILE}; leave attention, k and "
-            "similarity out, or convert the original network again"
+            f"{source}: a {name}, which is a network for {_PURPOSES[_task_of(name)]}; this needs "
+            f"one for {_PURPOSES[task]}"
         )
-    if modules and name == "FsaNet":
-        # Its config.json already says "frequency", which would lose the route and the grid.
-        overrides["attention"] = "spatial"
-    if name == "segformer":
-        model: nn.Module = SegformerFsa.from_transformers(source, **overrides)
-    elif name in ("FsaNet", "SegformerFsa", "MaskRcnnFsa"):
-        classes: dict[str, Any] = {
-            "FsaNet": FsaNet,
-            "SegformerFsa": SegformerFsa,
-            "MaskRcnnFsa": MaskRcnnFsa,
-        }
-        model = classes[name].from_pretrained(source, **overrides)
-    else:
+    loaders: dict[str, Callable[..., nn.Module]] = {
+        "FsaNet": FsaNet.from_pretrained,
+        "MaskRcnnFsa": MaskRcnnFsa.from_pretrained,
+        "SegformerFsa": SegformerFsa.from_pretrained,
+        "segformer": SegformerFsa.from_transformers,
+    }
+    if name not in loaders:
         raise InputError(
             f"{source}: config.json names the network {name!r}, which this version does not know; "
             "update fsanet"
         )
-    return _convert_modules(model, modules).model if modules else model
+    if not Path(source, CONVERSION_FILE).is_file():
+        return loaders[name](source, **overrides)
+    modules = _read_conversion(source)
+    if overrides.keys() & {"attention", "k", "similarity"}:
+        raise InputError(
+            f"{source}: its attention is set by {CONVERSION_FILE}; leave attention, k and "
+            "similarity out, or convert the original network again"
+        )
+    if name == "FsaNet":  # its config.json describes the converted network, without the grid
+        overrides["attention"] = "spatial"
+    return _convert_modules(loaders[name](source, **overrides), modules).model
 
 
 def saved_task(source: str | os.PathLike[str]) -> Task:
@@ -103,7 +105,7 @@ def saved_task(source: str | os.PathLike[str]) -> Task:
     Raises:
         InputError: no such folder, or a `config.json` that cannot be read.
     """
-    return _task_of(_config(network_folder(source)))
+    return _task_of(_class_name(network_folder(source)))
 
 
 def network_folder(source: str | os.PathLike[str]) -> str:
@@ -115,14 +117,14 @@ def network_folder(source: str | os.PathLike[str]) -> str:
 
 
 def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> None:
-    """Write the network's weights and config, and the conversion beside them.
+    """Save the weights and config of a converted network, with the conversion beside them.
 
-    The weights have the names and shapes of the original network, so transformers (or a network
-    of this library) opens the folder, too; it then is the network before the conversion. An
-    exception is `FsaNet` on route "tokens": ``FsaNet.from_pretrained`` gives the converted one.
+    The weights keep the names and shapes of the original network, so transformers (or the class in
+    this library) opens the folder as the network before the conversion; :func:`load_model` opens
+    it converted. With an `FsaNet` on route "tokens", ``FsaNet.from_pretrained`` does so, too.
 
     Raises:
-        InputError: a network without ``save_pretrained``, or a folder that cannot be written to.
+        InputError: a network without ``save_pretrained``, or a folder that is not writable.
     """
     model: Any = conversion.model
     if not hasattr(model, "save_pretrained"):
@@ -142,12 +144,14 @@ def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> No
 
 
 def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conversion:
-    """Convert ``model`` in place as the folder's ``fsanet_conversion.json`` says.
+    """Convert a network in place as described by the ``fsanet_conversion.json`` of a folder.
+
+    For networks that :func:`load_model` does not open: load the weights as usual, then use this.
 
     Raises:
         InputError: no such file, or modules that the network does not have.
     """
-    return _convert_modules(model, _read(Path(folder)))
+    return _convert_modules(model, _read_conversion(folder))
 
 
 def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Conversion:
@@ -172,18 +176,14 @@ def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Convers
     )
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
-    file = folder / CONVERSION_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error.strerror}); give a folder of save_converted"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise InputError(f"{file}: of a format that this version does not know; update fsanet")
+def _read_conversion(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The converted modules in the conversion file of a folder."""
+    file = Path(folder, CONVERSION_FILE)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; give a folder written by save_converted")
+    content = _read_json(file)
+    if content.get("format") != _FORMAT:
+        raise InputError(f"{file}: has a format that this version does not know; update fsanet")
     keys = {"name", "k", "similarity", "route", "grid"}
     modules = content.get("modules")
     if not modules or not all(isinstance(m, dict) and keys <= m.keys() for m in modules):
@@ -191,8 +191,11 @@ def _read(folder: Path) -> list[dict[str, Any]]:
     return modules
 
 
-def _config(source: str) -> dict[str, Any]:
-    """The content of config.json; empty where there is none, which from_pretrained reports."""
+def _class_name(source: str) -> str:
+    """The class in the config.json of a folder or hub id; "segformer" for transformers' own.
+
+    FsaNet where there is no such file: `FsaNet.from_pretrained` reports that.
+    """
     # Imported here because convert_attention needs neither the hub nor the networks.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -204,11 +207,18 @@ def _config(source: str) -> dict[str, Any]:
         try:
             file = Path(hf_hub_download(source, "config.json"))
         except (HfHubHTTPError, OSError, ValueError):
-            return {}
+            return "FsaNet"
     else:
         file = folder / "config.json"
         if not file.is_file():
-            return {}
+            return "FsaNet"
+    config = _read_json(file)
+    if config.get("model_type") == "segformer":
+        return "segformer"
+    return str(config.get("network", "FsaNet"))  # files before 0.2 name no class
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -218,21 +228,5 @@ def _config(source: str) -> dict[str, Any]:
     return content
 
 
-def _class_name(config: dict[str, Any]) -> str:
-    """The class that `config.json` names, or "segformer" for a file of transformers."""
-    if config.get("model_type") == "segformer":
-        return "segformer"
-    return str(config.get("network", "FsaNet"))  # files before 0.2 name no class
-
-
-def _task_of(config: dict[str, Any]) -> Task:
-    return "instances" if _class_name(config) == "MaskRcnnFsa" else "semantic"
-
-
-def _check_task(source: str, config: dict[str, Any], task: Task | None) -> None:
-    found = _task_of(config)
-    if task is not None and found != task:
-        raise InputError(
-            f"{source}: a {_class_name(config)}, which is a network for {_PURPOSES[found]}; this "
-            f"needs one for {_PURPOSES[task]}"
-        )
+def _task_of(class_name: str) -> Task:
+    return "instances" if class_name == "MaskRcnnFsa" else "semantic"

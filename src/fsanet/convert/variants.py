@@ -56,9 +56,9 @@ class Variant:
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes as JSON values."""
-        band = self.band
-        ranges = None if band is None else [[band.h0, band.h1], [band.w0, band.w1]]
-        return {"name": self.name, "kind": self.kind, "band": ranges}
+        from fsanet.models.saving import band_to_json
+
+        return {"name": self.name, "kind": self.kind, "band": band_to_json(self.band)}
 
 
 def attention_variants(

@@ -1,4 +1,4 @@
-"""Box and mask AP of a whole data set, as COCO defines it, over all processes.
+"""Box and mask AP over a whole data set, as COCO defines it, across all processes.
 
 Legend: N instances, H x W image.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -17,11 +17,10 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from fsanet.errors import InputError
-from fsanet.train.losses import world_size
 
 __all__ = ["ApScores", "AveragePrecision"]
 
-#: Names of COCO's numbers, and torchmetrics' for them.
+#: COCO's metrics, and the names torchmetrics gives them.
 FIELDS = {
     "AP": "map",
     "AP50": "map_50",
@@ -35,15 +34,15 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class ApScores:
-    """COCO's numbers, fractions in 0..1; nan where the data set has no instance to count.
+    """COCO's metrics as fractions in 0..1; nan where the data set has no instance to count.
 
     Attributes:
-        box: by the names of ``FIELDS``, for boxes.
-        mask: the same for masks.
-        box_per_class: AP of each class.
-        mask_per_class: AP of each class.
-        images: images counted.
-        instances: labelled instances counted, crowds included.
+        box: metrics of boxes, keyed as in ``FIELDS``.
+        mask: metrics of masks, keyed as in ``FIELDS``.
+        box_per_class: box AP keyed by class.
+        mask_per_class: mask AP keyed by class.
+        images: number of images.
+        instances: number of labelled instances, crowds included.
     """
 
     box: Mapping[str, float]
@@ -54,30 +53,28 @@ class ApScores:
     instances: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: null for nan."""
-
-        def plain(values: Mapping[str, float]) -> dict[str, float | None]:
-            return {name: v if v == v else None for name, v in values.items()}
-
+        """Values for JSON, with null in place of nan."""
         return {
-            "box": plain(self.box),
-            "mask": plain(self.mask),
-            "box_per_class": plain(self.box_per_class),
-            "mask_per_class": plain(self.mask_per_class),
-            "images": self.images,
-            "instances": self.instances,
+            name: {key: v if v == v else None for key, v in value.items()}
+            if isinstance(value, dict)
+            else value
+            for name, value in asdict(self).items()
         }
 
 
 class AveragePrecision:
-    """Collects detections and what is labelled, image by image; scores them all at the end.
+    """Collects detections and labelled instances image by image, and scores them at the end.
 
-    The numbers are torchmetrics' with the backend faster-coco-eval, set so that they are those of
-    COCO's own code. Gathering is done here: that of torchmetrics 1.9 pairs the images of processes
-    one to one, and so fails or drops images where one process has an image more than another.
+    The scores are those of torchmetrics with the backend faster-coco-eval, set up to equal those
+    of COCO's own code. Images are gathered here, because torchmetrics 1.9 pairs the images of
+    different processes one to one, and so fails or drops images if one process has more of them
+    than another.
 
     Args:
-        classes: names; labels count from 1.
+        classes: names; label 1 is the first.
+
+    Raises:
+        InputError: faster-coco-eval is not installed.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -92,53 +89,51 @@ class AveragePrecision:
         self._ids: list[int] = []
 
     def update(self, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Any]) -> None:
-        """Count images.
+        """Add images.
 
         Args:
-            detections: for each image "boxes" (N, 4), "scores", "labels" (N,) and "masks", bool
-                (N, H, W).
-            targets: as in `fsanet.data.InstanceDataset`.
+            detections: for each image "boxes" (N, 4), "scores" and "labels" (N,), and "masks",
+                bool (N, H, W).
+            targets: for each image its target as in `InstanceDataset`.
         """
         names = ("boxes", "scores", "labels", "masks")
         found = [{name: d[name].detach().cpu() for name in names} for d in detections]
-        labelled = ("boxes", "labels", "masks", "iscrowd", "area")
-        wanted = [{name: t[name].cpu() for name in labelled} for t in targets]
-        for target in wanted:
+        names = ("boxes", "labels", "masks", "iscrowd", "area")
+        labelled = [{name: t[name].cpu() for name in names} for t in targets]
+        for target in labelled:
             target["masks"] = target["masks"].bool()
-        self._metric.update(found, wanted)
+        self._metric.update(found, labelled)
         self._ids += [int(target["image_id"]) for target in targets]
 
     def compute(self) -> ApScores | None:
-        """Scores over all processes, the same on each; None where there was no image."""
-        mine = dict(self._metric.metric_state)
-        states, ids = [mine], [self._ids]
-        world = world_size()
-        if world > 1:
-            gathered: list[Any] = [None] * world
-            dist.all_gather_object(gathered, (mine, self._ids))
-            states, ids = [part[0] for part in gathered], [part[1] for part in gathered]
-        # In the order of the ids, so that ties between equal scores fall the same way however
-        # the images were shared among processes.
+        """Scores over all processes, the same on each; None if there was no image."""
+        mine = dict(self._metric.metric_state), self._ids
+        parts: list[Any] = [mine]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, mine)
+        # In the order of the ids, so that ties between equal scores are resolved the same way
+        # however the images were distributed over the processes.
         order = sorted(
             (number, process, index)
-            for process, numbers in enumerate(ids)
-            for index, number in enumerate(numbers)
+            for process, (_, ids) in enumerate(parts)
+            for index, number in enumerate(ids)
         )
         if not order:
             return None
         merged = _metric()
-        for name in mine:
-            setattr(merged, name, [states[process][name][index] for _, process, index in order])
+        for name in mine[0]:
+            setattr(merged, name, [parts[process][0][name][index] for _, process, index in order])
         merged._update_count = len(order)
         result = merged.compute()
-        labelled = merged.groundtruth_labels
+        labels = cast(list[Tensor], merged.groundtruth_labels)
         return ApScores(
-            box=_numbers(result, "bbox"),
-            mask=_numbers(result, "segm"),
+            box=_overall(result, "bbox"),
+            mask=_overall(result, "segm"),
             box_per_class=self._per_class(result, "bbox"),
             mask_per_class=self._per_class(result, "segm"),
             images=len(order),
-            instances=sum(len(labels) for labels in cast(list[Tensor], labelled)),
+            instances=sum(map(len, labels)),
         )
 
     def _per_class(self, result: Mapping[str, Tensor], kind: str) -> dict[str, float]:
@@ -146,31 +141,33 @@ class AveragePrecision:
         values = result[f"{kind}_map_per_class"].reshape(-1).tolist()
         by_label = dict(zip(labels, values, strict=False))
         return {
-            name: _number(by_label.get(label, -1.0))
+            name: _nan_for_none(by_label.get(label, -1.0))
             for label, name in enumerate(self.classes, start=1)
         }
 
 
 def _metric() -> MeanAveragePrecision:
     metric = MeanAveragePrecision(
-        # Both at once: asked for masks alone, torchmetrics leaves out images without a label,
-        # and what is found there by mistake.
+        # Both at once: with masks alone, torchmetrics drops images without a label, and with them
+        # the false detections on them.
         iou_type=("bbox", "segm"),
-        # COCO's own, in float64. torchmetrics' are float32, so that a recall of exactly 0.2
-        # misses the threshold of 0.2.
+        # COCO's own values, in float64. In torchmetrics they are float32, so that a recall of
+        # exactly 0.2 misses the threshold 0.2.
         iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
         rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
         class_metrics=True,
         backend="faster_coco_eval",
         sync_on_compute=False,
     )
-    metric.warn_on_many_detections = False  # beyond 100 they do not count, as in COCO
+    metric.warn_on_many_detections = False  # as in COCO, those beyond 100 do not count
     return metric
 
 
-def _numbers(result: Mapping[str, Tensor], kind: str) -> dict[str, float]:
-    return {ours: _number(float(result[f"{kind}_{theirs}"])) for ours, theirs in FIELDS.items()}
+def _overall(result: Mapping[str, Tensor], kind: str) -> dict[str, float]:
+    return {
+        ours: _nan_for_none(float(result[f"{kind}_{theirs}"])) for ours, theirs in FIELDS.items()
+    }
 
 
-def _number(value: float) -> float:
-    return value if value >= 0 else torch.nan  # COCO's -1: there is nothing to find
+def _nan_for_none(value: float) -> float:
+    return value if value >= 0 else torch.nan  # COCO reports -1 where there is nothing to find

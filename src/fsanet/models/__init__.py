@@ -1,4 +1,4 @@
-"""Networks: other people's encoders with frequency attention in their heads."""
+"""Networks: published encoders with frequency self-attention in their heads or backbones."""
 
 from fsanet.models.fsanet import FsaNet
 from fsanet.models.heads import FcnHead, FsaHead

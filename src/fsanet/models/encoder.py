@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from fsanet.errors import InputError
 
-__all__ = ["build_encoder"]
+__all__ = ["build_encoder", "default_normalisation"]
 
 
 def build_encoder(
@@ -29,28 +30,28 @@ def build_encoder(
     ceil_pool: bool = False,
     contract_dilation: bool = True,
 ) -> nn.Module:
-    """A timm network that returns its last two stages of features.
+    """Build a timm network that returns the features of all its stages.
 
     Args:
         name: timm model name.
-        output_stride: 8 or 16; the stride of the last features in image pixels.
+        output_stride: stride of the last features in image pixels: 8, 16, or 32 (no dilation).
         in_channels: channels of the images.
-        pretrained: load timm's own weights (downloads them).
-        weights: a local ``.safetensors`` (or ``.pth``, read with ``weights_only=True``) file of
-            that timm model's weights; the classifier in it is set aside.
-        options: further arguments of the network, passed to ``timm.create_model``.
-        ceil_pool: the stem's max-pooling rounds sizes up, as in CCNet (ResNets only). It matters
-            where the map before it is of even size.
-        contract_dilation: the first block of a dilated stage has the dilation of the stage
-            before, as in timm and MMSegmentation; False gives it that of its own stage, as in
-            CCNet (ResNets only).
+        pretrained: download timm's own weights.
+        weights: local file of that model's weights, ``.safetensors`` or ``.pth`` (read with
+            ``weights_only=True``); a classifier in it is ignored.
+        options: further arguments of ``timm.create_model``.
+        ceil_pool: round sizes up in the stem's max-pooling, as CCNet does (ResNets only). This
+            matters where the size before pooling is even.
+        contract_dilation: give the first block of a dilated stage the dilation of the previous
+            stage, as timm and MMSegmentation do; False gives it the dilation of its own stage, as
+            CCNet does (ResNets only).
 
     Returns:
-        A module ``(B, in_channels, H, W) -> [features of the last stage but one, of the last]``
-        with timm's ``feature_info``.
+        A module ``(B, in_channels, H, W) -> [features, finest first]`` with timm's
+        ``feature_info``.
 
     Raises:
-        InputError: unknown name, no support of the output stride, missing or unfit weights.
+        InputError: unknown name, unsupported output stride, missing or mismatched weights.
     """
     if output_stride not in (8, 16, 32):
         raise InputError(f"output_stride={output_stride}: use 8 or 16")
@@ -66,33 +67,28 @@ def build_encoder(
         if not path.is_file():
             raise InputError(f"encoder_weights: no file {path}; give the path of the weights")
         arguments["pretrained_cfg_overlay"] = {"file": str(path)}
+        pretrained = True
     try:
         with _missing_keys() as missing:
-            encoder = timm.create_model(
-                name, pretrained=pretrained or weights is not None, **arguments
-            )
-    except (NotImplementedError, AssertionError, TypeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-            raise _unbuildable(name, weights, error) from error
-        if isinstance(error, TypeError) and "output_stride" not in str(error):
-            raise _unbuildable(name, weights, error) from error
-        raise InputError(
-            f"encoder {name!r} has no output_stride={output_stride} with features_only in timm; "
-            "use one that has, such as resnet*, convnext*, mobilenetv2*, mobilenetv3*, "
-            "efficientnet*, regnet*"
-        ) from error
-    except (SafetensorError, OSError) as error:
-        if weights is None:  # the hub was asked
+            encoder = timm.create_model(name, pretrained=pretrained, **arguments)
+    except (NotImplementedError, AssertionError) as error:
+        raise _undilated(name, output_stride) from error
+    except TypeError as error:  # an argument that the network does not have
+        if "output_stride" in str(error):
+            raise _undilated(name, output_stride) from error
+        raise _unbuildable(name, weights, error) from error
+    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
+        if weights is None and isinstance(error, SafetensorError | OSError):
             raise InputError(
                 f"encoder {name!r}: its weights cannot be downloaded "
-                f"({' '.join(str(error).split())[:200]}); without a network give pretrained=False, "
-                "and encoder_weights with a local file if there is one"
+                f"({' '.join(str(error).split())[:200]}); without a network connection give "
+                "pretrained=False, and encoder_weights with a local file if there is one"
             ) from error
         raise _unbuildable(name, weights, error) from error
     if missing:
         raise InputError(
             f"encoder {name!r} with weights {weights}: the file lacks {len(missing)} of its "
-            f"weights, such as {missing[0]}; give a file of this very timm model"
+            f"weights, such as {missing[0]}; give a file of this timm model"
         )
     reduction = cast(Any, encoder).feature_info.reduction()
     if reduction[-1] != output_stride:
@@ -107,10 +103,20 @@ def build_encoder(
     return encoder
 
 
+def default_normalisation(name: str, in_channels: int) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std per channel that a timm model's weights expect, for images in 0..1."""
+    if in_channels != 3:
+        return (0.5,) * in_channels, (0.5,) * in_channels
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if known is None:
+        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    return known.mean, known.std
+
+
 def _round_up(name: str, encoder: nn.Module) -> None:
     pool = getattr(encoder, "maxpool", None)
     if not isinstance(pool, nn.MaxPool2d):
-        raise InputError(f"encoder {name!r} has no max-pooling in its stem: leave ceil_pool out")
+        raise InputError(f"encoder {name!r} has no max-pooling in its stem: omit ceil_pool")
     pool.ceil_mode = True
 
 
@@ -119,7 +125,7 @@ def _dilate_first_blocks(name: str, encoder: nn.Module, output_stride: int) -> N
     for stage, dilation in dilations.items():
         blocks = getattr(encoder, stage, None)
         if not isinstance(blocks, nn.Sequential):
-            raise InputError(f"encoder {name!r} is no ResNet: leave contract_dilation out")
+            raise InputError(f"encoder {name!r} is not a ResNet: omit contract_dilation")
         for conv in (getattr(blocks[0], "conv1", None), getattr(blocks[0], "conv2", None)):
             if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
                 conv.dilation = conv.padding = (dilation, dilation)
@@ -127,7 +133,7 @@ def _dilate_first_blocks(name: str, encoder: nn.Module, output_stride: int) -> N
 
 @contextlib.contextmanager
 def _missing_keys() -> Iterator[list[str]]:
-    """Collect what timm only logs: weights that a file did not have, and so were left random."""
+    """Collect the names of weights missing from a file, which timm only logs."""
     missing: list[str] = []
 
     def read(record: logging.LogRecord) -> bool:
@@ -135,7 +141,7 @@ def _missing_keys() -> Iterator[list[str]]:
         if text.startswith("Missing keys ("):
             names = text[len("Missing keys (") :].split(")")[0].split(", ")
             missing.extend(n for n in names if not n.endswith("num_batches_tracked"))
-        # keys of the classifier are not needed, so unexpected; nobody can act on that
+        # The unexpected keys are those of the classifier, which is not needed.
         return not text.startswith(("Missing keys (", "Unexpected keys ("))
 
     logger = logging.getLogger("timm.models._builder")
@@ -147,6 +153,14 @@ def _missing_keys() -> Iterator[list[str]]:
     finally:
         logger.removeFilter(read)
         logger.setLevel(level)
+
+
+def _undilated(name: str, output_stride: int) -> InputError:
+    return InputError(
+        f"encoder {name!r} has no output_stride={output_stride} with features_only in timm; "
+        "use one that has, such as resnet*, convnext*, mobilenetv2*, mobilenetv3*, efficientnet*, "
+        "regnet*"
+    )
 
 
 def _unbuildable(name: str, weights: str | Path | None, error: Exception) -> InputError:

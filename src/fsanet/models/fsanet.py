@@ -8,9 +8,8 @@ Legend: B batch, H x W image, h x w feature grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import timm
 from torch import Tensor
 
 from fsanet.attention import AttentionKind
@@ -18,46 +17,46 @@ from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.errors import InputError
-from fsanet.models.encoder import build_encoder
+from fsanet.models.encoder import build_encoder, default_normalisation
 from fsanet.models.heads import FcnHead, FsaHead
-from fsanet.models.saving import SegmentationNetwork, band_to_json
+from fsanet.models.saving import SegmentationNetwork
 
 __all__ = ["FsaNet"]
 
 
 class FsaNet(SegmentationNetwork):
-    """Semantic segmentation with global context: encoder, :class:`FsaHead`, auxiliary head.
+    """Semantic segmentation with global context: an encoder, :class:`FsaHead`, an auxiliary head.
 
     Args:
-        encoder: timm model name. The paper's is "resnet101s": ResNet-101 with a stem of three 3x3
+        encoder: timm model name. The paper uses "resnet101s", a ResNet-101 with a stem of three 3x3
             convolutions (64, 64, 128).
-        num_classes: classes, one logit map each.
-        attention: "frequency", or the two baselines "spatial" (regular attention) and None.
+        num_classes: number of classes, one logit map each.
+        attention: "frequency", or one of the baselines "spatial" (regular attention) and None.
         k: band of frequencies: int, pair, ranges or None for all (frequency attention only).
         similarity: "dot", "linear_softmax", "linear" or "softmax".
         recurrence: rounds of attention with the same weights.
         block: shape of the attention block, "nonlocal" or "ccnet".
-        qkv_bias: biases on queries, keys and values.
-        zero_init: attention starts as the identity.
+        qkv_bias: use biases on queries, keys and values.
+        zero_init: start the attention block as the identity.
         head_channels: width of the head.
-        aux_channels: width of the auxiliary head on the last stage but one; 0 for none. It takes
-            part in training only.
-        dropout: in both heads.
+        aux_channels: width of the auxiliary head on the second-to-last stage; 0 for none. It is
+            used only in training.
+        dropout: channel dropout in both heads.
         output_stride: image pixels per feature position, 8 or 16.
-        align_corners: of the bilinear upsampling of logits to the image's size.
+        align_corners: passed to the bilinear upsampling of the logits.
         in_channels: channels of the images.
         pretrained: start from timm's weights for the encoder (a download).
-        encoder_weights: start from this local file of the encoder's weights instead.
+        encoder_weights: start from this local file of encoder weights instead.
         encoder_options: further arguments of ``timm.create_model``.
         ceil_pool, contract_dilation: how a ResNet rounds sizes and dilates the first block of a
-            stage, see :func:`fsanet.models.encoder.build_encoder`; (True, False) is CCNet's way.
+            stage, see :func:`fsanet.models.encoder.build_encoder`; CCNet uses (True, False).
         classes: class names; by default "0", "1", ...
-        palette: one (r, g, b) of 0..255 per class; by default spread over the hues.
-        mean, std: per channel, for values in 0..1; by default those of the timm model.
-        bgr: the network takes channels in the order blue, green, red.
+        palette: one (r, g, b) in 0..255 per class; by default colours spread over the hues.
+        mean, std: per channel, for images in 0..1; by default those of the timm model.
+        bgr: take channels in the order blue, green, red.
 
     Raises:
-        InputError: encoder, weights or options that do not fit, with what to do.
+        InputError: invalid options, an unknown encoder, or weights that do not match it.
 
     Source: arXiv 2211.15595, section IV; recipes in docs/method.md.
 
@@ -99,10 +98,10 @@ class FsaNet(SegmentationNetwork):
         super().__init__()
         if num_classes < 1 or head_channels < 1 or aux_channels < 0:
             raise InputError(
-                f"num_classes={num_classes} and head_channels={head_channels} have to be >= 1, "
+                f"num_classes={num_classes} and head_channels={head_channels} must be >= 1, "
                 f"aux_channels={aux_channels} >= 0"
             )
-        known = _normalisation(encoder, in_channels)
+        known = default_normalisation(encoder, in_channels)
         self.describe(
             num_classes=num_classes,
             classes=classes,
@@ -139,37 +138,20 @@ class FsaNet(SegmentationNetwork):
         self.auxiliary = None
         if aux_channels:
             self.auxiliary = FcnHead(middle, num_classes, channels=aux_channels, dropout=dropout)
-        # What a reload needs: resolved values in, and the sources of the first weights out.
-        self._hub_mixin_config = {
-            **cast(dict, self._hub_mixin_config or {}),
-            **self.description(),
-            "network": "FsaNet",
-            "k": band_to_json(k),
-            "pretrained": False,
-            "encoder_weights": None,
-        }
+        self.record_config(network="FsaNet", k=k, pretrained=False, encoder_weights=None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""
+        """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""
         features = self.encoder(images)
         return self.upsample(self.head(features[-1]), images)
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits of the head and of the auxiliary head, both ``(B, num_classes, H, W)``.
+        """Compute logits of the head and the auxiliary head, both ``(B, num_classes, H, W)``.
 
-        For training; None where the network has no auxiliary head.
+        Used in training. The second is None if the network has no auxiliary head.
         """
         features = self.encoder(images)
         logits = self.upsample(self.head(features[-1]), images)
         if self.auxiliary is None:
             return logits, None
         return logits, self.upsample(self.auxiliary(features[-2]), images)
-
-
-def _normalisation(encoder: str, in_channels: int) -> tuple[Sequence[float], Sequence[float]]:
-    if in_channels != 3:
-        return (0.5,) * in_channels, (0.5,) * in_channels
-    known = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder) else None
-    if known is None:
-        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-    return known.mean, known.std

@@ -1,9 +1,9 @@
 """Mask R-CNN with frequency self-attention in its backbone or on its feature pyramid.
 
-Sources: Mask R-CNN (arXiv 1703.06870); where the block goes in res4: non-local networks
-(arXiv 1711.07971), section 4.1; the block: FsaNet (arXiv 2211.15595), section III.
+Sources: Mask R-CNN (arXiv 1703.06870); the position in res4: non-local networks (arXiv 1711.07971),
+section 4.1; the block: FsaNet (arXiv 2211.15595), section III.
 
-Legend: B images, N instances, H x W image.
+Legend: N images, H x W image.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal
 
-import safetensors.torch
-from huggingface_hub import PyTorchModelHubMixin
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
 from torchvision.models.detection import mask_rcnn as tv
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import (
+    FasterRCNN,
     FastRCNNConvFCHead,
     FastRCNNPredictor,
     TwoMLPHead,
@@ -27,80 +28,76 @@ from torchvision.models.detection.faster_rcnn import (
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
 
-from fsanet.attention import AttentionKind
+from fsanet.attention import AttentionKind, make_attention
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
-from fsanet.files import read_weights, write_whole
-from fsanet.models.detector_weights import load_detector, load_resnet
+from fsanet.files import read_weights
 from fsanet.models.encoder import build_encoder
 from fsanet.models.pyramid import (
+    MakeBlock,
     Position,
-    check_positions,
+    Pyramid,
+    expand_positions,
     freeze_stages,
     resnet_pyramid,
     timm_pyramid,
 )
-from fsanet.models.saving import band_to_json, check_source, check_state
+from fsanet.models.saving import SavedNetwork, check_normalisation, check_state
 
 __all__ = ["MaskRcnnFsa"]
 
-_RESNETS = ("resnet50", "resnet101")
-_OURS = {"backbone", "num_classes", "min_size", "max_size", "image_mean", "image_std"}
-_BUILT = {"rpn_anchor_generator", "rpn_head", "box_head", "box_predictor", "mask_head"}
+_PUBLISHED = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
+_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+_BUILT = {"rpn_anchor_generator", "rpn_head", "box_head", "box_predictor", "box_roi_pool"}
 
 
-class MaskRcnnFsa(
-    GeneralizedRCNN,
-    PyTorchModelHubMixin,
-    library_name="fsanet",
-    tags=["instance-segmentation"],
-    paper_url="https://arxiv.org/abs/2211.15595",
-):
-    """torchvision's Mask R-CNN, with attention blocks that start as the identity.
+class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"]):
+    """torchvision's Mask R-CNN with attention blocks that start as the identity.
 
-    A pretrained detector is so unchanged until it is trained. Parameters are named as in
-    torchvision, those of attention come on top: ``backbone.body.layer3.attention.*`` ("res4"),
-    ``backbone.attention.p4.*`` (a level of the pyramid). Losses and detections are torchvision's.
+    A pretrained detector is therefore unchanged until it is trained. Parameters are named as in
+    torchvision; those of attention are added as ``backbone.body.layer3.attention.*`` ("res4") and
+    ``backbone.attention.p4.*`` (a pyramid level). Losses and detections are torchvision's.
 
     Args:
         backbone: "resnet50" or "resnet101" (torchvision's), or the name of a timm model with
             features at strides 4, 8, 16 and 32.
-        num_classes: classes of objects; background is not one of them.
+        num_classes: number of object classes, not counting background.
         version: torchvision's first detector, or its second ("v2": deeper RPN, box and mask heads
             with batch norm). Batch norms of a ResNet are frozen in "v1".
-        attention: "frequency", "spatial" (the regular layer), or None for none.
-        positions: where: "res4" (before the last residual block of the stride-16 stage), "fpn"
-            (a block for each of the pyramid's levels), or single levels "p2" ... "p5".
-        k, similarity, recurrence, block, qkv_bias: of the attention, see
+        attention: "frequency", "spatial" (the regular layer), or None for no attention.
+        positions: where attention goes: "res4" (before the last residual block of the stride-16
+            stage), "fpn" (a block for each pyramid level), or single levels "p2" ... "p5".
+        k, similarity, recurrence, block, qkv_bias: options of the attention, see
             :class:`FrequencySelfAttention`.
-        attention_norm: batch norm in the attention ("nonlocal" blocks).
-        weights: of the whole detector: a local state_dict (``.safetensors``, or ``.pth`` read with
-            ``weights_only=True``), or the name of torchvision's, such as
+        attention_norm: use batch norm in the attention ("nonlocal" blocks).
+        weights: weights of the whole detector: a local state_dict (``.safetensors``, or ``.pth``
+            read with ``weights_only=True``), or torchvision's name, such as
             "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1" (a download).
-        replace_predictors: with ``weights`` of other classes: leave out their last layers, those
-            of class scores, boxes and masks, which then start untrained.
-        backbone_weights: of the backbone alone: a local file, or torchvision's name for a ResNet.
+        replace_predictors: with ``weights`` for other classes: ignore their last layers (class
+            scores, boxes and masks), which then start from random weights.
+        backbone_weights: weights of the backbone alone: a local file, or torchvision's name for a
+            ResNet.
         backbone_options: further arguments of ``timm.create_model``.
-        trainable_stages: the last so many of a ResNet's 5 stages learn (torchvision: 3 of a
-            pretrained network).
-        norm_eps: of the frozen batch norms; None is 0 for a "v1" detector with ``weights`` (as
-            torchvision's was trained), else 1e-5.
-        fpn_channels, box_channels, mask_channels: widths of the pyramid, of the box head's
-            layers and of the mask head.
+        trainable_stages: train only the last this many of a ResNet's 5 stages (torchvision trains 3
+            of a pretrained network).
+        norm_eps: epsilon of frozen batch norms; by default 0 for a "v1" detector with ``weights``
+            (as torchvision trained it), else 1e-5.
+        fpn_channels, box_channels, mask_channels: widths of the pyramid, of the box head's layers
+            and of the mask head.
         anchor_sizes: side of the anchors in pixels, one for each of the five levels.
         min_size: images are resized so that their shorter side has this many pixels ...
-        max_size: ... unless the longer one would then have more than this.
-        mean, std: of the images, for values in 0..1; by default ImageNet's.
+        max_size: ... unless the longer side would then exceed this.
+        mean, std: per channel, for images in 0..1; by default ImageNet's.
         detector_options: further arguments of torchvision's ``MaskRCNN``, such as
             ``rpn_post_nms_top_n_train``.
-        classes: names; by default "1", "2", ...
+        classes: class names; by default "1", "2", ...
         category_ids: ids of the classes in the annotation file; by default 1, 2, ...
 
     Raises:
-        InputError: for options or weights that do not fit, with what to do.
+        InputError: invalid options or mismatched weights.
 
     >>> import torch
     >>> model = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), fpn_channels=16,
@@ -144,51 +141,43 @@ class MaskRcnnFsa(
         if version not in ("v1", "v2"):
             raise InputError(f"version={version!r}: use v1 or v2")
         if min(num_classes, fpn_channels, box_channels, mask_channels) < 1:
-            raise InputError("num_classes and the widths of the heads have to be at least 1")
+            raise InputError("num_classes and the widths of the heads must be at least 1")
         if not 0 <= trainable_stages <= 5:
             raise InputError(f"trainable_stages={trainable_stages}: a ResNet has 0 to 5")
         if len(anchor_sizes) != 5 or min(anchor_sizes) < 1:
             raise InputError(f"anchor_sizes={list(anchor_sizes)}: give five sides in pixels")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise InputError("mean and std need a value for each of 3 channels, std above 0")
-        places = check_positions(positions) if attention is not None else ()
+        mean, std = check_normalisation(mean, std, 3)
         if norm_eps is None:
             norm_eps = 0.0 if weights is not None and version == "v1" else 1e-5
-        pyramid_options: dict[str, Any] = {
-            "channels": fpn_channels,
-            "positions": places,
-            "attention": attention,
-            "attention_options": {
-                "k": k,
-                "similarity": similarity,
-                "recurrence": recurrence,
-                "block": block,
-                "qkv_bias": qkv_bias,
-                "norm": attention_norm,
-            },
-        }
-        if backbone in _RESNETS:
-            if backbone_options:
-                raise InputError(f"backbone_options are for timm models, not for {backbone!r}")
-            pyramid = resnet_pyramid(
-                backbone, version=version, norm_eps=norm_eps, **pyramid_options
-            )
-            if backbone_weights is not None:
-                load_resnet(pyramid.body, backbone, backbone_weights)
-            freeze_stages(pyramid.body, trainable_stages)
-        else:
-            encoder = build_encoder(
-                backbone, output_stride=32, weights=backbone_weights, options=backbone_options
-            )
-            pyramid = timm_pyramid(encoder, **pyramid_options)
+        pyramid = _backbone(
+            backbone,
+            weights=backbone_weights,
+            options=backbone_options,
+            version=version,
+            norm_eps=norm_eps,
+            trainable_stages=trainable_stages,
+            channels=fpn_channels,
+            positions=expand_positions(positions) if attention is not None else (),
+            make_block=partial(
+                make_attention,
+                attention,
+                k=k,
+                similarity=similarity,
+                recurrence=recurrence,
+                block=block,
+                qkv_bias=qkv_bias,
+                norm=attention_norm,
+                zero_init=True,
+            ),
+        )
         detector = _detector(
             pyramid,
+            detector_options or {},
             num_classes=num_classes,
             version=version,
             box_channels=box_channels,
             mask_channels=mask_channels,
             anchor_sizes=anchor_sizes,
-            options=detector_options or {},
             min_size=min_size,
             max_size=max_size,
             image_mean=list(mean),
@@ -205,76 +194,106 @@ class MaskRcnnFsa(
         self.classes, self.category_ids = tuple(names), tuple(int(i) for i in ids)
         self.palette = class_palette(None, num_classes)
         if weights is not None:
-            load_detector(self, weights, replace_predictors=replace_predictors)
-        # What a reload needs: resolved values in, and the sources of the first weights out.
-        self._hub_mixin_config = {
-            **cast(dict, self._hub_mixin_config or {}),
-            "network": "MaskRcnnFsa",
-            "k": band_to_json(k),
-            "positions": list(positions),
-            "norm_eps": norm_eps,
-            "classes": list(self.classes),
-            "category_ids": list(self.category_ids),
-            "weights": None,
-            "replace_predictors": False,
-            "backbone_weights": None,
-        }
+            if replace_predictors:
+                _load_published(self, weights, _PUBLISHED, ignored=_PREDICTORS)
+            else:
+                hint = "; for other classes give replace_predictors: true"
+                _load_published(self, weights, _PUBLISHED, hint=hint)
+        self.record_config(
+            network="MaskRcnnFsa",
+            k=k,
+            positions=list(positions),
+            norm_eps=norm_eps,
+            classes=list(self.classes),
+            category_ids=list(self.category_ids),
+            weights=None,
+            replace_predictors=False,
+            backbone_weights=None,
+        )
+
+    #: Parameters whose names start with one of these belong to the encoder.
+    encoder_prefixes = ("backbone.body.",)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Find instances; the network has to be in evaluation mode.
+
+        Args:
+            images: uint8, or float in 0..1, (3, H, W) each.
+
+        Returns:
+            For each image its instances by falling score: "boxes" float32 (N, 4) in pixels,
+            "labels" int64 (N,), "scores" float32 (N,), and "masks" bool (N, H, W), true where
+            torchvision's probability is at least 0.5.
+        """
+        found = []
+        for one in self(as_floats(images)):
+            order = one["scores"].argsort(descending=True, stable=True)
+            sorted_ = {name: one[name][order] for name in ("boxes", "labels", "scores")}
+            found.append(sorted_ | {"masks": one["masks"][order, 0] >= 0.5})
+        return found
 
     def attention_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters that torchvision's detector does not have, by name."""
+        """Parameters, by name, that torchvision's detector does not have."""
         return {n: p for n, p in self.named_parameters() if ".attention." in n}
 
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **overrides: Any) -> MaskRcnnFsa:  # type: ignore[override]
-        """The detector saved in a folder or on the hub; ``overrides`` as in `FsaNet`.
 
-        Raises:
-            InputError: no such folder, no network in it, or weights of another architecture.
-        """
-        folder = check_source(source)
-        for name in ("config.json", "model.safetensors"):
-            if folder is not None and not (folder / name).is_file():
-                raise InputError(
-                    f"{folder}: no {name} in it; give a folder written by save_pretrained"
-                )
-        return super().from_pretrained(str(source), **overrides)
+def _backbone(
+    name: str,
+    *,
+    weights: str | None,
+    options: dict[str, Any] | None,
+    version: Literal["v1", "v2"],
+    norm_eps: float,
+    trainable_stages: int,
+    channels: int,
+    positions: Sequence[str],
+    make_block: MakeBlock,
+) -> Pyramid:
+    """Build the backbone with its feature pyramid: torchvision's for a ResNet, else timm's."""
+    if name not in ("resnet50", "resnet101"):
+        encoder = build_encoder(name, output_stride=32, weights=weights, options=options)
+        return timm_pyramid(encoder, channels=channels, positions=positions, make_block=make_block)
+    if options:
+        raise InputError(f"backbone_options are for timm models, not for {name!r}")
+    pyramid = resnet_pyramid(
+        name,
+        version=version,
+        channels=channels,
+        norm_eps=norm_eps,
+        positions=positions,
+        make_block=make_block,
+    )
+    if weights is not None:
+        _load_published(pyramid.body, weights, (name,), ignored=("fc.",))
+    freeze_stages(pyramid.body, trainable_stages)
+    return pyramid
 
-    @classmethod
-    def _load_as_safetensor(  # type: ignore[override]
-        cls, model: MaskRcnnFsa, model_file: str, map_location: str, strict: bool
-    ) -> MaskRcnnFsa:
-        state = read_weights(model_file)
-        check_state(model, state, model_file)  # the mixin's own loading accepts partial fits
-        model.load_state_dict(state)
-        return model.to(map_location)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        write_whole(
-            save_directory / "model.safetensors",
-            lambda stream: stream.write(safetensors.torch.save(state, {"format": "pt"})),
-        )
+def as_floats(images: Sequence[Tensor]) -> list[Tensor]:
+    """Images as torchvision's detectors take them: uint8 (3, H, W) as floats in 0..1."""
+    return [image if image.is_floating_point() else image.float() / 255 for image in images]
 
 
 def _detector(
-    pyramid: nn.Module,
+    pyramid: Pyramid,
+    options: dict[str, Any],
     *,
     num_classes: int,
-    version: str,
+    version: Literal["v1", "v2"],
     box_channels: int,
     mask_channels: int,
     anchor_sizes: Sequence[int],
-    options: dict[str, Any],
     **shared: Any,
 ) -> tv.MaskRCNN:
-    """torchvision's detector around a pyramid, with the parts its builders give it."""
+    """Build torchvision's detector on a pyramid, with the same parts as torchvision's builders."""
     allowed = _detector_options()
     for name in options:
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, 1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; use {', '.join(sorted(allowed))}"
             raise InputError(f"detector_options: no option '{name}'{hint}")
-    width = cast(int, pyramid.out_channels)
+    width = pyramid.out_channels
     anchors = AnchorGenerator(
         tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes)
     )
@@ -299,9 +318,53 @@ def _detector(
 
 
 def _detector_options() -> set[str]:
-    from torchvision.models.detection.faster_rcnn import FasterRCNN
+    """Arguments of torchvision's detector that its parts here leave open."""
+    names = {n for kind in (tv.MaskRCNN, FasterRCNN) for n in inspect.signature(kind).parameters}
+    return {n for n in names if n.startswith(("rpn_", "box_"))} - _BUILT
 
-    names: set[str] = set()
-    for kind in (tv.MaskRCNN, FasterRCNN):
-        names |= {n for n in inspect.signature(kind).parameters if n.startswith(("rpn_", "box_"))}
-    return names - _OURS - _BUILT - {"box_roi_pool"}
+
+def _load_published(
+    module: nn.Module,
+    source: str,
+    models: Sequence[str],
+    *,
+    ignored: tuple[str, ...] = (),
+    hint: str = "",
+) -> None:
+    """Load torchvision's weights into a network that may have attention on top.
+
+    Args:
+        module: the network; its attention, and what it has under ``ignored``, stay as they are.
+        source: path of a state_dict, or torchvision's name of published weights.
+        models: torchvision's models whose published weights are accepted.
+        ignored: prefixes of names in the source to ignore.
+        hint: what to do about weights that do not fit.
+
+    Raises:
+        InputError: any other name is missing, unexpected or of another shape.
+    """
+    kind, _, member = source.partition(".")
+    is_name = kind.endswith("_Weights") and member.isidentifier()
+    state = _download(source, models) if is_name else read_weights(source)
+    own = module.state_dict()
+    kept = {n: v for n, v in own.items() if ".attention." in n or n.startswith(ignored)}
+    state = {
+        n: v
+        for n, v in state.items()
+        if not n.startswith(ignored) and (n in own or not n.endswith("num_batches_tracked"))
+    }
+    try:
+        check_state(module, kept | state, source)
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from error
+    module.load_state_dict(kept | state)
+
+
+def _download(name: str, models: Sequence[str]) -> dict[str, Tensor]:
+    known = {f"{type(w).__name__}.{w.name}": w for m in models for w in get_model_weights(m)}
+    if name not in known:
+        raise InputError(f"weights {name!r}: give one of {', '.join(known)}, or a local file")
+    try:
+        return dict(known[name].get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"weights {name!r}: download failed ({error})") from error

@@ -19,7 +19,6 @@ from fsanet.predict.bulk import predict_all
 from fsanet.predict.bulk_state import Item
 from fsanet.predict.instance_result import Instances
 from fsanet.predict.processes import start_processes
-from fsanet.train.instances import detect
 
 __all__ = ["InstancePredictor", "predict_instances_to_folder"]
 
@@ -65,7 +64,7 @@ class InstancePredictor:
         was_training = self.model.training
         self.model.eval()
         try:
-            found = detect(self.model, [pixels.to(self.device)])[0]
+            found = self.model.detect([pixels.to(self.device)])[0]
         finally:
             self.model.train(was_training)
         return Instances(

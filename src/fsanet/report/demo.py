@@ -30,7 +30,7 @@ from fsanet.report.demo_recipe import (
 )
 from fsanet.report.figures import draw_curves, read_history
 from fsanet.report.page import ClassResult, Example, Report, write_report
-from fsanet.train.training import TrainResult, evaluate
+from fsanet.train import TrainingResult, evaluate
 
 __all__ = ["predict_examples", "run_demo", "score_look_alikes"]
 
@@ -241,7 +241,7 @@ def _settings(data: SceneData, done: int, planned: int, seed: int) -> dict[str, 
     }
 
 
-def _lead(trained: TrainResult, data: SceneData) -> list[str]:
+def _lead(trained: TrainingResult, data: SceneData) -> list[str]:
     lead = [
         f"A small network with frequency self-attention, trained from scratch for {trained.steps} "
         f"steps ({trained.seconds / 60:.1f} minutes) on street scenes that the library draws, and "

@@ -17,8 +17,7 @@ from torch import Tensor
 from fsanet.data import SceneData
 from fsanet.data.datasets.scenes import CLASSES, PALETTE
 from fsanet.models import FsaNet
-from fsanet.train import SemanticSegmentation
-from fsanet.train.training import TrainResult, train
+from fsanet.train import SemanticSegmentation, TrainingResult, train
 
 ENCODER: dict[str, Any] = {
     "encoder": "resnet10t",
@@ -80,10 +79,10 @@ def demo_data(seed: int, steps: int) -> SceneData:
 
 def train_demo(
     network: FsaNet, data: SceneData, out: Path, *, seed: int, steps: int, **options: Any
-) -> TrainResult:
+) -> TrainingResult:
     """Train as the demo does; what an earlier run left in ``out`` is replaced.
 
-    ``options`` are other arguments of :func:`fsanet.train.training.train`.
+    ``options`` are other arguments of :func:`fsanet.train.train`.
     """
     warmup = min(20, steps // 10)
     task = SemanticSegmentation(network, classes=data.classes, warmup_steps=warmup, **TASK)

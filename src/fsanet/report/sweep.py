@@ -19,12 +19,9 @@ from fsanet.convert.variants import Variant, evaluate_variants
 from fsanet.data.batches import SegmentationData
 from fsanet.errors import InputError
 from fsanet.files import environment, first_process, write_json, write_text, write_whole
-from fsanet.metrics.confusion import markdown_table
-from fsanet.metrics.scores import Scores
+from fsanet.metrics.confusion import Scores, markdown_table
 from fsanet.report.figures import draw_sweep
-from fsanet.train.evaluation import evaluate
-from fsanet.train.semantic import SemanticSegmentation
-from fsanet.train.training import train
+from fsanet.train import SemanticSegmentation, evaluate, train
 
 __all__ = ["SweepRecord", "sweep_without_training", "train_point"]
 

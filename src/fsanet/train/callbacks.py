@@ -1,4 +1,4 @@
-"""What happens around the steps of a training run: seeds, stops, speed, lines, best model."""
+"""What happens around the steps of a training run: seeds, exact end, speed, console, best model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import os
 import random
 import shutil
+import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,30 @@ from torch import nn
 
 from fsanet.data.batches import Loader
 
+__all__ = [
+    "EpochLines",
+    "EvaluationLines",
+    "KeepBest",
+    "SeedEachBatch",
+    "StopAtStep",
+    "SynchronisedBatchNorm",
+    "Throughput",
+    "export_model",
+]
+
 
 class SeedEachBatch(Callback):
-    """Makes everything random in a step (dropout above all) a function of seed, batch, process.
+    """Makes everything random in a step (dropout above all) depend on seed, batch and rank alone.
 
-    So a run that is resumed goes on as one that was never interrupted, whatever else draws
-    from the random state (loaders do when they start, and they start at other times then).
+    A resumed run therefore continues like one that was never interrupted, whatever else draws
+    random numbers (loaders do when they start, which happens at other times after a resume).
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, module: Any, batch: Any, batch_idx: int
     ) -> None:
         key = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
         words = np.random.SeedSequence(key).generate_state(4)
@@ -48,15 +55,13 @@ class SeedEachBatch(Callback):
 
 
 class StopAtStep(Callback):
-    """Ends training at an exact optimiser step, with a last validation, even within an epoch."""
+    """Ends training at an exact optimiser step, even within an epoch, with a last validation."""
 
     def __init__(self, steps: int, *, val_every: int) -> None:
         self.steps = steps
         self.val_every = val_every
 
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
         batches = trainer.num_training_batches
         last = trainer.global_step + batches // trainer.accumulate_grad_batches >= self.steps
         trainer.check_val_every_n_epoch = 1 if last else self.val_every
@@ -66,90 +71,69 @@ class StopAtStep(Callback):
             trainer.should_stop = True
 
 
-#: Share of the time spent waiting for data above which a user is told.
+#: Fraction of the time spent waiting for data above which the user is warned.
 WAIT_SHARE = 0.1
 
 
 class Throughput(Callback):
-    """Logs images a second and the share of waiting for data, without the time of validation.
+    """Logs images per second and the fraction of time spent waiting for data; excludes validation.
 
-    "train/images_per_second" is over all processes. "train/data_wait", 0..1, is the share of the
+    "train/images_per_second" counts all processes. "train/data_wait", 0..1, is the fraction of the
     time that the first process waits for the next batch of a `fsanet.data.batches.Loader`; other
-    loaders do not say. The first batch of a run, for which workers start, does not count. On a
-    GPU, work that is still queued goes on meanwhile, so there it is an upper bound. A run that
-    waits for more than `WAIT_SHARE` of an epoch says so once, and what to do.
+    loaders do not report it. The first batch of a run, for which workers start, does not count. A
+    GPU works through its queue meanwhile, so there it is an upper bound. A run that waits for more
+    than `WAIT_SHARE` of an epoch warns once, and says what to do.
 
     Args:
-        window: batches to average over, the latest of the epoch.
+        window: number of batches to average over, the latest of the epoch.
     """
 
     def __init__(self, window: int) -> None:
-        # time, images, seconds waited, all since some start; one entry a batch
+        # (time, images, seconds waited) at the start of the window and after each batch
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=window + 1)
         self._epoch = (0.0, 0.0)  # time and seconds waited at its start
         self._batches = 0
-        self._started = self._told = False
+        self._started = self._warned = False
 
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        self._started = self._told = False
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._started = self._warned = False
 
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        self._begin(trainer)
-
-    def _begin(self, trainer: lightning.Trainer) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self._epoch = time.perf_counter(), _waited(trainer)
         self._batches = 0
         self._marks.clear()
         self._marks.append((self._epoch[0], 0, self._epoch[1]))
 
-    def on_train_batch_start(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, *args: Any) -> None:
         if not self._started:
             self._started = True
-            self._begin(trainer)
+            self.on_train_epoch_start(trainer, module)
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batches += 1
         images = self._marks[-1][1] + len(batch[0]) * trainer.world_size
         self._marks.append((time.perf_counter(), images, _waited(trainer)))
         (start, before, early), (end, after, late) = self._marks[0], self._marks[-1]
         seconds = max(end - start, 1e-9)
-        pl_module.log("train/images_per_second", (after - before) / seconds)
+        module.log("train/images_per_second", (after - before) / seconds)
         if isinstance(trainer.train_dataloader, Loader):
-            pl_module.log("train/data_wait", (late - early) / seconds)
+            module.log("train/data_wait", (late - early) / seconds)
 
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         end, _, waited = self._marks[-1]
         share = (waited - self._epoch[1]) / max(end - self._epoch[0], 1e-9)
-        # A batch or two say nothing about a run.
-        if self._told or self._batches < 3 or share <= WAIT_SHARE or not trainer.is_global_zero:
-            return
-        self._told = True
-        data = getattr(trainer, "datamodule", None)
-        warnings.warn(
-            f"training waits for data {100 * share:.0f} % of the time; {_faster_loading(data)}; "
-            "benchmarks/data_loading.py measures the pipeline",
-            UserWarning,
-            stacklevel=1,
-        )
+        enough = self._batches >= 3  # a batch or two say nothing about a run
+        if enough and share > WAIT_SHARE and trainer.is_global_zero and not self._warned:
+            self._warned = True
+            data = getattr(trainer, "datamodule", None)
+            warnings.warn(
+                f"training waits for data {100 * share:.0f} % of the time; {_faster_loading(data)}"
+                "; benchmarks/data_loading.py measures the pipeline",
+                UserWarning,
+                stacklevel=1,
+            )
 
 
 def _waited(trainer: lightning.Trainer) -> float:
@@ -158,7 +142,7 @@ def _waited(trainer: lightning.Trainer) -> float:
 
 
 def _faster_loading(data: Any) -> str:
-    """What can be done, from the options of the data module."""
+    """What can be done, given the options of the data module."""
     workers = getattr(data, "workers", None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     now = "" if workers is None else f" (now {workers}; {cores} cores here)"
@@ -169,60 +153,89 @@ def _faster_loading(data: Any) -> str:
 
 
 class EpochLines(Callback):
-    """One plain line an epoch, for consoles on which a progress bar cannot move."""
+    """Prints one line per epoch, for consoles that cannot show a progress bar.
 
-    def __init__(self, steps: int) -> None:
+    Args:
+        steps: optimiser steps of the run.
+        monitor: metric of validation to print.
+    """
+
+    def __init__(self, steps: int, monitor: str) -> None:
         self.steps = steps
+        self.monitor = monitor
         self._start = time.perf_counter()
         self._first = 0
 
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self._start, self._first = time.perf_counter(), trainer.global_step
 
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        step = trainer.global_step
-        left = (
-            (time.perf_counter() - self._start)
-            / max(step - self._first, 1)
-            * max(self.steps - step, 0)
-        )
+        step, found = trainer.global_step, trainer.callback_metrics
+        per_step = (time.perf_counter() - self._start) / max(step - self._first, 1)
         parts = [f"step {step}/{self.steps}"]
-        for label, key, shape in (
-            ("loss", "train/loss", ".4f"),
-            ("mIoU", "val/miou", ".4f"),
-            ("images/s", "train/images_per_second", ".1f"),
+        for label, key, digits in (
+            ("loss", "train/loss", 4),
+            (self.monitor, self.monitor, 4),
+            ("images/s", "train/images_per_second", 1),
         ):
-            if key in trainer.callback_metrics:
-                parts.append(f"{label} {trainer.callback_metrics[key].item():{shape}}")
-        wait = trainer.callback_metrics.get("train/data_wait")
-        if wait is not None and wait.item() > WAIT_SHARE:
-            parts.append(f"waiting for data {100 * wait.item():.0f} %")
-        parts.append(f"{left / 60:.1f} min left")
+            if key in found:
+                parts.append(f"{label} {found[key].item():.{digits}f}")
+        if "train/data_wait" in found and found["train/data_wait"].item() > WAIT_SHARE:
+            parts.append(f"waiting for data {100 * found['train/data_wait'].item():.0f} %")
+        parts.append(f"{per_step * max(self.steps - step, 0) / 60:.1f} min left")
         print(" · ".join(parts), flush=True)
 
 
+class EvaluationLines(Callback):
+    """Prints a line to stderr every half minute, for consoles that cannot show a progress bar."""
+
+    EVERY = 30.0  # seconds
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._start = self._last = time.perf_counter()
+        self._images = 0
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[0]) * trainer.world_size
+        now = time.perf_counter()
+        if now - self._last < self.EVERY or not trainer.is_global_zero:
+            return
+        self._last = now
+        batches: Any = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        total, done, seconds = int(sum(batches)), batch_idx + 1, now - self._start
+        print(
+            f"{done}/{total} batches · {self._images / seconds:.2f} images/s · "
+            f"{seconds / done * (total - done) / 60:.1f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+
+
 class KeepBest(Callback):
-    """Saves the weights with the highest validation score: `checkpoints/best.ckpt`, `model/`.
+    """Saves the weights with the highest validation score: `checkpoints/best.ckpt` and `model/`.
+
+    Lightning's ModelCheckpoint would forget the best score when a run folder is moved before it is
+    resumed, could replace the best weights with worse ones then, and writes no `model/`.
 
     Args:
         out: run folder.
-        score_of: the score of a task after a validation, the same on every process; nan is
-            never the best.
+        monitor: logged metric, the same on every process; nan is never the best.
 
     Attributes:
-        score: best one so far, -inf before the first validation.
-        step: optimiser steps done at that time.
+        score: the best score so far, -inf before the first validation.
+        step: optimiser steps done when it was reached; 0 before the first validation.
     """
 
-    def __init__(self, out: Path, score_of: Callable[[Any], float]) -> None:
+    def __init__(self, out: Path, monitor: str) -> None:
         self.out = out
-        self.score_of = score_of
+        self.monitor = monitor
         self.score = -math.inf
         self.step = 0
 
@@ -232,19 +245,17 @@ class KeepBest(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.step = state_dict["score"], state_dict["step"]
 
-    def on_validation_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        score = self.score_of(pl_module)
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
         if score > self.score:
             self.score, self.step = score, trainer.global_step
             trainer.save_checkpoint(self.out / "checkpoints" / "best.ckpt", weights_only=True)
             if trainer.is_global_zero:
-                export_model(pl_module.model, self.out / "model")  # type: ignore[arg-type]
+                export_model(module.model, self.out / "model")
 
 
 def export_model(model: nn.Module, folder: Path) -> None:
-    """`model.save_pretrained(folder)`, each file replaced whole, the weights before the rest."""
+    """Save the model in a folder; each file is replaced as a whole, config.json last."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)  # type: ignore[operator]
@@ -255,9 +266,9 @@ def export_model(model: nn.Module, folder: Path) -> None:
 
 
 class SynchronisedBatchNorm(LayerSync):
-    """Batch statistics over all processes; keeps the activation that timm fuses into its norms.
+    """Batch statistics over all processes, which keeps the activation that timm fuses into norms.
 
-    Lightning's own converter drops that activation without a word.
+    Lightning's own converter silently drops that activation.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -266,4 +277,4 @@ class SynchronisedBatchNorm(LayerSync):
         return convert_sync_batchnorm(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        return model  # it counts locally again once the process group is gone
+        return model  # it computes local statistics again once the process group is gone

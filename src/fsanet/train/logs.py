@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row a logged step, kept in order when a run is resumed."""
+"""`metrics.csv`: one row per logged step, which stays in order when a run is resumed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fsanet.files import write_text
 
+__all__ = ["MetricsFile"]
+
 
 class MetricsFile(Logger):
-    """Writes every logged metric into one CSV file, replaced whole each time.
+    """Writes every logged metric into one CSV file, which is replaced as a whole each time.
 
     Lightning's own CSV logger deletes the rows of the run that is resumed; this one keeps those
-    before the step it goes on from. Columns: step, epoch, then the metrics by name; an empty
-    cell where a metric was not logged at that step.
+    before the step it resumes from. Columns: step, epoch, then the metrics by name; a cell is empty
+    where a metric was not logged at that step.
 
     Args:
         path: the file.
-        resume_step: optimiser steps done before this process started; rows from this step on
-            (which ran, but were lost with the interruption) are dropped.
-        every_seconds: at most this often is the file written, besides at the end.
+        resume_step: optimiser steps done before this process started. Rows from this step on (they
+            ran, but were lost with the interruption) are dropped.
+        every_seconds: shortest time between two writes, except for the last.
     """
 
     def __init__(self, path: Path, *, resume_step: int = 0, every_seconds: float = 5.0) -> None:
@@ -57,11 +59,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: options are in config.yaml."""
+        """Does nothing: the options are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds to the row of `step`."""
+        """Add metrics to the row of `step`."""
         step = 0 if step is None else step
         if not self.rows or int(self.rows[-1]["step"]) != step:
             self.rows.append({"step": step})
@@ -71,7 +73,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         if not self.rows:
             return
         names = set().union(*self.rows) - {"step", "epoch"}
@@ -84,5 +86,5 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes the file."""
+        """Write the file."""
         self.save()

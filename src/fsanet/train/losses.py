@@ -1,17 +1,17 @@
-"""Pixel losses whose mean is over the valid pixels of the global batch.
+"""Pixel losses averaged over the valid pixels of the global batch.
 
 Legend: B batch, C classes, H W label size.
 
-Plain means per process are wrong as soon as processes hold different numbers of valid
-pixels: the average of means is not the mean. Here every process divides its own sum by the
-number of pixels counted on *all* processes (one all-reduce of two numbers) and multiplies by
-the number of processes, so that the gradient average taken by DistributedDataParallel is the
-gradient one process would get on the whole batch.
+Averaging per process is wrong as soon as processes have different numbers of valid pixels: the
+mean of means is not the mean. Here every process divides its own sum by the number of pixels
+counted on *all* processes (one all-reduce of two numbers) and multiplies by the number of
+processes. The gradient averaged by DistributedDataParallel then equals the gradient that one
+process would compute on the whole batch.
 
 Gradient accumulation: each of the `accumulate` partial batches has its own mean over all
-processes, and the trainer averages these means. That equals the mean over the whole batch
-exactly when the partial batches count equally many pixels, and weighs partial batches (not
-pixels) equally when they do not.
+processes, and the trainer averages these means. That equals the mean over the whole batch exactly
+when the partial batches count equally many pixels; otherwise it weighs partial batches, not
+pixels, equally.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from torch import Tensor, nn
 
 from fsanet.errors import InputError
 
+__all__ = ["SegmentationLoss", "global_mean", "hardest_pixels"]
 
-def world_size() -> int:
-    """Number of processes that share the batch; 1 outside a process group."""
+
+def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def global_mean(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over all processes from a local sum and a local (weighted) count, both 0-d.
+    """Average over all processes, from a local sum and a local (weighted) count, both 0-d.
 
     Returns:
-        (to differentiate, value): the first is this process' part times the number of
-        processes, so that averaging gradients over processes gives the gradient of the
-        second; the second is detached and the same on every process. Both are 0, with zero
-        gradients, where the count is 0 everywhere.
+        ``(loss, value)``. The loss is for differentiation: this process's share times the number
+        of processes, so that averaging gradients over processes gives the gradient of the value.
+        The value is detached and the same on every process. Both are 0, with zero gradients, if
+        the count is 0 on all processes.
     """
     sums = torch.stack([total.detach(), count.detach().to(total.dtype)])
-    world = world_size()
+    world = _world_size()
     if world > 1:
         dist.all_reduce(sums)
-    # A count of 0 belongs to a sum of 0: 0 / 1 instead of 0 / 0.
+    # Where the count is 0, so is the sum: 0 / 1 instead of 0 / 0.
     denominator = torch.where(sums[1] > 0, sums[1], torch.ones_like(sums[1]))
     return total * (world / denominator), sums[0] / denominator
 
 
 def hardest_pixels(losses: Tensor, valid: Tensor, *, threshold: float, min_kept: int) -> Tensor:
-    """Pixels that online hard example mining keeps.
+    """Select the pixels that online hard example mining keeps.
 
-    A valid pixel is kept when the probability of its true class is below `threshold`, or
-    when it is among the `min_kept` hardest of the global batch (all processes together;
-    pixels as hard as the last of these are kept too). With fewer than `min_kept` valid
-    pixels, all are kept.
+    A valid pixel is kept if the probability of its true class is below `threshold`, or if it is
+    among the `min_kept` hardest of the global batch (all processes together; ties with the last of
+    these are kept, too). With fewer than `min_kept` valid pixels, all are kept.
 
     Args:
         losses: (B, H, W) unweighted cross-entropy, `-log(probability of the true class)`.
-        valid: (B, H, W) bool, False where the label is to be ignored.
+        valid: (B, H, W) bool, False where the label is ignored.
 
     Returns:
         (B, H, W) bool.
@@ -72,8 +72,8 @@ def hardest_pixels(losses: Tensor, valid: Tensor, *, threshold: float, min_kept:
         pool = losses.masked_fill(~valid, -math.inf).flatten()  # (B*H*W,)
         hardest = pool.topk(min(min_kept, pool.numel()), sorted=False).values
         hardest = F.pad(hardest, (0, min_kept - hardest.numel()), value=-math.inf)  # (min_kept,)
-        if world_size() > 1:
-            gathered = [torch.empty_like(hardest) for _ in range(world_size())]
+        if _world_size() > 1:
+            gathered = [torch.empty_like(hardest) for _ in range(_world_size())]
             dist.all_gather(gathered, hardest)
             hardest = torch.cat(gathered).topk(min_kept, sorted=False).values
         easy &= losses < hardest.min()
@@ -84,15 +84,18 @@ def hardest_pixels(losses: Tensor, valid: Tensor, *, threshold: float, min_kept:
 class SegmentationLoss(nn.Module):
     """Cross-entropy, or online hard example mining (OHEM), over the global batch.
 
-    With class weights, mean = sum of weight * loss / sum of weight, as
-    `torch.nn.functional.cross_entropy` has it; OHEM ranks pixels by the unweighted loss.
+    With class weights, the mean is sum(weight * loss) / sum(weight), as in
+    `torch.nn.functional.cross_entropy`; OHEM ranks pixels by the unweighted loss.
 
     Args:
         ignore_index: label of pixels that do not count.
-        ohem: keep hard pixels only, see `hardest_pixels`.
+        ohem: keep only hard pixels, see `hardest_pixels`.
         threshold: OHEM keeps pixels whose true class is less probable than this, in (0, 1].
         min_kept: OHEM keeps at least this many pixels of the global batch.
-        class_weights: one weight >= 0 a class; None means 1 each.
+        class_weights: one weight of at least 0 per class; None for 1 each.
+
+    Raises:
+        InputError: an option is out of range.
 
     Example:
         >>> loss = SegmentationLoss(ignore_index=255)
@@ -116,15 +119,13 @@ class SegmentationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not 0.0 < threshold <= 1.0:
-            raise InputError(f"OHEM threshold {threshold} is not a probability: give 0 < t <= 1")
+            raise InputError(f"OHEM threshold {threshold}: give a probability, 0 < t <= 1")
         if min_kept < 0:
-            raise InputError(f"OHEM min_kept={min_kept} is negative: give a number of pixels")
+            raise InputError(f"OHEM min_kept={min_kept}: give a number of pixels, 0 or more")
         if class_weights is not None and any(
             not math.isfinite(weight) or weight < 0 for weight in class_weights
         ):
-            raise InputError(
-                f"class weights {list(class_weights)} hold a negative or non-finite one"
-            )
+            raise InputError(f"class weights {list(class_weights)}: give finite numbers >= 0")
         self.ignore_index = ignore_index
         self.ohem = ohem
         self.threshold = threshold
@@ -134,9 +135,11 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C, H, W) of any float type and labels (B, H, W) int64 -> see `global_mean`.
+        """Compute the loss, in float32 at least; returns what `global_mean` does.
 
-        The loss is computed in at least float32.
+        Args:
+            logits: (B, C, H, W), any float type.
+            target: labels (B, H, W), int64.
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         valid = target != self.ignore_index  # (B, H, W)
@@ -165,7 +168,7 @@ class SegmentationLoss(nn.Module):
         if self.class_weights.numel() != logits.shape[1]:
             raise InputError(
                 f"{self.class_weights.numel()} class weights for {logits.shape[1]} classes: "
-                "give one weight a class"
+                "give one weight per class"
             )
         return self.class_weights.to(logits)
 
@@ -173,7 +176,7 @@ class SegmentationLoss(nn.Module):
         weights = self._weights(logits)
         if weights is None:
             return torch.ones((), dtype=logits.dtype, device=logits.device)
-        # Ignored labels are no index; their weight is never used.
+        # Ignored labels are no valid index; their weight is never used.
         return weights[target.masked_fill(target == self.ignore_index, 0)]  # (B, H, W)
 
     def _count(self, counted: Tensor, target: Tensor, logits: Tensor) -> Tensor:

@@ -1,22 +1,40 @@
-"""The training loop that semantic and instance segmentation share: a run folder, resumable."""
+"""Train a network into a run folder, resume it, and evaluate a network on a split.
+
+A run folder holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt` (all that
+is needed to resume), `checkpoints/best.ckpt` (the weights with the best validation score) and
+`model/` (the same weights, for `fsanet.load_model`).
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
 
+from fsanet.convert import load_model
+from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
-from fsanet.files import first_process, write_text
+from fsanet.files import first_process, read_checkpoint, write_text
+from fsanet.metrics.average_precision import ApScores
+from fsanet.metrics.boundary import BoundaryQuality
+from fsanet.metrics.confusion import Scores
+from fsanet.models.saving import check_state
+from fsanet.models.segmenter import Segmenter
 from fsanet.train.callbacks import (
+    EpochLines,
+    EvaluationLines,
     KeepBest,
     SeedEachBatch,
     StopAtStep,
@@ -24,79 +42,102 @@ from fsanet.train.callbacks import (
     Throughput,
     export_model,
 )
+from fsanet.train.instances import InstanceSegmentation
 from fsanet.train.logs import MetricsFile
-from fsanet.train.run_folder import prepare, steps_done
+from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.trainer import (
     check_batch,
     check_classes,
     check_shares,
-    console,
     interruptible,
     make_trainer,
-    synchronises,
 )
 
-if TYPE_CHECKING:
-    from fsanet.data.batches import InstanceData, SegmentationData
-    from fsanet.train.instances import InstanceSegmentation
-    from fsanet.train.semantic import SemanticSegmentation
-
-__all__ = ["Fit", "Precision", "fit"]
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+__all__ = ["TrainingResult", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What the loop did: the best score (nan without validation) and when, steps and seconds."""
+class TrainingResult:
+    """Where a training run is, and what it reached.
 
+    Attributes:
+        out: run folder.
+        model: folder with the best weights, for `fsanet.load_model`.
+        monitor: metric by which the best weights were chosen, such as "val/miou".
+        best_score: its best value, nan without validation.
+        best_step: optimiser steps done when it was reached.
+        steps: optimiser steps done in total.
+        seconds: wall time of this call's part of the training.
+    """
+
+    out: Path
+    model: Path
+    monitor: str
     best_score: float
     best_step: int
     steps: int
     seconds: float
 
 
-def fit(
+def train(
     task: SemanticSegmentation | InstanceSegmentation,
     data: SegmentationData | InstanceData,
     *,
-    score: Callable[[Any], float],
     out: str | os.PathLike[str],
     steps: int,
-    val_every: int,
-    precision: Precision,
-    accelerator: str,
-    devices: int | str,
-    num_nodes: int,
-    strategy: str,
-    sync_batchnorm: bool,
-    global_batch: int | None,
-    gradient_clip: float | None,
-    deterministic: bool,
-    seed: int,
-    resume: bool,
-    overwrite: bool,
-    log_every: int,
-    progress: bool,
-    config: str | None,
-    callbacks: Sequence[Callback],
-) -> Fit:
-    """Train ``task`` on ``data``; all arguments but one are those of `fsanet.train.train`.
+    val_every: int = 1,
+    sync_batchnorm: bool = True,
+    global_batch: int | None = None,
+    gradient_clip: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    log_every: int = 10,
+    progress: bool = True,
+    config: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,
+) -> TrainingResult:
+    """Train for `steps` optimiser steps, with validation and a checkpoint after every epoch.
+
+    An epoch is `data.steps_per_epoch` optimiser steps of `data.accumulate` batches. The last epoch
+    ends at `steps`, even if that makes it shorter, and is always validated.
+
+    A resumed run continues from the end of the last whole epoch. With the same arguments and on
+    the same device, a run interrupted at any time ends with the same weights as one that was not
+    (CPU: exactly; CUDA: as far as its kernels are deterministic, see `deterministic`).
 
     Args:
-        score: of the task after a validation: the weights with the highest one are kept.
+        task: the network with its loss and optimiser.
+        data: provides batches and samplers.
+        out: run folder.
+        steps: optimiser steps in total; the learning-rate schedule ends there.
+        val_every: epochs between validations.
+        sync_batchnorm: compute batch statistics over all GPUs, except in frozen norms. Not
+            available on CPU, where it has no effect.
+        global_batch: images per optimiser step, over all processes, that `lr` was chosen for; a
+            warning is given if this training has another number. None: no comparison.
+        gradient_clip: largest norm of the gradient; None for no limit.
+        seed: of dropout and everything else random that does not belong to the data.
+        resume: continue the run in `out`.
+        overwrite: delete the run in `out` first.
+        log_every: optimiser steps between logged values.
+        progress: show a progress bar on a terminal, else one line per epoch.
+        config: text to keep as config.yaml; by default the arguments of this call.
+        callbacks: additional Lightning callbacks.
+        **trainer_options: see `make_trainer`.
+
+    Raises:
+        InputError: `out` cannot be written or already holds a run, there is nothing to resume, the
+            checkpoint does not fit, an option is out of range, the loss is not finite.
+        KeyboardInterrupt: interrupted by the user; `resume` continues.
     """
     out = Path(out)
+    last = out / "checkpoints" / "last.ckpt"
     epoch_steps = data.steps_per_epoch
-    checks = {
-        "steps": steps,
-        "val_every": val_every,
-        "log_every": log_every,
-        "devices": devices,
-        "global_batch": global_batch,
-    }
-    for name, value in checks.items():
-        if isinstance(value, int) and value < 1:
+    counts = {"steps": steps, "val_every": val_every, "log_every": log_every}
+    for name, value in (counts | {"global_batch": global_batch}).items():
+        if value is not None and value < 1:
             raise InputError(f"{name}={value}: give a number of at least 1")
     if seed < 0:
         raise InputError(f"seed={seed}: give a number of at least 0")
@@ -105,76 +146,70 @@ def fit(
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
-    last = out / "checkpoints" / "last.ckpt"
-    done = steps_done(last, task) if resume else 0
+    done = _steps_done(last, task) if resume else 0
     if done < steps and done % epoch_steps:
         raise InputError(
             f"{last}: the run ended within an epoch, at step {done} of epochs of {epoch_steps} "
             "steps, and cannot be made longer"
         )
-    if config is None:
-        config = yaml.safe_dump(
-            {
-                "steps": steps,
-                "val_every": val_every,
-                "precision": precision,
-                "gradient_clip": gradient_clip,
-                "seed": seed,
-            },
-            sort_keys=False,
-        )
-    best = KeepBest(out, score)
     task.total_steps = steps
+    best = KeepBest(out, task.monitor)
+    console: list[Callback] = []
+    if progress:
+        bar = RichProgressBar(refresh_rate=5) if sys.stdout.isatty() else None
+        console = [bar or EpochLines(steps, task.monitor)]
+    accelerator = {"accelerator": "auto", **trainer_options}["accelerator"]
+    may_use_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     trainer = make_trainer(
-        out,
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision,
-        deterministic=deterministic,
-        # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
-        max_epochs=-(-steps // epoch_steps),
-        accumulate_grad_batches=data.accumulate,
-        check_val_every_n_epoch=val_every,
-        gradient_clip_val=gradient_clip,
-        log_every_n_steps=min(log_every, epoch_steps),
-        logger=[
-            MetricsFile(out / "metrics.csv", resume_step=done),
-            TensorBoardLogger(
-                out,
-                name="tensorboard",
-                version="",
-                default_hp_metric=False,
-                purge_step=done if done else None,
-            ),
-        ],
-        callbacks=[
-            SeedEachBatch(seed),
-            StopAtStep(steps, val_every=val_every),
-            Throughput(log_every),
-            *console(progress, steps),
-            *callbacks,
-            best,
-            ModelCheckpoint(
-                dirpath=last.parent,
-                filename=last.stem,
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-        ],
-        plugins=[SynchronisedBatchNorm()] if synchronises(sync_batchnorm, accelerator) else [],
+        {
+            "default_root_dir": out,
+            # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
+            "max_epochs": -(-steps // epoch_steps),
+            "accumulate_grad_batches": data.accumulate,
+            "check_val_every_n_epoch": val_every,
+            "gradient_clip_val": gradient_clip,
+            "log_every_n_steps": min(log_every, epoch_steps),
+            "logger": [
+                MetricsFile(out / "metrics.csv", resume_step=done),
+                TensorBoardLogger(
+                    out,
+                    name="tensorboard",
+                    version="",
+                    default_hp_metric=False,
+                    purge_step=done if done else None,
+                ),
+            ],
+            "callbacks": [
+                SeedEachBatch(seed),
+                StopAtStep(steps, val_every=val_every),
+                Throughput(log_every),
+                *console,
+                *callbacks,
+                best,
+                ModelCheckpoint(
+                    dirpath=last.parent,
+                    filename=last.stem,
+                    every_n_epochs=1,
+                    save_on_train_epoch_end=True,
+                    enable_version_counter=False,
+                ),
+            ],
+            "plugins": [SynchronisedBatchNorm()] if sync_batchnorm and may_use_gpu else [],
+        },
+        **trainer_options,
     )
     data.prepare_data()
     data.setup("fit")  # finds what is wrong with the data before anything is written
     check_shares(data, "val", trainer.world_size)
     check_batch(data, trainer.world_size, global_batch, task.lr)
     if first_process():  # last, so that no run is overwritten by one that cannot start
-        prepare(out, resume=resume, overwrite=overwrite)
+        _prepare(out, resume=resume, overwrite=overwrite)
+        if config is None:
+            settings = counts | {"gradient_clip": gradient_clip, "seed": seed} | trainer_options
+            config = yaml.safe_dump(settings, sort_keys=False)
         if not (resume and (out / "config.yaml").is_file()):
             write_text(out / "config.yaml", config)
-    began = time.perf_counter()
+    start = time.perf_counter()
     interruptible(
         trainer,
         lambda: trainer.fit(
@@ -183,9 +218,143 @@ def fit(
     )
     if best.step == 0 and trainer.is_global_zero:  # nothing was validated
         export_model(task.model, out / "model")
-    return Fit(
+    return TrainingResult(
+        out=out,
+        model=out / "model",
+        monitor=task.monitor,
         best_score=best.score if best.step else math.nan,
         best_step=best.step,
         steps=trainer.global_step,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start,
     )
+
+
+def _prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that `out` can be written and holds no other run."""
+    parts = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
+    present = [name for name in parts if (out / name).exists()]
+    if present and not resume:
+        if not overwrite:
+            raise InputError(
+                f"{out}: holds a run already ({', '.join(present)}); "
+                "give --resume, --overwrite or another --out"
+            )
+        for name in present:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    write_text(out / ".writable", "").unlink()
+
+
+def _steps_done(last: Path, task: nn.Module) -> int:
+    """Optimiser steps done in a checkpoint, after checking that it fits the task."""
+    if not last.is_file():
+        raise InputError(f"{last}: nothing to resume; leave out --resume to start a run")
+    weights, rest = read_checkpoint(last)
+    if "global_step" not in rest:
+        raise InputError(f"{last}: not a checkpoint written by fsanet train (no 'global_step')")
+    check_state(task, weights, last)
+    return int(rest["global_step"])
+
+
+def evaluate(
+    model: nn.Module | str | os.PathLike[str],
+    data: SegmentationData | InstanceData,
+    *,
+    split: Literal["val", "test"] = "test",
+    resize: tuple[int, int] | None = None,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    window_batch: int = 1,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    boundary: bool = False,
+    boundary_ratio: float = 0.02,
+    trimap: Sequence[int] = (1, 2, 4, 8, 16),
+    progress: bool = True,
+    **trainer_options: Any,
+) -> Scores | ApScores:
+    """Evaluate a network on a split: mIoU for semantic data, box and mask AP for instances.
+
+    mIoU comes from one confusion matrix over all pixels of the split, at the size of the labels:
+    images may be resized, cut into windows, seen at several scales and mirrored, but the prediction
+    is brought back to the label's pixels. These ways of testing, and `boundary`, are for semantic
+    segmentation.
+
+    Args:
+        model: a network, or whatever `fsanet.load_model` opens.
+        data: provides the images; pixels labelled with its `ignore_index` do not count.
+        split: "val" or "test".
+        resize: resize each image first, with its aspect ratio, until its longer side is at most
+            the first and its shorter side at most the second number: (2049, 1025) and (2048, 512)
+            are published test sizes. Scores are at the label's size all the same.
+        window: predict by a sliding window of this size, or (height, width); None: whole image.
+        stride: step of that window; two thirds of it by default.
+        window_batch: windows per forward pass.
+        scales: predict at these scales, and average.
+        flip: average with the prediction of the mirrored image.
+        boundary: also compute boundary IoU and trimap mIoU; see `fsanet.metrics.boundary`.
+        boundary_ratio: width of the boundary band as a fraction of the image diagonal.
+        trimap: trimap widths in pixels.
+        progress: show a progress bar on a terminal, else a line every half minute.
+        **trainer_options: see `make_trainer`.
+
+    Returns:
+        `Scores`, or `ApScores` for instance data.
+
+    Raises:
+        InputError: no network in the folder, other classes than those of the data, an option out
+            of range, an empty split.
+    """
+    views = {"window": window, "stride": stride, "scales": tuple(scales), "flip": flip}
+    whole = views == {"window": None, "stride": None, "scales": (1.0,), "flip": False}
+    task: SemanticSegmentation | InstanceSegmentation
+    if isinstance(data, InstanceData):
+        if resize is not None or not whole or boundary:
+            raise InputError(
+                "resize, window, stride, scales, flip and boundary are for semantic segmentation; "
+                "leave them out for instances"
+            )
+        network = load_model(model, task="instances")
+        task = InstanceSegmentation(network, classes=data.classes)
+    else:
+        network = load_model(model, task="semantic")
+        task = SemanticSegmentation(network, classes=data.classes, ignore_index=data.ignore_index)
+        if resize is not None or not whole:
+            task.segment = _segment(network, resize, batch_size=window_batch, **views)
+        if boundary:
+            task.boundary = BoundaryQuality(
+                data.classes, ignore_index=data.ignore_index, ratio=boundary_ratio, widths=trimap
+            )
+    check_classes(network, data)
+    console: list[Callback] = []
+    if progress:
+        console = [RichProgressBar() if sys.stdout.isatty() else EvaluationLines()]
+    trainer = make_trainer(
+        {"logger": False, "enable_checkpointing": False, "callbacks": console}, **trainer_options
+    )
+    data.prepare_data()
+    data.setup("validate" if split == "val" else "test")
+    check_shares(data, split, trainer.world_size)
+    run = trainer.validate if split == "val" else trainer.test
+    was_training = network.training
+    interruptible(trainer, lambda: run(task, datamodule=data, verbose=False))
+    network.train(was_training)
+    if task.scores is None:
+        raise InputError(f"the {split} split holds no image")
+    return task.scores
+
+
+def _segment(
+    network: nn.Module, resize: tuple[int, int] | None, **options: Any
+) -> Callable[[Tensor], Tensor]:
+    """A function from images uint8 (B, 3, H, W) to class ids (B, H, W)."""
+    if resize is not None and (len(resize) != 2 or min(resize) < 1):
+        raise InputError(f"resize {tuple(resize)}: give the longest and shortest side in pixels")
+    segmenter = Segmenter(network, **options)
+
+    def segment(images: Tensor) -> Tensor:
+        sides = images.shape[-2:]
+        scale = 1.0 if resize is None else min(resize[0] / max(sides), resize[1] / min(sides))
+        return segmenter.masks(images, scale=scale)[0]
+
+    return segment

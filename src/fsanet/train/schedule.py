@@ -1,13 +1,13 @@
-"""Optimisers' parameter groups and learning-rate schedules, counted in optimiser steps."""
+"""Learning rates by optimiser step, and the parameter groups of optimisers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["milestone_factor", "parameter_groups", "polynomial_rate"]
 
 
 def polynomial_rate(
@@ -20,55 +20,49 @@ def polynomial_rate(
     warmup_steps: int = 0,
     warmup_ratio: float = 1e-3,
 ) -> float:
-    """Learning rate of one optimiser step.
+    """Learning rate with linear warm-up and polynomial decay.
 
-    Warm-up: linear from `warmup_ratio * base` at step 0 to `base` at step `warmup_steps`.
-    Then `minimum + (base - minimum) * (1 - p) ** power`, where p runs from 0 at the end of the
-    warm-up to 1 at `total_steps`. From `total_steps` on, `minimum`.
+    The warm-up rises linearly from `warmup_ratio * base` at step 0 to `base` at `warmup_steps`.
+    Then the rate is `minimum + (base - minimum) * (1 - p) ** power`, where p goes from 0 at the
+    end of the warm-up to 1 at `total_steps`. From there on it is `minimum`.
 
     Example:
         >>> [round(polynomial_rate(t, base=1.0, total_steps=4, power=1.0), 2) for t in range(5)]
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     if step < warmup_steps:
-        return base * (warmup_ratio + (1.0 - warmup_ratio) * step / warmup_steps)
+        return base * _warmup(step, warmup_steps, warmup_ratio)
     remaining = max(total_steps - warmup_steps, 1)
     progress = min((step - warmup_steps) / remaining, 1.0)
     return minimum + (base - minimum) * (1.0 - progress) ** power
 
 
-def polynomial_schedule(
-    optimizer: Optimizer,
+def milestone_factor(
+    step: int,
     *,
     total_steps: int,
-    power: float = 0.9,
-    minimum: float = 0.0,
+    milestones: Sequence[float],
+    decay: float = 0.1,
     warmup_steps: int = 0,
     warmup_ratio: float = 1e-3,
-) -> LambdaLR:
-    """`polynomial_rate` for every parameter group, from the group's own base rate.
+) -> float:
+    """Factor on the learning rate: linear warm-up, times `decay` from each milestone on.
 
-    The minimum is the same absolute rate in all groups. Call `step()` once per optimiser step.
+    Args:
+        milestones: fractions of `total_steps`.
+
+    Example:
+        >>> [milestone_factor(t, total_steps=4, milestones=(0.5,)) for t in range(4)]
+        [1.0, 1.0, 0.1, 0.1]
     """
+    factor = decay ** sum(step >= share * total_steps for share in milestones)
+    if step < warmup_steps:
+        factor *= _warmup(step, warmup_steps, warmup_ratio)
+    return factor
 
-    def factor_of(base: float) -> Callable[[int], float]:
-        # LambdaLR multiplies the base rate; a group at rate 0 stays there.
-        return lambda step: (
-            polynomial_rate(
-                step,
-                base=base,
-                total_steps=total_steps,
-                power=power,
-                minimum=min(minimum, base),
-                warmup_steps=warmup_steps,
-                warmup_ratio=warmup_ratio,
-            )
-            / base
-            if base > 0
-            else 0.0
-        )
 
-    return LambdaLR(optimizer, [factor_of(group["lr"]) for group in optimizer.param_groups])
+def _warmup(step: int, steps: int, ratio: float) -> float:
+    return ratio + (1.0 - ratio) * step / steps
 
 
 def parameter_groups(
@@ -80,13 +74,13 @@ def parameter_groups(
     decay_norms: bool = True,
     encoder_prefixes: Sequence[str] = ("encoder.",),
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, split by learning rate and by weight decay; empty groups left out.
+    """Group the trainable parameters by learning rate and weight decay; no group is empty.
 
     Args:
-        head_lr_multiplier: parameters outside the encoder get this times `lr`.
-        decay_norms: False takes weight decay off norms, biases, and everything else with at
-            most one axis longer than 1 (gates, learned output biases).
-        encoder_prefixes: parameters whose name starts with one of these are the encoder's.
+        head_lr_multiplier: factor on `lr` for parameters outside the encoder.
+        decay_norms: False exempts norms, biases, and everything else with at most one axis longer
+            than 1 (gates, learned output biases) from weight decay.
+        encoder_prefixes: a parameter whose name starts with one of these belongs to the encoder.
 
     Returns:
         Groups for a `torch.optim` optimiser; "name" says what a group holds.
@@ -97,14 +91,14 @@ def parameter_groups(
             continue
         head = not name.startswith(tuple(encoder_prefixes))
         vector = sum(size > 1 for size in parameter.shape) <= 1 and parameter.ndim != 4
-        spared = not decay_norms and (vector or name.rsplit(".", 1)[-1] == "bias")
-        groups.setdefault((head, spared), []).append(parameter)
+        exempt = not decay_norms and (vector or name.rsplit(".", 1)[-1] == "bias")
+        groups.setdefault((head, exempt), []).append(parameter)
     return [
         {
-            "name": ("head" if head else "encoder") + (" without decay" if spared else ""),
+            "name": ("head" if head else "encoder") + (" without decay" if exempt else ""),
             "params": parameters,
             "lr": lr * (head_lr_multiplier if head else 1.0),
-            "weight_decay": 0.0 if spared else weight_decay,
+            "weight_decay": 0.0 if exempt else weight_decay,
         }
-        for (head, spared), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (head, exempt), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]

@@ -1,46 +1,72 @@
-"""Lightning's trainer, set up for this library, and what has to fit before it starts."""
+"""Lightning's trainer as this library sets it up, and checks before it starts."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning
-import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import nn
 
 from fsanet.errors import InputError
 from fsanet.files import first_process
-from fsanet.train.callbacks import EpochLines
 
 if TYPE_CHECKING:
     from fsanet.data.batches import InstanceData, SegmentationData
 
+__all__ = ["check_batch", "check_classes", "check_shares", "interruptible", "make_trainer"]
 
-def make_trainer(out: Path, **options: Any) -> lightning.Trainer:
-    """A trainer that leaves sampling to the data module and says nothing it is not asked."""
-    has_bar = any(isinstance(callback, RichProgressBar) for callback in options["callbacks"])
+
+def make_trainer(
+    settings: Mapping[str, Any],
+    *,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true",
+    deterministic: bool = False,
+) -> lightning.Trainer:
+    """Make a trainer that leaves sampling to the data module and prints nothing by itself.
+
+    Args:
+        settings: arguments of Lightning's trainer that the caller decides, "callbacks" among them.
+        accelerator: "cpu", "gpu", or "auto".
+        devices: processes per node (each takes `data.batch_size` images per batch), or "auto".
+        num_nodes: number of machines.
+        strategy: how processes work together, such as "ddp"; "auto" chooses.
+        precision: of the arithmetic; "bf16-mixed" and "16-mixed" save memory on a GPU.
+        deterministic: use only deterministic kernels, which are slower on a GPU.
+
+    Raises:
+        InputError: Lightning refuses the options.
+    """
+    if isinstance(devices, int) and devices < 1:
+        raise InputError(f"devices={devices}: give a number of at least 1")
     try:
         return lightning.Trainer(
-            default_root_dir=out,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,
+            deterministic=deterministic,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            enable_progress_bar=has_bar,
-            **options,
+            enable_progress_bar=any(isinstance(c, RichProgressBar) for c in settings["callbacks"]),
+            **settings,
         )
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"trainer options: {' '.join(str(error).split())}") from error
 
 
 def interruptible(trainer: lightning.Trainer, run: Callable[[], object]) -> None:
-    """Runs, and lets Ctrl-C out as KeyboardInterrupt; Lightning turns it into an exit code 1."""
+    """Run, and raise KeyboardInterrupt on Ctrl-C, which Lightning would turn into exit code 1."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
     try:
@@ -51,40 +77,27 @@ def interruptible(trainer: lightning.Trainer, run: Callable[[], object]) -> None
         raise
     finally:
         if main and handler is not None:
-            signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-
-
-def console(progress: bool, steps: int) -> list[Callback]:
-    if not progress:
-        return []
-    return [RichProgressBar(refresh_rate=5)] if sys.stdout.isatty() else [EpochLines(steps)]
-
-
-def synchronises(wanted: bool, accelerator: str) -> bool:
-    return wanted and accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+            signal.signal(signal.SIGINT, handler)  # Lightning leaves the signal ignored
 
 
 def check_classes(model: nn.Module, data: SegmentationData | InstanceData) -> None:
-    """Raises `InputError` unless model and data have the same number of classes."""
+    """Raise `InputError` unless model and data have the same number of classes; compare names."""
     count = getattr(model, "num_classes", None)
     if count is not None and count != data.num_classes:
         raise InputError(
             f"the model has {count} classes and the data set {data.num_classes}: they must agree"
         )
     names = tuple(getattr(model, "classes", ()) or ())
-    if names and names != tuple(data.classes):
-        pairs = zip(names, data.classes, strict=True)
-        theirs = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        if theirs is not None:
+    for ours, theirs in zip(names, data.classes, strict=False):
+        if ours != theirs:
             warnings.warn(
-                f"class names differ: the model says {theirs[0]!r} where the data says "
-                f"{theirs[1]!r}",
-                stacklevel=2,
+                f"class names differ: {ours!r} in the model is {theirs!r} in the data", stacklevel=2
             )
+            break
 
 
 def check_shares(data: SegmentationData | InstanceData, split: str, processes: int) -> None:
-    """Every process needs an image: one without would leave the others waiting."""
+    """Raise `InputError` if a process would have no image, and leave the others waiting."""
     count = len(data.dataset(split))
     if 0 < count < processes:
         raise InputError(
@@ -93,25 +106,25 @@ def check_shares(data: SegmentationData | InstanceData, split: str, processes: i
 
 
 def check_batch(
-    data: SegmentationData | InstanceData, processes: int, wanted: int | None, lr: float
+    data: SegmentationData | InstanceData, processes: int, expected: int | None, lr: float
 ) -> None:
-    """Warns if an optimiser step sees another number of images than its rate was chosen for."""
+    """Warn if an optimiser step takes another number of images than its rate was chosen for."""
     images = data.batch_size * data.accumulate * processes
-    if wanted is None or images == wanted or not first_process():
+    if expected is None or images == expected or not first_process():
         return
-    share, rest = divmod(wanted, data.accumulate * processes)
+    share, rest = divmod(expected, data.accumulate * processes)
     if rest == 0:
         keep = f"--data.init_args.batch_size {share}"
-    elif wanted % processes == 0:
-        keep = f"--data.init_args.batch_size {wanted // processes} --data.init_args.accumulate 1"
+    elif expected % processes == 0:
+        keep = f"--data.init_args.batch_size {expected // processes} --data.init_args.accumulate 1"
     else:
-        keep = f"a number of processes that divides {wanted}"
-    each = f"{data.batch_size} a process, {data.accumulate} accumulated, {processes} processes"
+        keep = f"a number of processes that divides {expected}"
+    each = f"{data.batch_size} per process, {data.accumulate} accumulated, {processes} processes"
     warnings.warn(
-        f"a step takes {images} images ({each}), but lr={lr:g} was chosen for {wanted}; keep them "
-        f"with {keep}, or choose another rate (in proportion, for SGD: --task.lr "
-        f"{lr * images / wanted:g}), with --global_batch {images} and {wanted / images:g} times "
+        f"a step takes {images} images ({each}), but lr={lr:g} was chosen for {expected}; restore "
+        f"that with {keep}, or choose another rate (for SGD in proportion: --task.lr "
+        f"{lr * images / expected:g}) with --global_batch {images} and {expected / images:g} times "
         "the steps",
         UserWarning,
-        stacklevel=1,  # this file is one of ours, whoever calls
+        stacklevel=1,  # this file belongs to the library, whoever calls
     )
