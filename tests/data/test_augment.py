@@ -12,14 +12,17 @@ from fsanet.data.augment import (
     ScaleAndCrop,
     ValidInstances,
     boxes_around,
-    instance_train_transform,
-    train_transform,
 )
+from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
 
 PALETTE = torch.tensor(
     [[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8
 )
+
+
+def train_transform(crop, **options):
+    return SegmentationData(classes=["a", "b", "c", "d", "e"], crop=crop, **options).train_transform
 
 
 def painted(mask: torch.Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -171,7 +174,7 @@ def test_class_ratio_counts_labelled_pixels_only():
 
 
 def test_class_ratio_crop_gives_up_after_its_attempts(monkeypatch):
-    crop = ScaleAndCrop((8, 8), attempts=10)
+    crop = ScaleAndCrop((8, 8))
     calls = []
     monkeypatch.setattr(crop, "is_mixed", lambda ids: bool(calls.append(tuple(ids.shape))))
     assert crop(*painted(torch.zeros(32, 32, dtype=torch.long)))[1].shape == (8, 8)
@@ -290,7 +293,7 @@ def item(size=(60, 90)):
 def transformed(seed, **options):
     torch.manual_seed(seed)
     options = {"size": (48, 64), "photometric": False, **options}
-    return instance_train_transform(**options)(*item())
+    return InstanceData(**options).train_transform(*item())
 
 
 def test_masks_boxes_and_labels_stay_together():
@@ -341,7 +344,7 @@ def test_colours_change_the_image_alone():
 
 
 def test_slivers_are_dropped():
-    _, target = transformed(0, size=None, flip=False, min_side=21)
+    _, target = ValidInstances(21)(*item())
     assert target["labels"].tolist() == [2]  # the other one is 20 pixels high
 
 

@@ -1,5 +1,6 @@
 import importlib
 import logging
+import multiprocessing
 import sys
 from types import SimpleNamespace
 
@@ -208,9 +209,11 @@ def test_command_line_options(tmp_path, capsys, name, write_data, classes, optio
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_file_is_one_line_from_any_worker(root, write, workers):
     write.mask("val/masks/j.png", [[77] * 16] * 12)
+    before = set(multiprocessing.active_children())
     loader = folder(root, workers=workers).val_dataloader()
     with pytest.raises(InputError) as error:
         list(loader)
+    assert set(multiprocessing.active_children()) <= before  # workers have ended
     assert str(error.value).startswith(f"{root}/val/masks/j.png: class id 77 out of range")
     assert "\n" not in str(error.value)
 
