@@ -102,7 +102,10 @@ class CommandParser(ArgumentParser):
 
     def suggest(self, name: str) -> str:
         """The nearest option to a wrong one, as the end of a message."""
-        near = difflib.get_close_matches(f"--{name}", self.option_names(), 1, 0.7)
+        names = self.option_names()
+        leaves = {option.lstrip("-").rpartition(".")[2]: option for option in names}
+        near = difflib.get_close_matches(f"--{name}", names, 1, 0.7)
+        near = near or [leaves[leaf] for leaf in difflib.get_close_matches(name, leaves, 1, 0.7)]
         return f"; did you mean {near[0].replace('_', '-')}?" if near else ""
 
     def translate(self, arguments: Sequence[str]) -> list[str]:
