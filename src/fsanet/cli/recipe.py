@@ -163,7 +163,11 @@ class Recipe:
         """The content of a run's config.yaml: every option, so that it is a recipe by itself."""
         kept = self.options.clone()
         kept.out, kept.resume, kept.overwrite = str(out), False, False
-        return self.parser.dump(kept, skip_unset=False, skip_link_targets=True)
+        text = self.parser.dump(kept, skip_unset=False, skip_link_targets=True)
+        content = yaml.safe_load(text)
+        if _class_name(content["model"]) == self.kind.networks[0].__name__:
+            content["model"] = content["model"]["init_args"]  # the short form
+        return yaml.safe_dump(content, sort_keys=False)
 
 
 def train_parser(kind: Kind) -> CommandParser:
