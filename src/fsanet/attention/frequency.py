@@ -9,18 +9,16 @@ d query/key channels, e value channels. Tokens (B, K, C) are frequencies.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fsanet.attention.block import AttentionBlock
+from fsanet.attention.block import AttentionBlock, Block
 from fsanet.attention.dct import Band, BandLike, Basis, autocast_dtype, full_precision
 from fsanet.attention.dot import dot_rounds
 from fsanet.attention.kernels import add_row_products, analyse, analyse_with_residual, synthesise
 from fsanet.attention.linear import linear_rounds
-from fsanet.attention.similarity import attend
+from fsanet.attention.similarity import Similarity, attend
 
 __all__ = ["FrequencySelfAttention"]
 
@@ -41,9 +39,13 @@ class FrequencySelfAttention(AttentionBlock):
         channels: C of the input ``(B, C, H, W)``.
         k: the band: ``int`` (lowest k x k), ``(kh, kw)``, ranges ``((h0, h1), (w0, w1))``, or
             ``None`` for all frequencies. The paper uses 8 and 5.
-        **options: similarity, recurrence, block and further arguments of
-            :class:`fsanet.attention.block.AttentionBlock`. The weights of "linear", ``1 + s``, can
-            sum to zero or less; the sum is kept ``1e-6 * N`` away from zero.
+        similarity: "dot" (``v (k^T q) / N``), "linear_softmax" (``1 + cos``, normalised),
+            "linear" (``1 + scale * q.k``, normalised: the first order of softmax) or "softmax".
+            The weights of "linear" can sum to zero or less; the sum is kept ``1e-6 * N`` away
+            from zero.
+        recurrence: rounds with the same weights (the paper: 2).
+        block, qk_channels, value_channels, qkv_bias, norm, scale, zero_init, device, dtype: the
+            block's shape, see :class:`fsanet.attention.block.AttentionBlock`.
 
     Raises:
         InputError: for an invalid band or option; at run time for an input of another shape, or a
@@ -56,8 +58,37 @@ class FrequencySelfAttention(AttentionBlock):
     torch.Size([2, 64, 33, 47])
     """
 
-    def __init__(self, channels: int, *, k: BandLike = 8, **options: Any) -> None:
-        super().__init__(channels, **options)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        k: BandLike = 8,
+        similarity: Similarity = "dot",
+        recurrence: int = 1,
+        block: Block = "nonlocal",
+        qk_channels: int | None = None,
+        value_channels: int | None = None,
+        qkv_bias: bool = False,
+        norm: bool = True,
+        scale: float | None = None,
+        zero_init: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            similarity=similarity,
+            recurrence=recurrence,
+            block=block,
+            qk_channels=qk_channels,
+            value_channels=value_channels,
+            qkv_bias=qkv_bias,
+            norm=norm,
+            scale=scale,
+            zero_init=zero_init,
+            device=device,
+            dtype=dtype,
+        )
         self.band = Band.of(k)
 
     def forward(self, x: Tensor) -> Tensor:
