@@ -96,10 +96,10 @@ class AveragePrecision:
                 bool (N, H, W).
             targets: for each image its target as in `InstanceDataset`.
         """
-        names = ("boxes", "scores", "labels", "masks")
-        found = [{name: d[name].detach().cpu() for name in names} for d in detections]
-        names = ("boxes", "labels", "masks", "iscrowd", "area")
-        labelled = [{name: t[name].cpu() for name in names} for t in targets]
+        given = ("boxes", "scores", "labels", "masks")
+        wanted = ("boxes", "labels", "masks", "iscrowd", "area")
+        found = [{name: d[name].detach().cpu() for name in given} for d in detections]
+        labelled = [{name: t[name].cpu() for name in wanted} for t in targets]
         for target in labelled:
             target["masks"] = target["masks"].bool()
         self._metric.update(found, labelled)

@@ -148,7 +148,7 @@ class SegmentationTask(lightning.LightningModule):
         schedule = LambdaLR(
             optimizer,
             [
-                lambda step, base=group["lr"]: self.rate_factor(step, total, base)
+                lambda step, base=group["lr"]: self.rate_factor(step, total, base)  # type: ignore[misc]
                 for group in optimizer.param_groups
             ],
         )

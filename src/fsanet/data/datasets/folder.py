@@ -21,8 +21,6 @@ from fsanet.data.masks import (
 )
 from fsanet.errors import InputError
 
-__all__ = ["LAYOUT", "FolderData", "SegmentationFolder", "list_split"]
-
 
 class SegmentationFolder(PairedImages):
     """Images and masks paired by file name (without the extension).
@@ -217,11 +215,11 @@ def _listed(list_file: Path, images: dict[str, Path], folder: Path) -> list[str]
 
 
 def _splits(root: Path, *, num_classes: int | None = None, **_: Any) -> list[Split]:
-    names: list[str | None]
+    names: Sequence[str | None]
     if (root / "images").is_dir():
         names = [file.stem for file in sorted(root.glob("*.txt"))] or [None]
     else:
-        names = sorted(path.parent.name for path in root.glob("*/images")) or ["train"]
+        names = [*sorted(path.parent.name for path in root.glob("*/images"))] or ["train"]
     ids = None
     if num_classes is not None:
         ids = partial(check_ids, num_classes=num_classes, ignore_index=IGNORE)
