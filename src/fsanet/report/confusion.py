@@ -94,8 +94,8 @@ def draw_confusion(scores: Scores) -> bytes:
     for row, column in np.argwhere(shares >= 0.5) if numbers else ():
         share = shares[row, column]
         colour = "white" if share > 40 else "#22303c"
-        place = {"ha": "center", "va": "center", "fontsize": 8}
-        axes.text(column, row, f"{share:.0f}", color=colour, **place)
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+        axes.text(column, row, f"{share:.0f}", **style)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 6 / side), ticks=[0, 1, 5, 20, 50, 100])
     bar.outline.set_visible(False)
     stream = io.BytesIO()

@@ -193,12 +193,18 @@ class EvaluationLines(Callback):
 
     EVERY = 30.0  # seconds
 
-    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self._start = self._last = time.perf_counter()
         self._images = 0
 
     def on_validation_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._images += len(batch[0]) * trainer.world_size
         now = time.perf_counter()
