@@ -3,9 +3,9 @@
     pytest -c benchmarks/pytest.ini benchmarks --benchmark-autosave    # before
     pytest -c benchmarks/pytest.ini benchmarks --benchmark-compare     # after
 
-No pass and no fail: on a busy machine look at the minimum and the median, and at the floor, which
-no change of ours can move. Not collected by a plain `pytest`. For a comparison with other layers:
-`fsanet bench`.
+It neither passes nor fails. On a busy machine, look at the minimum and the median, and at the
+floor, which no change of ours can move. A plain `pytest` does not collect it. `fsanet bench`
+compares with other layers.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python experiments/scenes.py --steps 300 --seeds 0 1 2
 
-The demo's network and data (look-alike classes that only a far-away sign tells apart), with no
-attention, with frequency attention and with the regular one. Prints a table; each run is kept under
---out, and is not repeated where its scores are there. Then the networks trained with regular
-attention are run with their k x k lowest frequencies alone, with no retraining.
+The demo's network and data (look-alike classes that only a distant sign distinguishes), with no
+attention, with frequency attention and with regular attention. Prints a table; runs are kept under
+--out and not repeated. Then the networks trained with regular attention are reduced to their k x k
+lowest frequencies, with no retraining.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fsanet.files import environment, write_json
+from common import mean_and_spread, print_environment
+
+from fsanet.cli.parsing import quiet
+from fsanet.files import write_json
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
 from fsanet.report.demo import score_look_alikes
@@ -39,29 +42,30 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     options = parser.parse_args()
+    quiet()
     results: dict[str, list[dict]] = {head: [] for head in options.heads}
     for seed in options.seeds:
         for head in options.heads:
             scores = run(folder(options.out, head, seed), HEADS[head], seed, options.steps)
             results[head].append(scores)
             print(f"seed {seed}, {head}: mIoU {100 * scores['miou']:.1f}", flush=True)
-    print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean +- std\n")
+    print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean ± std\n")
     print(
-        "| head | mIoU | IoU of look-alikes | look-alikes told apart |\n| --- | --- | --- | --- |"
+        "| head | mIoU | IoU of look-alikes | look-alikes distinguished |\n| --- | --- | --- | --- |"
     )
     for head, scores in results.items():
         columns = [
-            spread([s[key] for s in scores]) for key in ("miou", "look_alikes", "told_apart")
+            percent([s[key] for s in scores]) for key in ("miou", "look_alikes", "told_apart")
         ]
         print(f"| {head} | {' | '.join(columns)} |")
     if SWEPT in results:
         sweep(options)
-    print("\n" + ", ".join(f"{name} {value}" for name, value in environment().items()))
+    print_environment()
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """mIoU against k, no retraining; the mean over the seeds."""
-    print("\n| k | mIoU | look-alikes told apart |\n| --- | --- | --- |")
+    """mIoU against k, with no retraining; means over the seeds."""
+    print("\n| k | mIoU | look-alikes distinguished |\n| --- | --- | --- |")
     for k in ("regular", 1, 2, 3, 4, 6, 8, 12, 16, "full"):
         change: dict[str, Any] = {}
         if k != "regular":
@@ -70,7 +74,7 @@ def sweep(options: argparse.Namespace) -> None:
         for seed in options.seeds:
             model = folder(options.out, SWEPT, seed) / "run" / "model"
             scores.append(score(FsaNet.from_pretrained(model, **change), seed, options.steps))
-        columns = [spread([s[key] for s in scores]) for key in ("miou", "told_apart")]
+        columns = [percent([s[key] for s in scores]) for key in ("miou", "told_apart")]
         print(f"| {k} | {' | '.join(columns)} |", flush=True)
 
 
@@ -110,10 +114,8 @@ def run(out: Path, head: dict[str, Any], seed: int, steps: int) -> dict[str, flo
     return result
 
 
-def spread(values: list[float]) -> str:
-    values = [100 * value for value in values]
-    deviation = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation} %"
+def percent(values: list[float]) -> str:
+    return mean_and_spread([100 * value for value in values]) + " %"
 
 
 if __name__ == "__main__":

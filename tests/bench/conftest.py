@@ -6,5 +6,5 @@ from fsanet.bench import measure
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Measure in this process; that fresh ones work is shown by tests/cost/test_process.py."""
+    """Measure in this process; tests/cost/test_process.py shows that fresh ones work."""
     monkeypatch.setattr(measure, "run_isolated", run_in_process)

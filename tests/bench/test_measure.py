@@ -1,4 +1,4 @@
-"""What is measured of one layer alone, and what its problems are taken for."""
+"""Findings about one layer, and the problems it may have."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def test_findings_and_problems():
     found = find("well")
     assert (found.parameters, found.peak, found.kept) == (5, SUM + MAP, SUM)
     assert (found.problem, found.training_problem) == (None, None)
-    # the gradients of the output, the map and the weights, and what they are made of
+    # output, the gradients of output and map, and what they are computed from
     assert 3 * MAP <= found.training_peak <= 5 * MAP
     assert find("well", backward=False) == Findings(parameters=5, peak=SUM + MAP)
     problem = "failed (RuntimeError: no gradient)"

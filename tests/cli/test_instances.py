@@ -11,10 +11,11 @@ from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
 
+from fsanet import load_model
 from fsanet.cli import main as cli
 from fsanet.data.annotations import decode_masks
 from fsanet.data.datasets.instance_scenes import InstanceScenes, write_coco
-from fsanet.predict.instances import InstancePredictor
+from fsanet.predict.predictor import Detector
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,9 @@ def test_predict_writes_what_the_network_finds(trained, folder, tmp_path, capsys
     results = json.loads((tmp_path / "results.json").read_text())
     assert summary["images"] == 2
     assert len(results) == summary["instances"] > 0
-    predictor = InstancePredictor(trained)
+    predictor = Detector(load_model(trained), score=0.1)
     for number, name in ((entry["id"], entry["image"]) for entry in summary["files"]):
-        found = predictor(name).above(0.1)
+        found = predictor(name)
         mine = [entry for entry in results if entry["image_id"] == number]
         masks = decode_masks([entry["segmentation"] for entry in mine], 64, 80)
         assert torch.equal(masks.bool(), found.masks)
@@ -136,7 +137,7 @@ def test_predict_says_what_is_wrong(trained, folder, tmp_path, capsys):
     arguments = ["predict", image, "--model", str(trained), "--out", str(tmp_path / "out")]
     for extra, line in (
         (["--score", "2"], "score is 2.0"),
-        (["--window", "32"], "--window: for semantic segmentation"),
+        (["--window", "32"], "window: for semantic segmentation"),
         (["--alpha", "3"], "alpha is 3.0"),
     ):
         assert cli.main([*arguments, *extra]) == 2

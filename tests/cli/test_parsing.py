@@ -57,6 +57,7 @@ def options_of(*arguments):
         ("--flip --batch-size 2", {"flip": True, "batch_size": 2}),
         ("--flip true", {"flip": True}),
         ("--flip=false", {}),
+        ("--flip --no-flip", {}),
         ("--window 512", {"window": 512}),
         ("--window 512 1024", {"window": (512, 1024)}),
         ("--window [512,1024]", {"window": (512, 1024)}),

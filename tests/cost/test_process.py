@@ -1,4 +1,4 @@
-"""A measurement in a fresh process: its results, and what is said of one that goes wrong."""
+"""A measurement in a fresh process: its results, and the reason if it goes wrong."""
 
 import os
 import sys

@@ -24,7 +24,7 @@ def test_rounds_of_a_slow_call_are_rounds_of_every_quicker_one():
     counts = Counter(
         name for _, name in timing.interleaved(timing.strides({"endless": 99.0}, 20, 1.0), 20)
     )
-    assert counts == {"endless": 1}  # once in any case
+    assert counts == {"endless": 1}  # once, whatever it costs
 
 
 def test_quartiles_and_ratios_within_a_round():

@@ -1,9 +1,10 @@
 """Exported networks are the networks, at sizes that were not traced; and one-line errors."""
 
-import builtins
+import sys
 
 import pytest
 import torch
+from torch import nn
 
 from fsanet import FsaNet
 from fsanet.cli.main import main
@@ -15,7 +16,14 @@ from fsanet.predict.export import export_network
 def folder(tmp_path_factory):
     torch.manual_seed(0)
     network = FsaNet(
-        "mobilenetv2_050", num_classes=3, head_channels=16, aux_channels=0, k=2, zero_init=False
+        "resnet10t",
+        num_classes=3,
+        output_stride=16,
+        head_channels=8,
+        aux_channels=0,
+        k=2,
+        zero_init=False,
+        encoder_options={"channels": [8, 8, 8, 8], "stem_width": 8},
     )
     folder = tmp_path_factory.mktemp("network")
     network.save_pretrained(folder)
@@ -53,40 +61,53 @@ def test_onnx(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
+class Small(nn.Module):
+    """Exports in no time."""
+
+    def normalise(self, images):
+        return images - 0.5
+
+    def forward(self, images):
+        return images[:, :1] * 2
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "options", "message"),
     [
-        (["--out", "net.bin"], "end the name in .onnx or .pt2"),
-        (["--out", "net.pt2", "--size", "60", "64"], "multiples of 32"),
-        (["--out", "/proc/none/net.pt2", "--size", "64", "64"], "cannot be written"),
+        ("net.bin", {}, "ends in .onnx or .pt2"),
+        ("net.pt2", {"size": (60, 64)}, "multiples of 32"),
+        ("net.pt2", {"size": (32, 64)}, "at least 64"),
+        ("file/net.pt2", {"size": (64, 64)}, "cannot be written"),
     ],
 )
-def test_wrong_input_is_one_line(folder, options, message, capsys):
-    assert main(["export", str(folder), *options]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+def test_wrong_input_is_one_line(tmp_path, name, options, message):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=message) as caught:
+        export_network(Small(), tmp_path / name, **options)
+    assert "\n" not in str(caught.value)
 
 
-def test_what_torch_cannot_store_is_said_and_leaves_nothing(folder, tmp_path, monkeypatch):
+def test_the_normalisation_is_part_of_the_program(tmp_path):
+    assert export_network(Small(), tmp_path / "net.pt2", size=(64, 64), dynamic=False) == 0
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(program(images), images[:, :1] * 2 - 1)
+    with pytest.raises(AssertionError, match="64"):
+        program(torch.rand(1, 3, 96, 64))  # not dynamic
+
+
+def test_what_torch_cannot_store_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def refuse(program, stream):
         stream.write(b"half")
         raise RuntimeError("op ceil is not known\nand a long report")
 
     monkeypatch.setattr(torch.export, "save", refuse)
     with pytest.raises(InputError, match=r"op ceil is not known\); write an \.onnx file"):
-        export_network(FsaNet.from_pretrained(folder), tmp_path / "net.pt2", size=(64, 64))
+        export_network(Small(), tmp_path / "net.pt2", size=(64, 64))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_extra_is_named(folder, tmp_path, monkeypatch):
-    known = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "onnxruntime":
-            raise ImportError(name="onnxruntime")
-        return known(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"fsanet\[onnx\]"):
-        export_network(FsaNet.from_pretrained(folder), tmp_path / "net.onnx")
+def test_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"needs onnxruntime.*fsanet\[onnx\]"):
+        export_network(Small(), tmp_path / "net.onnx")

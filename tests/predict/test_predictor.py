@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsanet.errors import InputError
-from fsanet.predict.predictor import Predictor, Segmentation
+from fsanet.models import MaskRcnnFsa
+from fsanet.predict.predictor import Detector, Predictor, make_predictor
+from fsanet.predict.result import Segmentation
 
 MEAN = 0.25
 
@@ -323,21 +325,17 @@ def test_predict_files(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(picture(6, 5, seed)).save(tmp_path / name)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    seen: list[tuple[int, int]] = []
     errors: list[tuple[Path, str]] = []
     predictor = Predictor(Tiny(), batch_size=2)
     results = list(
         predictor.predict_files(
-            tmp_path,
-            progress=lambda done, total: seen.append((done, total)),
-            on_error=lambda file, error: errors.append((file, str(error))),
+            tmp_path, on_error=lambda file, error: errors.append((file, str(error)))
         )
     )
     names = [result.source.relative_to(tmp_path).as_posix() for result in results]
     assert names == ["a.png", "b.png", "sub/c.png"]
     for result, seed in zip(results, (2, 1, 3), strict=True):
         np.testing.assert_array_equal(result.mask.numpy(), picture(6, 5, seed).argmax(-1))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [file.name for file, _ in errors] == ["broken.jpg"]
     assert "broken.jpg" in errors[0][1]
     with pytest.raises(InputError, match=r"broken\.jpg"):
@@ -412,3 +410,55 @@ def test_models_that_do_not_fit() -> None:
     model.classes = tuple(str(i) for i in range(257))
     with pytest.raises(InputError, match="8-bit mask"):
         Predictor(model)
+
+
+@pytest.fixture(scope="module")
+def detector() -> MaskRcnnFsa:
+    torch.manual_seed(0)
+    return MaskRcnnFsa(
+        "resnet10t",
+        num_classes=2,
+        positions=("p4",),
+        k=2,
+        fpn_channels=16,
+        box_channels=16,
+        mask_channels=8,
+        min_size=64,
+        max_size=64,
+        detector_options={"box_score_thresh": 0.0, "box_detections_per_img": 6},
+    ).train()
+
+
+def test_detector_takes_one_image_or_several(detector: MaskRcnnFsa, tmp_path: Path) -> None:
+    Image.fromarray(picture(48, 64)).save(tmp_path / "a.png")
+    everything = Detector(detector, score=0.0)
+    one = everything(tmp_path / "a.png")
+    other, again = everything([picture(64, 48, 1), tmp_path / "a.png"])
+    assert (one.source, other.source) == (tmp_path / "a.png", None)
+    assert other.masks.shape == (len(other), 64, 48)
+    assert len(one) > 1
+    assert torch.equal(one.masks, again.masks)
+    assert one.scores.tolist() == sorted(one.scores.tolist(), reverse=True)
+    (from_file,) = everything.predict_files(tmp_path)
+    assert torch.equal(from_file.boxes, one.boxes)
+    middle = float(one.scores[len(one) // 2])
+    assert len(Detector(detector, score=middle)(tmp_path / "a.png")) == sum(one.scores >= middle)
+    assert detector.training  # as it was
+
+
+def test_the_network_decides_on_the_predictor(detector: MaskRcnnFsa) -> None:
+    assert isinstance(make_predictor(detector, score=0.2), Detector)
+    assert isinstance(make_predictor(Tiny(), window=8), Predictor)
+    # Left at their defaults, options of the other predictor do not matter.
+    assert make_predictor(detector, flip=False, scales=(1.0,), dtype=None).score == 0.5
+    assert make_predictor(Tiny(), score=0.5).scales == (1.0,)
+    for model, options, line in [
+        (detector, {"window": 8}, "window: for semantic segmentation only; MaskRcnnFsa"),
+        (detector, {"scales": (1.0, 2.0)}, "scales: for semantic segmentation only"),
+        (Tiny(), {"score": 0.2}, "score: for instance segmentation only; Tiny"),
+        (detector, {"score": 2.0}, r"score is 2\.0"),
+    ]:
+        with pytest.raises(InputError, match=line):
+            make_predictor(model, **options)
+    with pytest.raises(TypeError, match="windows"):
+        make_predictor(Tiny(), windows=3)

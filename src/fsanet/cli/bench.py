@@ -118,7 +118,7 @@ def bench(
     from fsanet.bench import cases, tables
     from fsanet.bench.compare_layers import LayerSettings, compare_layers
     from fsanet.bench.compare_networks import NetworkSettings, compare_networks
-    from fsanet.predict.progress import make_progress
+    from fsanet.progress import ConsoleProgress
 
     def save(content: dict[str, Any], text: str) -> None:
         if json is not None:
@@ -138,7 +138,7 @@ def bench(
         _print(progress, tables.cost_grid(report, size), tables.time_grid(report, size))
         save_layers(report)  # an interrupted run leaves what it has
 
-    with make_progress() as progress:
+    with ConsoleProgress() as progress:
         if model is not None:
             size = _size(image or "769x769", "image")
             settings = NetworkSettings(source=model, size=size, **attention, **options)

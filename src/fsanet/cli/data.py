@@ -115,8 +115,8 @@ def _print(report: Report, show: int) -> None:
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the terminal with rate and time left; gives ``progress(done, total)``."""
-    from fsanet.predict.progress import make_progress
+    from fsanet.progress import ConsoleProgress
 
-    with make_progress() as bar:
+    with ConsoleProgress() as bar:
         task = bar.add_task("check", total=None, current="")
         yield lambda done, total: bar.update(task, completed=done, total=total)

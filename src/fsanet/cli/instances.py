@@ -1,14 +1,10 @@
-"""The commands where data or network are of instances; train, eval and predict hand over here."""
+"""The commands where data or network are of instances; train and eval hand over here."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
-
     from fsanet.metrics.average_precision import ApScores
 
 
@@ -32,43 +28,6 @@ def evaluate(given: list[str], run_data: dict | None, testing: dict | None) -> i
         about = {"model": str(parsed.model), "split": parsed.split}
         write_json(parsed.json, about | scores.as_dict() | {"versions": environment()})
     return 0
-
-
-def predict(options: argparse.Namespace) -> int:
-    """`fsanet predict` with a network of instances."""
-    from fsanet.cli.predict import sharing, told
-    from fsanet.errors import InputError
-    from fsanet.predict.instances import predict_instances_to_folder
-
-    for name in ("window", "stride", "flip", "dtype", "offload", "confidence"):
-        if getattr(options, name):
-            raise InputError(f"--{name}: for semantic segmentation; this model finds instances")
-    if options.scales != [1.0]:
-        raise InputError("--scales: for semantic segmentation; this model finds instances")
-    summary = predict_instances_to_folder(
-        options.model,
-        options.images,
-        options.out,
-        score=0.5 if options.score is None else options.score,
-        alpha=options.alpha,
-        names=not options.no_legend,
-        **sharing(options),
-    )
-    what = f"{summary['instances']} instances on {summary['images']} images"
-    return told(summary, what, options.out)
-
-
-def is_instance_model(source: str) -> bool:
-    """Whether a run or model folder holds a network that finds instances."""
-    for folder in (Path(source), Path(source, "model")):
-        file = folder / "config.json"
-        if file.is_file():
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                return False  # whoever loads it says what is wrong
-            return isinstance(content, dict) and content.get("network") == "MaskRcnnFsa"
-    return False
 
 
 def _print_scores(scores: ApScores, title: str) -> None:

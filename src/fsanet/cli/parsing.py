@@ -1,7 +1,7 @@
 """The dialect that all commands share, on top of jsonargparse: options come from signatures.
 
 * Long options with hyphens; underscores are accepted too: ``--batch-size``, ``--batch_size``.
-* Flags with and without a value: ``--flip``, ``--flip false``.
+* Flags with and without a value, and negated: ``--flip``, ``--flip false``, ``--no-legend``.
 * Several values after an option: ``--window 512 1024`` or ``--window [512,1024]``.
 * Bands of frequencies: ``--k 8``, ``--k 8,6``, ``--k 4:8``, ``--k 0:8,2:6``, ``--k all``.
 
@@ -15,6 +15,7 @@ import difflib
 import inspect
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,13 +30,18 @@ from fsanet.errors import InputError
 if TYPE_CHECKING:
     from fsanet.attention.dct import BandLike
 
-__all__ = ["CommandParser", "available_device", "call", "one_line", "quiet", "read_band"]
+__all__ = ["CommandParser", "available_device", "call", "one_line", "parse", "quiet", "read_band"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def call(command: str, function: Callable[..., int], arguments: Sequence[str]) -> int:
-    """Call a function with options parsed by its signature; its docstring is the help.
+    """Call a function with the options that `parse` finds."""
+    return function(**parse(command, function, arguments))
+
+
+def parse(command: str, function: Callable[..., int], arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse options by the signature of a function, whose docstring is the help.
 
     Parameters before the ``*`` become positional arguments, those annotated ``list[...]`` take
     one value or more.
@@ -44,6 +50,9 @@ def call(command: str, function: Callable[..., int], arguments: Sequence[str]) -
         command: its name on the command line.
         function: what the command does; returns the exit code.
         arguments: of the command line, without the command.
+
+    Returns:
+        The arguments for the function.
 
     Raises:
         InputError: wrong options, in one line.
@@ -59,7 +68,7 @@ def call(command: str, function: Callable[..., int], arguments: Sequence[str]) -
             parser.add_argument(name, nargs="+", type=item, help=helps.get(name))
             lists.add(name)
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=lists)
-    return function(**parser.parse(arguments).as_dict())
+    return parser.parse(arguments).as_dict()
 
 
 class CommandParser(ArgumentParser):
@@ -106,6 +115,9 @@ class CommandParser(ArgumentParser):
                 continue
             name, equals, value = text.partition("=")
             name = "--" + name[2:].replace("-", "_")
+            positive = name.replace("--no_", "--", 1)
+            if positive != name and _takes(self._option_string_actions.get(positive)) == "flag":
+                name, equals, value = positive, "=", "false"
             values = [value] if equals else []
             takes = _takes(self._option_string_actions.get(name))
             while left and not equals and _continues(takes, values, left[0]):
@@ -171,6 +183,15 @@ class _HyphenFormatter(DefaultHelpFormatter):
             if action.required
         ]
         super().add_usage(usage or " ".join(["%(prog)s", *needed, "[options]"]), actions, groups)
+
+    def start_section(self, heading: str | None) -> None:
+        """Names the group of options that only some of the possible classes take."""
+        conditional = heading is not None and heading.startswith("Conditional arguments")
+        super().start_section("options for some networks only" if conditional else heading)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        return re.sub(r"Conditional<ast-resolver> \{(.*), NOT_ACCEPTED\}", r"\1", text)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = [name for name in action.option_strings if not name.endswith("+")]

@@ -1,155 +1,134 @@
-"""`fsanet predict`: segment images and folders of images."""
+"""`fsanet predict`: segment images, or find instances in them."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from fsanet.cli import instances
-from fsanet.cli.parsing import Parser, available_device, has, quiet, side
+import torch
+
+from fsanet.cli.parsing import available_device, parse, quiet
+from fsanet.convert import load_model
+from fsanet.data.images import list_images
 from fsanet.errors import InputError
+from fsanet.predict.folder import predict_folder, remove_results
+from fsanet.predict.launch import is_launched, launch, process_device, report_error, this_process
 
 
 def run(given: list[str]) -> int:
-    from fsanet.files import first_process
-
     quiet()
+    options = parse("predict", predict, given)
+    where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
+    if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):
+        raise InputError(
+            f"--device {options['device']}: is for a single process; give --accelerator and "
+            "--devices for several"
+        )
     try:
-        return _run(given)
-    except InputError:
-        if first_process():
+        if launch(["predict", *given], **where) or predict(**options):
+            _finish(options["out"], options["cityscapes_export"])
+        return 0
+    except InputError as error:
+        if not is_launched():
             raise
-        return 0  # the first process says it; a code here would have it killed while it does
+        report_error(error)
+        return 2
     except KeyboardInterrupt:
-        if not first_process():
-            return 0
-        again = "" if "--resume" in given else " with --resume"
-        print(f"fsanet: interrupted; the same command{again} goes on", file=sys.stderr)
+        if this_process().rank == 0 and not is_launched():
+            again = "" if options["resume"] else " with --resume"
+            print(f"fsanet: interrupted; the same command{again} goes on", file=sys.stderr)
         return 130
 
 
-def _run(given: list[str]) -> int:
-    parser = Parser(prog="fsanet predict", description="Segment images and folders of images.")
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-    add("--model", required=True, metavar="DIR", help="run folder, model folder, or hub id")
-    export = has(given, "--cityscapes-export")
-    add("--out", required=not export, metavar="DIR", help="masks, overlays and summaries go here")
-    add(
-        "--cityscapes-export",
-        metavar="FILE.zip",
-        help="in place of --out: what the Cityscapes test server takes, label ids in a zip",
+def predict(
+    images: list[str],
+    *,
+    model: str,
+    out: Path | None = None,
+    cityscapes_export: Path | None = None,
+    resume: bool = False,
+    recursive: bool = True,
+    device: str | None = None,
+    accelerator: str = "auto",
+    devices: str = "1",
+    num_nodes: int = 1,
+    strategy: Literal["auto", "ddp"] = "auto",
+    dtype: Literal["bfloat16", "float16"] | None = None,
+    **options: Any,
+) -> bool:
+    """Segment images and folders of images, or find instances in them.
+
+    Args:
+        images: image files, and folders of images.
+        model: run folder, model folder or hub id.
+        out: folder for masks, overlays and summaries.
+        cityscapes_export: zip file for the Cityscapes test server, from the masks in --out, or
+            from temporary ones.
+        resume: keep what an earlier run with the same model and settings has finished.
+        recursive: search sub-folders; --no-recursive leaves them out.
+        device: device of a single process, such as cpu, cuda:1 or mps (default: a GPU if there is
+            one).
+        accelerator: of several processes, cpu, gpu or auto.
+        devices: processes on each machine, auto for one per GPU, or numbers of GPUs such as 0,2.
+        num_nodes: machines.
+        strategy: accepted for uniformity with fsanet train.
+        dtype: half precision where it is safe.
+
+    Returns:
+        Whether everything is done and this process has to report it.
+    """
+    if out is None and cityscapes_export is None:
+        raise InputError("--out is missing; give the folder to write to")
+    network: Any = load_model(model)
+    if cityscapes_export is not None:
+        from fsanet.data.datasets.cityscapes import check_submission
+
+        files = list_images(images, recursive=recursive)
+        check_submission(cityscapes_export, network.classes, files)
+        options["overlay"] = out is not None
+    summary = predict_folder(
+        network,
+        images,
+        _folder(out, cityscapes_export),
+        resume=resume,
+        recursive=recursive,
+        device=available_device(device or process_device(accelerator, devices)),
+        dtype=None if dtype is None else getattr(torch, dtype),
+        **options,
     )
-    add("--window", type=int, nargs="+", metavar="N", help="sliding window: side, or height width")
-    add("--stride", type=int, nargs="+", metavar="N", help="its step (default: 2/3 of it)")
-    add("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over scales")
-    add("--flip", action="store_true", help="average with the mirrored image")
-    add("--batch-size", type=int, default=1, metavar="N", help="windows or images at once")
-    add("--device", help="of one process: cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    add("--accelerator", default="auto", help="of several: cpu, gpu, auto (default)")
-    add("--devices", default="1", metavar="N", help="processes a machine, or auto, or 0,2 (GPUs)")
-    add("--num-nodes", "--num_nodes", type=int, default=1, metavar="N", help="machines")
-    add("--strategy", default="auto", help="auto (default) or ddp")
-    add("--resume", action="store_true", help="keep what an earlier run has finished")
-    add("--dtype", choices=["bfloat16", "float16"], help="half precision where it is safe")
-    add("--offload", action="store_true", help="keep logits in main memory")
-    add("--confidence", action="store_true", help="write how sure the network is, too")
-    add("--no-recursive", action="store_true", help="leave out sub-folders")
-    add("--alpha", type=float, default=0.5, help="strength of the overlay, 0..1")
-    add("--no-legend", action="store_true", help="overlays without a legend")
-    add("--score", type=float, help="instances: lowest score that is shown (default: 0.5)")
-    options = parser.parse_args(given)
-    if export and options.out is not None:
-        raise InputError("--cityscapes-export and --out: give one of them")
-    if export and (options.confidence or instances.is_instance_model(options.model)):
-        raise InputError("--cityscapes-export holds class ids alone: no --confidence, no instances")
-    if instances.is_instance_model(options.model):
-        return instances.predict(options)
-    if options.score is not None:
-        raise InputError("--score: for networks that find instances; this model is not one")
-    window, stride = (side(name, getattr(options, name)) for name in ("window", "stride"))
-
-    import torch
-
-    how = {
-        "window": window,
-        "stride": stride,
-        "scales": options.scales,
-        "flip": options.flip,
-        "batch_size": options.batch_size,
-        "dtype": None if options.dtype is None else getattr(torch, options.dtype),
-        "offload": options.offload,
-    } | sharing(options)
-    if export:
-        return _export(options, how)
-    from fsanet.predict.folder import predict_to_folder
-
-    summary = predict_to_folder(
-        options.model,
-        options.images,
-        options.out,
-        confidence=options.confidence,
-        alpha=options.alpha,
-        legend=not options.no_legend,
-        **how,
-    )
-    return told(summary, f"{summary['images']} images", options.out)
+    return summary is not None and not is_launched()
 
 
-def sharing(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of both kinds of prediction: what to read, where to compute, what to show."""
-    from fsanet.predict.processes import started_outside
-
-    devices = int(options.devices) if options.devices.isdecimal() else options.devices
-    alone = devices == 1 and options.num_nodes == 1 and options.strategy == "auto"
-    alone = alone and started_outside() == 1
-    if not alone:
-        import lightning.fabric  # noqa: F401  its import would undo what quiet() does
-
-        quiet()
-    device = options.device
-    if device is not None or (alone and options.accelerator == "auto"):
-        device = available_device(device)
-    return {
-        "device": device,
-        "accelerator": options.accelerator,
-        "devices": devices,
-        "num_nodes": options.num_nodes,
-        "strategy": options.strategy,
-        "recursive": not options.no_recursive,
-        "resume": options.resume,
-        "progress": True,
-    }
+def _folder(out: Path | None, cityscapes_export: Path | None) -> Path:
+    return Path(f"{cityscapes_export}.parts") if out is None else out
 
 
-def told(summary: dict[str, Any], what: str, out: str) -> int:
-    """Say what was done; raises `InputError` for images that could not be read."""
-    from fsanet.files import first_process
+def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
+    """Write the zip file if there is to be one, and print what was done."""
+    folder = _folder(out, cityscapes_export)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if "state" in summary:
+        return  # other machines are still working
+    if cityscapes_export is not None:
+        from fsanet.data.datasets.cityscapes import write_submission
 
-    if not first_process():
-        return 0
-    before = summary["done_before"]
-    kept = f" ({before} of them before)" if before else ""
-    print(f"{what} in {summary['seconds']:.1f} s{kept}; results in {out}")
-    failed = summary["failed"]
-    if failed:
-        raise InputError(f"{len(failed)} not read, the first: {failed[0]['error']}")
-    return 0
-
-
-def _export(options: argparse.Namespace, how: dict[str, Any]) -> int:
-    from fsanet.files import first_process
-    from fsanet.predict.cityscapes_export import TEST_IMAGES, export_cityscapes
-
-    done = export_cityscapes(options.model, options.images, options.cityscapes_export, **how)
-    if not first_process():
-        return 0
-    print(f"{done.images} predictions in {done.file} (the test set has {TEST_IMAGES} images)")
-    if done.other_sizes:
-        print(
-            f"fsanet: warning: {done.other_sizes} of them are not 2048 x 1024 pixels; "
-            "the server will refuse these",
-            file=sys.stderr,
-        )
-    return 0
+        refused = write_submission(folder, cityscapes_export)
+        if refused:
+            print(
+                f"fsanet: warning: {len(refused)} predictions are not 2048 x 1024 pixels, which "
+                f"the server refuses; the first is {refused[0]}",
+                file=sys.stderr,
+            )
+        if out is None:
+            remove_results(folder)
+    what = f"{summary['images']} images"
+    if "instances" in summary:
+        what = f"{summary['instances']} instances on {what}"
+    before = f" ({summary['done_before']} of them before)" if summary["done_before"] else ""
+    where = cityscapes_export or folder
+    print(f"{what} in {summary['seconds']:.1f} s{before}; results in {where}")
+    if summary["failed"]:
+        first = summary["failed"][0]["error"]
+        raise InputError(f"{len(summary['failed'])} not read, the first: {first}")

@@ -18,6 +18,9 @@ from fsanet.errors import InputError
 
 __all__ = ["build_encoder", "default_normalisation"]
 
+# What timm lets through, depending on its version, for a file that is not a state_dict.
+_DAMAGED = (pickle.UnpicklingError, EOFError, AttributeError)
+
 
 def build_encoder(
     name: str,
@@ -77,7 +80,7 @@ def build_encoder(
         if "output_stride" in str(error):
             raise _undilated(name, output_stride) from error
         raise _unbuildable(name, weights, error) from error
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, *_DAMAGED) as error:
         if weights is None and isinstance(error, SafetensorError | OSError):
             raise InputError(
                 f"encoder {name!r}: its weights cannot be downloaded "

@@ -1,6 +1,6 @@
-"""Drawing of masks: colours, boundaries, legend.
+"""Drawing of masks and instances: colours, boundaries, legend, names.
 
-Shapes: (H, W) an image; arrays are channels-last, as Pillow has them.
+Shapes: N instances, (H, W) image; arrays are channels-last, as in Pillow.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fsanet.data.masks import Colour, class_palette
 from fsanet.errors import InputError
 
-Colour = tuple[int, int, int]
-Entry = tuple[str, Colour, float]  # name, colour, share of the image
+Entry = tuple[str, Colour, float]  # name, colour, fraction of the image
 Array = np.ndarray[Any, Any]
 
 UNLABELLED: Colour = (128, 128, 128)
+TEXT: Colour = (32, 32, 32)
 _BACKGROUND: Colour = (255, 255, 255)
-_TEXT: Colour = (32, 32, 32)
 _MAX_ENLARGEMENT = 8
-_READABLE_SIDE = 192  # pixels; shorter sides are enlarged when a legend goes with the image
+_READABLE_SIDE = 192  # pixels; shorter images are enlarged if they have a legend
+_INSTANCE_COLOURS = 24  # further instances repeat them
 
 
 def full_palette(palette: Sequence[Colour]) -> list[int]:
-    """256 colours as Pillow wants them; ids without a class are grey."""
+    """256 colours in the format of Pillow; ids without a class are grey."""
     colours = [*palette, *[UNLABELLED] * (256 - len(palette))]
     return [int(value) for colour in colours for value in colour]
 
@@ -40,8 +41,8 @@ def colourise(mask: Array, palette: Sequence[Colour]) -> Array:
     return table[mask]  # (H, W, 3)
 
 
-def boundaries(mask: Array, thickness: int = 1) -> Array:
-    """True where a pixel's neighbour to the right or below has another class, bool (H, W)."""
+def find_boundaries(mask: Array, thickness: int = 1) -> Array:
+    """True where the neighbour to the right or below has another value, bool (H, W)."""
     edge = np.zeros(mask.shape, dtype=bool)
     edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
     edge[:-1] |= mask[:-1] != mask[1:]
@@ -66,18 +67,17 @@ def overlay(
     """Blend class colours over an image.
 
     Args:
-        mask: uint8 (H, W); ids beyond the palette leave the image as it is.
+        mask: uint8 (H, W); ids beyond the palette leave the image unchanged.
         palette: colours by id.
-        image: uint8 (H, W, 3); None draws the plain colours.
-        alpha: weight of the colours, 0..1.
+        image: uint8 (H, W, 3); None draws only the colours.
+        alpha: opacity of the colours, 0 to 1.
         boundaries: draw lines between classes.
-        legend: entries to name below a wide image, or beside a tall one.
+        legend: entries listed below a wide image, or beside a tall one.
 
     Raises:
-        InputError: ``alpha`` out of its range.
+        InputError: ``alpha`` is out of range.
     """
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha is {alpha}; give the weight of the colours, 0 to 1")
+    check_alpha(alpha)
     colours = colourise(mask, palette)
     if image is None:
         blend = colours
@@ -93,20 +93,15 @@ def overlay(
             a.repeat(factor, 0).repeat(factor, 1) for a in (blend, mask, colours)
         )
     if boundaries and image is not None:
-        _draw_boundaries(blend, mask, colours)
+        edge = find_boundaries(mask, max(1, round(min(mask.shape) / 400)))
+        # The full colour, halfway to white, stands out on dark and on bright images.
+        blend[edge] = colours[edge] // 2 + 128
     picture = Image.fromarray(blend)
     return picture if legend is None else with_legend(picture, legend)
 
 
-def _draw_boundaries(blend: Array, mask: Array, colours: Array) -> None:
-    thickness = max(1, round(min(mask.shape) / 400))
-    edge = boundaries(mask, thickness)
-    # The full colour, halfway to white, stands out on dark and on bright images.
-    blend[edge] = colours[edge] // 2 + 128
-
-
 def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
-    """The picture with class names, colours and shares below it (wide) or beside it (tall)."""
+    """The picture with class names, colours and areas below it (wide) or beside it (tall)."""
     if not entries:
         return picture
     width, height = picture.size
@@ -116,13 +111,13 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
     labels = [(name, colour, percent(share)) for name, colour, share in entries]
     name_width = max(math.ceil(type_face.getlength(name)) for name, _, _ in labels)
     share_width = max(math.ceil(type_face.getlength(share)) for _, _, share in labels)
-    # swatch, gap, name, gap, share, gap to the next column
+    # Swatch, gap, name, gap, share, gap before the next column.
     column = size + pad + name_width + pad + share_width + 3 * pad
     below = width >= height
     if below:
         columns = max(1, min(len(labels), (width - pad) // column))
         rows = math.ceil(len(labels) / columns)
-        columns = math.ceil(len(labels) / rows)  # as even as may be
+        columns = math.ceil(len(labels) / rows)  # of nearly equal length
         canvas_size = (max(width, pad + columns * column), height + rows * row + 2 * pad)
         origin = (pad, height + pad)
     else:
@@ -138,16 +133,85 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
         y = origin[1] + index % rows * row
         middle = y + row // 2
         box = (x, middle - size // 2, x + size, middle + size // 2)
-        draw.rectangle(box, fill=colour, outline=_TEXT)
+        draw.rectangle(box, fill=colour, outline=TEXT)
         left = x + size + pad
-        draw.text((left, middle), name, fill=_TEXT, font=type_face, anchor="lm")
+        draw.text((left, middle), name, fill=TEXT, font=type_face, anchor="lm")
         right = left + name_width + pad + share_width
-        draw.text((right, middle), share, fill=_TEXT, font=type_face, anchor="rm")
+        draw.text((right, middle), share, fill=TEXT, font=type_face, anchor="rm")
     return canvas
 
 
+def instance_colours(count: int) -> list[Colour]:
+    """A colour for each instance."""
+    colours = class_palette(None, _INSTANCE_COLOURS)
+    return [colours[index % _INSTANCE_COLOURS] for index in range(count)]
+
+
+def instance_overlay(
+    image: Array,
+    masks: Array,
+    boxes: Sequence[Sequence[float]],
+    texts: Sequence[str] | None = None,
+    *,
+    alpha: float = 0.5,
+) -> Image.Image:
+    """Draw instances over an image, the first on top.
+
+    Args:
+        image: uint8 (H, W, 3).
+        masks: bool (N, H, W).
+        boxes: (x0, y0, x1, y1) in pixels.
+        texts: written at the boxes.
+        alpha: opacity of the masks' colours, 0 to 1.
+
+    Raises:
+        InputError: ``alpha`` is out of range.
+    """
+    check_alpha(alpha)
+    pixels = image.astype(np.float32)  # (H, W, 3)
+    colours = instance_colours(len(masks))
+    thickness = max(1, round(min(pixels.shape[:2]) / 300))
+    bottom_up = list(reversed(range(len(masks))))
+    for index in bottom_up:
+        mask, colour = masks[index], np.array(colours[index], np.float32)
+        pixels[mask] = pixels[mask] * (1 - alpha) + colour * alpha
+        pixels[find_boundaries(mask.astype(np.uint8), thickness)] = colour
+    picture = Image.fromarray((pixels + 0.5).clip(0, 255).astype(np.uint8))
+    canvas = ImageDraw.Draw(picture)
+    for index in bottom_up:
+        canvas.rectangle(tuple(boxes[index]), outline=colours[index], width=thickness)
+    if texts is not None:
+        for index in bottom_up:
+            _write_at_box(canvas, texts[index], boxes[index], colours[index], picture.size)
+    return picture
+
+
+def _write_at_box(
+    canvas: ImageDraw.ImageDraw,
+    text: str,
+    box: Sequence[float],
+    colour: Colour,
+    size: tuple[int, int],
+) -> None:
+    face = font(int(min(28, max(10, min(size) / 32))))
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font=face)
+    width, height = right - left + 6, bottom - top + 6
+    x = min(max(box[0], 0), max(size[0] - width, 0))
+    y = box[1] - height if box[1] >= height else box[1]  # inside the box if there is no room above
+    canvas.rectangle((x, y, x + width, y + height), fill=colour)
+    bright = sum(w * c for w, c in zip((0.299, 0.587, 0.114), colour, strict=True)) > 140
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    canvas.text((x + 3 - left, y + 3 - top), text, fill=ink, font=face)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise `InputError` unless ``alpha`` is in 0 to 1."""
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha is {alpha}; give the opacity of the colours, 0 to 1")
+
+
 def percent(share: float) -> str:
-    """A share of 0..1 as text that never rounds something to nothing.
+    """A fraction of 0..1 as text; only 0 and 1 themselves are shown as 0 % and 100 %.
 
     >>> percent(0.256), percent(0.0001), percent(1.0), percent(0.9999)
     ('25.6 %', '<0.1 %', '100 %', '>99.9 %')
@@ -161,8 +225,8 @@ def percent(share: float) -> str:
 
 @functools.lru_cache(maxsize=32)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A sans-serif font of ``size`` pixels, on every machine the same."""
-    # Matplotlib's files, because Pillow's own font holds few letters beyond ASCII.
+    """A sans-serif font of ``size`` pixels, the same on every machine."""
+    # Matplotlib's, because Pillow's own font has few letters beyond ASCII.
     package = importlib.util.find_spec("matplotlib")
     for folder in (package and package.submodule_search_locations) or ():
         file = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")

@@ -1,6 +1,6 @@
-"""A trained network as one file for other runtimes: ONNX, or a program of torch.export.
+"""Export of a network to a single file for other runtimes: ONNX, or a torch.export program.
 
-Legend: B batch, C input channels, H x W image.
+Shapes: B batch, C input channels, (H, W) image.
 """
 
 from __future__ import annotations
@@ -15,24 +15,20 @@ from torch import Tensor, nn
 from fsanet.errors import InputError
 from fsanet.files import write_whole
 
-__all__ = ["Deployed", "Format", "export_network"]
+__all__ = ["Format", "export_network"]
 
 Format = Literal["onnx", "torch"]
 
 
-class Deployed(nn.Module):
-    """Plain images in, logits out: the normalisation is part of the graph.
-
-    Args:
-        network: with ``normalise`` and ``forward``, such as ``FsaNet``.
-    """
+class _Deployed(nn.Module):
+    """A network whose graph includes the normalisation."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB floats of 0..1, ``(B, C, H, W)``, to logits ``(B, classes, H, W)``."""
+        """RGB floats in 0..1, (B, C, H, W) -> logits (B, classes, H, W)."""
         network: Any = self.network
         return network(network.normalise(images))
 
@@ -45,32 +41,37 @@ def export_network(
     size: tuple[int, int] = (512, 512),
     dynamic: bool = True,
 ) -> float:
-    """Write a network as one file, after a run of what was exported.
+    """Export a network to one file, and run the exported network once to compare the two.
+
+    The exported network takes RGB floats in 0..1, (B, C, H, W), and returns logits.
 
     Args:
-        network: an ``FsaNet`` or another with ``normalise``, ``in_channels`` optional.
-        file: ``.onnx`` (needs the extra `onnx`) or ``.pt2``.
-        format: "onnx" or "torch"; by default what the file's ending says.
-        size: image (H, W) to trace with; the only one if not ``dynamic``.
-        dynamic: any batch, height and width in multiples of 32, from 64 to 16384.
+        network: an `fsanet.FsaNet`, or another network with ``normalise``.
+        file: ends in ``.onnx`` (requires the extra `onnx`) or ``.pt2``.
+        format: "onnx" or "torch"; by default determined by the suffix of the file.
+        size: image (H, W) to trace with.
+        dynamic: accept any batch size, and any height and width that is a multiple of 32 from 64
+            to 16384; otherwise only ``size``.
 
     Returns:
-        The largest difference between the exported network's logits and the network's, relative
-        to the largest logit, at a size that was not traced (at the traced one if not dynamic).
+        The largest difference between the logits of the two networks relative to the largest
+        logit, at a size other than the traced one (at the traced one if not dynamic).
 
     Raises:
-        InputError: a file ending that says no format, a size no multiple of 32, a missing extra,
-            or a place that cannot be written to.
+        InputError: an unknown suffix, a size that is not a multiple of 32, a missing extra, a
+            network that torch.export cannot store, or a path that is not writable.
     """
     file = Path(file)
     kind = format or {".onnx": "onnx", ".pt2": "torch"}.get(file.suffix.lower())
     if kind not in ("onnx", "torch"):
-        raise InputError(f"{file}: end the name in .onnx or .pt2, or say the format")
+        raise InputError(f"{file}: give a name that ends in .onnx or .pt2, or the format")
     if len(size) != 2 or min(size) < 64 or any(side % 32 for side in size):
-        raise InputError(f"size {tuple(size)}: give height and width as multiples of 32, from 64")
+        raise InputError(
+            f"size {tuple(size)}: give height and width as multiples of 32, at least 64"
+        )
     if kind == "onnx":
         _need_onnx()
-    deployed = Deployed(network.float().cpu())
+    deployed = _Deployed(network.float().cpu())
     channels = getattr(network, "in_channels", 3)
     traced = torch.rand(2 if dynamic else 1, channels, *size)
     shapes = None
@@ -86,7 +87,7 @@ def export_network(
             got = program.module()(other)
             try:
                 write_whole(file, lambda stream: torch.export.save(program, stream))
-            except RuntimeError as error:  # e.g. encoders whose padding rounds a dynamic size up
+            except RuntimeError as error:  # such as encoders whose padding rounds a dynamic size up
                 raise InputError(
                     f"{file}: torch.export.save cannot store this network "
                     f"({str(error).splitlines()[0]}); write an .onnx file, or a fixed size"

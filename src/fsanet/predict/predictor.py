@@ -1,132 +1,310 @@
-"""Prediction: whole image, sliding window, several scales, mirrored; of one image or several.
+"""Predictors: images in, results out.
 
-Shapes: B images, C classes, (H, W) an image, (h, w) a window.
+`Predictor` segments semantically, `Detector` finds instances; both have the same methods.
+
+Shapes: B images, (H, W) image.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, ClassVar, Generic, TypeVar, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
+from fsanet.files import model_summary, write_json
+from fsanet.models import MaskRcnnFsa
 from fsanet.models.segmenter import Segmenter
-from fsanet.predict.result import Segmentation
+from fsanet.predict.result import Instances, Segmentation
 
-__all__ = ["Predictor", "Segmentation"]
+__all__ = ["Detector", "ImagePredictor", "Predictor", "make_predictor"]
+
+Result = TypeVar("Result", Segmentation, Instances)
+OnError = Callable[[Path, InputError], object]
 
 
-class Predictor(Segmenter):
-    """Runs a segmentation network on images of any size.
+class ImagePredictor(ABC, Generic[Result]):
+    """What `Predictor` and `Detector` have in common: reading images, one or many.
 
-    The arguments are those of `fsanet.models.segmenter.Segmenter`.
+    Attributes:
+        model: the network.
+        batch_size: files that are predicted together.
+        captions: name of the option of ``Result.save`` that writes class names into the overlay.
+        reserved: file names without suffix that no image in an output folder may have.
     """
 
+    model: Any
+    batch_size: int = 1
+    captions: ClassVar[str]
+    reserved: ClassVar[tuple[str, ...]] = ("summary",)
+
     @overload
-    def __call__(self, image: ImageSource) -> Segmentation: ...
+    def __call__(self, image: ImageSource) -> Result: ...
     @overload
-    def __call__(
-        self, image: list[ImageSource] | tuple[ImageSource, ...]
-    ) -> list[Segmentation]: ...
+    def __call__(self, image: list[ImageSource] | tuple[ImageSource, ...]) -> list[Result]: ...
     def __call__(
         self, image: ImageSource | list[ImageSource] | tuple[ImageSource, ...]
-    ) -> Segmentation | list[Segmentation]:
-        """Segment one image, or several given as a list or tuple.
+    ) -> Result | list[Result]:
+        """Predict one image, or several given as a list or tuple.
 
         Args:
-            image: whatever `fsanet.data.images.read_image` takes, or a list of that.
+            image: anything `fsanet.data.images.read_image` accepts, or a list of that.
 
         Returns:
-            the result with a mask of exactly the image's size; for a list, a list in its order.
+            The result, at exactly the size of the image; for a list, the results in its order.
 
         Raises:
-            InputError: an image that cannot be read, or that does not fit into memory.
+            InputError: an image is unreadable, or does not fit into memory.
         """
-        if isinstance(image, list | tuple):
-            return self._segment_all([read_image(one) for one in image], [_path(o) for o in image])
-        return self._segment_all([read_image(image)], [_path(image)])[0]
+        images = list(image) if isinstance(image, list | tuple) else [image]
+        sources = [Path(one) if isinstance(one, str | os.PathLike) else None for one in images]
+        results = self._predict([read_image(one) for one in images], sources)
+        return results if isinstance(image, list | tuple) else results[0]
 
     def predict_files(
         self,
         paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         recursive: bool = True,
-        progress: Callable[[int, int], object] | None = None,
-        on_error: Callable[[Path, InputError], object] | None = None,
-    ) -> Iterator[Segmentation]:
-        """Segment files, and the images in folders, one after the other.
+        on_error: OnError | None = None,
+    ) -> Iterator[Result]:
+        """Predict image files, ``batch_size`` of them at a time.
 
         Args:
             paths: files and folders; see `fsanet.data.images.list_images`.
             recursive: search sub-folders too.
-            progress: called as ``progress(done, total)`` after each file, read or not.
-            on_error: called with the file and the error where an image cannot be read, or does not
-                fit into memory; the rest goes on. Without it the error is raised.
+            on_error: called with the file and the error if an image is unreadable or does not fit
+                into memory; the remaining files are still predicted. By default the error is
+                raised.
 
         Yields:
-            one result a readable image, sorted by path, its ``source`` set.
+            One result per readable image, sorted by path, with its ``source`` set.
 
         Raises:
-            InputError: a path that does not exist, a folder without images.
+            InputError: a path does not exist, or a folder contains no image.
         """
         files = list_images(paths, recursive=recursive)
-        done = 0
         for first in range(0, len(files), self.batch_size):
-            images, sources = [], []
-            chunk = files[first : first + self.batch_size]
-            for file in chunk:
+            yield from self.predict_batch(files[first : first + self.batch_size], on_error)
+
+    def predict_batch(self, files: Sequence[Path], on_error: OnError | None = None) -> list[Result]:
+        """Predict files together; see `predict_files`."""
+        images: dict[Path, Tensor] = {}
+        try:
+            for file in files:
                 try:
-                    images.append(read_image(file))
-                    sources.append(file)
+                    images[file] = read_image(file)
                 except InputError as error:
                     if on_error is None:
                         raise
                     on_error(file, error)
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(files))
-            try:
-                results = self._segment_all(images, sources)
-            except InputError as error:  # too large for the memory
-                if on_error is None:
-                    raise
-                results = []
-                for source in sources:
-                    on_error(source, error)
-                    done += 1
-            for result in results:
-                yield result
-                done += 1
-                if progress is not None:
-                    progress(done, len(files))
+            return self._predict(list(images.values()), list(images))
+        except InputError as error:  # out of memory
+            if on_error is None:
+                raise
+            for file in images:
+                on_error(file, error)
+            return []
 
-    def _segment_all(
-        self, images: list[Tensor], sources: Sequence[Path | None]
-    ) -> list[Segmentation]:
-        same_size: dict[torch.Size, list[int]] = {}
-        for index, image in enumerate(images):
-            same_size.setdefault(image.shape, []).append(index)
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The options that results depend on, as values for JSON."""
+
+    def describe_model(self) -> dict[str, Any]:
+        """The network's name, size and fingerprint, as values for JSON."""
+        return model_summary(self.model)
+
+    def record(self, result: Result) -> dict[str, Any]:
+        """What `summarise` needs of a result besides its ``summary()``, as values for JSON."""
+        return {}
+
+    @abstractmethod
+    def summarise(self, records: Iterable[dict[str, Any]], out: Path) -> dict[str, Any]:
+        """Summarise the JSON files of all images, as values for JSON.
+
+        Args:
+            records: contents of the JSON file of each image, in the order of the images.
+            out: folder for further files about all images.
+        """
+
+    @abstractmethod
+    def _predict(self, images: list[Tensor], sources: Sequence[Path | None]) -> list[Result]:
+        """Predict uint8 images (3, H, W) of any sizes."""
+
+
+class Predictor(Segmenter, ImagePredictor[Segmentation]):
+    """Segments images of any size.
+
+    The arguments are those of `fsanet.models.segmenter.Segmenter`.
+    """
+
+    captions = "legend"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "window": self.window,
+            "stride": self.stride,
+            "scales": self.scales,
+            "flip": self.flip,
+            "batch_size": self.batch_size,
+            "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "confidence": self.confidence,
+        }
+
+    def describe_model(self) -> dict[str, Any]:
+        return super().describe_model() | {"num_classes": len(self.model.classes)}
+
+    def summarise(self, records: Iterable[dict[str, Any]], out: Path) -> dict[str, Any]:
+        """Count the pixels of each class."""
+        pixels: Counter[str] = Counter()
+        for record in records:
+            pixels.update({entry["name"]: entry["pixels"] for entry in record["classes"]})
+        total = sum(pixels.values())
+        return {
+            "pixels": total,
+            "classes": [
+                {
+                    "id": index,
+                    "name": name,
+                    "colour": list(self.model.palette[index]),
+                    "pixels": pixels[name],
+                    "fraction": pixels[name] / total if total else 0.0,
+                }
+                for index, name in enumerate(self.model.classes)
+            ],
+        }
+
+    def _predict(self, images: list[Tensor], sources: Sequence[Path | None]) -> list[Segmentation]:
         results: dict[int, Segmentation] = {}
-        for indices in same_size.values():
-            for first in range(0, len(indices), self.batch_size):
-                chosen = indices[first : first + self.batch_size]
-                ids, sure = self.masks(torch.stack([images[i] for i in chosen]))
-                for row, index in enumerate(chosen):
-                    results[index] = Segmentation(
-                        mask=ids[row].clone(),
-                        classes=tuple(self.model.classes),
-                        palette=tuple(self.model.palette),
-                        image=images[index],
-                        confidence=None if sure is None else sure[row].clone(),
-                        source=sources[index],
-                    )
+        for shape in dict.fromkeys(image.shape for image in images):
+            chosen = [index for index, image in enumerate(images) if image.shape == shape]
+            masks, confidence = self.masks(torch.stack([images[i] for i in chosen]))  # (B, H, W)
+            for row, index in enumerate(chosen):
+                results[index] = Segmentation(
+                    mask=masks[row].clone(),
+                    classes=tuple(self.model.classes),
+                    palette=tuple(self.model.palette),
+                    image=images[index],
+                    confidence=None if confidence is None else confidence[row].clone(),
+                    source=sources[index],
+                )
         return [results[index] for index in range(len(images))]
 
 
-def _path(source: object) -> Path | None:
-    return Path(source) if isinstance(source, str | os.PathLike) else None
+class Detector(ImagePredictor[Instances]):
+    """Finds instances in images of any size.
+
+    Args:
+        model: a `fsanet.models.MaskRcnnFsa`. Each prediction puts it into evaluation mode and
+            restores the previous mode afterwards.
+        score: lowest score of an instance, 0 to 1.
+        device: where to run the model, which is moved there; by default where it is.
+
+    Raises:
+        InputError: a score out of range.
+
+    >>> model = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), fpn_channels=16,
+    ...                     box_channels=16, mask_channels=16, min_size=64, max_size=64)
+    >>> found = Detector(model)(torch.zeros(3, 48, 64, dtype=torch.uint8))
+    >>> tuple(found.image.shape)
+    (3, 48, 64)
+    """
+
+    captions = "names"
+    reserved = ("summary", "results")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        score: float = 0.5,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not 0 <= score <= 1:
+            raise InputError(f"score is {score}; give a number from 0 to 1")
+        self.model = cast(Any, model if device is None else model.to(device))
+        self.score = score
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"score": self.score}
+
+    def record(self, result: Instances) -> dict[str, Any]:
+        """Entries of a COCO results file; image ids are known once every image has been read."""
+        entries = result.results(0)
+        return {"results": [{k: v for k, v in e.items() if k != "image_id"} for e in entries]}
+
+    def summarise(self, records: Iterable[dict[str, Any]], out: Path) -> dict[str, Any]:
+        """Count the instances of each class, and write COCO's ``results.json``."""
+        files, results = [], []
+        for number, record in enumerate(records, start=1):
+            files.append({"id": number, "image": record["image"]})
+            results += [{"image_id": number} | entry for entry in record["results"]]
+        write_json(out / "results.json", results)
+        counts = Counter(entry["category_id"] for entry in results)
+        return {
+            "files": files,
+            "instances": len(results),
+            "classes": [
+                {"category_id": category, "name": name, "instances": counts[category]}
+                for category, name in zip(self.model.category_ids, self.model.classes, strict=True)
+            ],
+            "score": self.score,
+        }
+
+    def _predict(self, images: list[Tensor], sources: Sequence[Path | None]) -> list[Instances]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            found = [self.model.detect([image.to(self.device)])[0] for image in images]
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"an image does not fit into the memory of {self.device}") from error
+        finally:
+            self.model.train(was_training)
+        return [
+            Instances(
+                **{name: value.cpu() for name, value in instances.items()},
+                classes=self.model.classes,
+                category_ids=self.model.category_ids,
+                image=image,
+                source=source,
+            ).above(self.score)
+            for instances, image, source in zip(found, images, sources, strict=True)
+        ]
+
+
+def make_predictor(model: nn.Module, **options: Any) -> Predictor | Detector:
+    """Make the predictor for a network: a `Detector` for `MaskRcnnFsa`, else a `Predictor`.
+
+    Args:
+        model: the network.
+        options: arguments of that predictor.
+
+    Raises:
+        InputError: an option of the other predictor, or a value out of range.
+    """
+    is_detector = isinstance(model, MaskRcnnFsa)
+    other = inspect.signature(Predictor if is_detector else Detector).parameters
+    own = inspect.signature(Detector if is_detector else Predictor).parameters
+    task = "semantic segmentation" if is_detector else "instance segmentation"
+    for name in options.keys() & other.keys() - own.keys():
+        if options.pop(name) != other[name].default:
+            raise InputError(f"{name}: for {task} only; {type(model).__name__} is for another task")
+    if is_detector:
+        return Detector(model, **options)
+    return Predictor(model, **options)

@@ -1,11 +1,14 @@
-"""What a prediction gives: the mask, and all one wants to do with it."""
+"""What prediction returns: a class for each pixel, or instances; both draw and save themselves.
+
+Shapes: N instances, (H, W) image.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fsanet.errors import InputError
 from fsanet.files import write_json, write_whole
-from fsanet.predict import draw as render
+from fsanet.predict import draw
+
+__all__ = ["Instances", "Segmentation"]
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The classes of an image's pixels.
+    """The class of each pixel of an image.
 
     Attributes:
-        mask: class ids, uint8 (H, W). Ids without a class (255 in label masks) count as unlabelled.
+        mask: class ids, uint8 (H, W). Ids without a class (255 in label masks) are unlabelled.
         classes: names by id.
         palette: (red, green, blue) in 0..255 by id.
-        image: what was segmented, uint8 (3, H, W).
-        confidence: probability of the chosen class, float32 (H, W), if it was asked for.
+        image: the image itself, uint8 (3, H, W).
+        confidence: probability of the predicted class, float32 (H, W), if it was requested.
         source: file the image came from.
     """
 
@@ -52,54 +58,57 @@ class Segmentation:
             )
 
     def counts(self) -> dict[str, int]:
-        """Pixels of each class, absent ones included."""
+        """Number of pixels of each class, absent classes included."""
         found = torch.bincount(self.mask.flatten(), minlength=256).tolist()
         return {name: int(found[index]) for index, name in enumerate(self.classes)}
 
     def areas(self) -> dict[str, float]:
-        """Share of the image each class takes, 0..1, absent ones included."""
+        """Fraction of the image covered by each class, 0 to 1, absent classes included."""
         return {name: count / self.mask.numel() for name, count in self.counts().items()}
 
     def colour_mask(self) -> Image.Image:
         """The mask as a palette image (mode P): pixel values are class ids."""
         image = Image.fromarray(np.ascontiguousarray(self.mask.cpu().numpy()))
-        image.putpalette(render.full_palette(self.palette))
+        image.putpalette(draw.full_palette(self.palette))
         return image
 
     def overlay(
         self, alpha: float = 0.5, legend: bool = True, boundaries: bool = True
     ) -> Image.Image:
-        """The image with the classes drawn over it (the plain colours if there is no image).
+        """The image with its classes drawn over it (only the colours if there is no image).
 
         Args:
-            alpha: weight of the colours, 0 (none) to 1 (only colours).
-            legend: name the classes and their shares beside or below the image; an image smaller
-                than the legend's text needs is enlarged by a whole factor.
+            alpha: opacity of the colours, 0 to 1.
+            legend: list the classes and their areas next to the image. An image too small for the
+                text of the legend is enlarged by an integer factor.
             boundaries: draw lines between classes.
 
         Returns:
-            RGB image; exactly W x H when there is no legend.
+            RGB image; exactly W x H if there is no legend.
+
+        Raises:
+            InputError: ``alpha`` is out of range.
         """
-        return render.overlay(
+        areas = self.areas()
+        present = sorted(
+            (
+                (name, colour, areas[name])
+                for name, colour in zip(self.classes, self.palette, strict=True)
+                if areas[name] > 0
+            ),
+            key=lambda entry: -entry[2],
+        )
+        return draw.overlay(
             self.mask.cpu().numpy(),
             self.palette,
             None if self.image is None else self.image.cpu().permute(1, 2, 0).numpy(),
             alpha=alpha,
             boundaries=boundaries,
-            legend=self._legend() if legend else None,
+            legend=present if legend else None,
         )
 
-    def _legend(self) -> list[tuple[str, tuple[int, int, int], float]]:
-        areas = self.areas()
-        entries = [
-            (name, self.palette[index], areas[name])
-            for index, name in enumerate(self.classes)
-            if areas[name] > 0
-        ]
-        return sorted(entries, key=lambda entry: -entry[2])
-
     def summary(self) -> dict[str, Any]:
-        """Size, classes and shares as plain values for JSON."""
+        """Size, classes and areas, as values for JSON."""
         height, width = self.mask.shape
         counts, areas = self.counts(), self.areas()
         result: dict[str, Any] = {
@@ -128,41 +137,219 @@ class Segmentation:
         *,
         alpha: float = 0.5,
         legend: bool = True,
+        overlay: bool = True,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Path]:
         """Write ``stem_mask.png`` (class ids with a palette), ``stem_overlay.png``, ``stem.json``.
 
-        With confidence also ``stem_confidence.png``, 0..255 for 0..1. Each file is written whole or
-        not at all.
+        With confidence also ``stem_confidence.png``, 0..255 for 0..1. Each file is written
+        completely or not at all, the JSON file last.
 
         Args:
-            folder: created if need be.
-            stem: start of the file names.
+            folder: created if it does not exist.
+            stem: beginning of the file names.
             alpha, legend: as in `overlay`.
-            extra: more entries for the JSON file.
+            overlay: write the overlay.
+            extra: further entries of the JSON file.
 
         Returns:
-            the written paths by kind: "mask", "overlay", "summary", "confidence".
+            The written files: "mask", "overlay", "confidence", "summary".
 
         Raises:
-            InputError: the folder cannot be written to.
+            InputError: the folder is not writable.
         """
-        folder = Path(folder)
-        pictures = {"mask": self.colour_mask(), "overlay": self.overlay(alpha, legend)}
+        pictures = {"mask": self.colour_mask()}
+        if overlay:
+            pictures["overlay"] = self.overlay(alpha, legend)
         if self.confidence is not None:
             grey = (self.confidence.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
             pictures["confidence"] = Image.fromarray(grey.numpy())
-        written = {
-            kind: write_whole(folder / f"{stem}_{kind}.png", partial(picture.save, format="PNG"))
-            for kind, picture in pictures.items()
-        }
-        summary = {**self.summary(), **(extra or {})}
-        summary["files"] = {kind: path.name for kind, path in written.items()}
-        written["summary"] = write_json(folder / f"{stem}.json", summary)
-        return written
+        return _save(Path(folder), stem, pictures, {**self.summary(), **(extra or {})})
 
     def _repr_png_(self) -> bytes:
         """The overlay, for notebooks."""
-        stream = io.BytesIO()
-        self.overlay().save(stream, "PNG")
-        return stream.getvalue()
+        return _png(self.overlay())
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """The instances found in an image, sorted by falling score.
+
+    Attributes:
+        boxes: float32 (N, 4), (x0, y0, x1, y1) in pixels.
+        masks: bool (N, H, W).
+        labels: int64 (N,), from 1.
+        scores: float32 (N,), 0 to 1.
+        classes: names; label 1 is the first.
+        category_ids: ids of the classes in annotation files.
+        image: the image itself, uint8 (3, H, W).
+        source: file the image came from.
+    """
+
+    boxes: Tensor
+    masks: Tensor
+    labels: Tensor
+    scores: Tensor
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image: Tensor
+    source: Path | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        if self.masks.shape != (count, *self.image.shape[-2:]) or self.masks.dtype != torch.bool:
+            raise ValueError(
+                f"masks are {self.masks.dtype} {tuple(self.masks.shape)}; expected bool "
+                f"{(count, *self.image.shape[-2:])}"
+            )
+        if not len(self.labels) == len(self.scores) == count:
+            raise ValueError(
+                f"{count} boxes, {len(self.labels)} labels, {len(self.scores)} scores; one each"
+            )
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def above(self, score: float) -> Instances:
+        """The instances with at least this score.
+
+        Raises:
+            InputError: the score is not in 0 to 1.
+        """
+        if not 0 <= score <= 1:
+            raise InputError(f"score is {score}; give the lowest score to keep, 0 to 1")
+        keep = self.scores >= score
+        names = ("boxes", "masks", "labels", "scores")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+    def name(self, index: int) -> str:
+        """Class name of an instance."""
+        return self.classes[int(self.labels[index]) - 1]
+
+    def id_map(self) -> Tensor:
+        """Int32 (H, W): 0 is background, n is the n-th instance; higher scores are on top."""
+        ids = torch.zeros(self.image.shape[-2:], dtype=torch.int32)
+        for index in reversed(range(len(self))):
+            ids[self.masks[index]] = index + 1
+        return ids
+
+    def id_image(self) -> Image.Image:
+        """`id_map` as a palette image (mode P), or 16-bit grey if there are over 255 instances."""
+        ids = self.id_map().numpy()
+        if len(self) > 255:
+            return Image.fromarray(ids.astype(np.uint16))
+        image = Image.fromarray(ids.astype(np.uint8))
+        image.putpalette(draw.full_palette([(0, 0, 0), *draw.instance_colours(len(self))]))
+        return image
+
+    def overlay(self, alpha: float = 0.5, names: bool = True) -> Image.Image:
+        """The image with its instances: tinted masks with an edge, boxes, names and scores.
+
+        Args:
+            alpha: opacity of the masks' colours, 0 to 1.
+            names: write class name and score at each box.
+
+        Returns:
+            RGB image, W x H.
+
+        Raises:
+            InputError: ``alpha`` is out of range.
+        """
+        texts = [f"{self.name(i)} {float(self.scores[i]):.2f}" for i in range(len(self))]
+        return draw.instance_overlay(
+            self.image.cpu().permute(1, 2, 0).numpy(),
+            self.masks.cpu().numpy(),
+            self.boxes.tolist(),
+            texts if names else None,
+            alpha=alpha,
+        )
+
+    def results(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a COCO results file: category ids of the data set, masks as RLE."""
+        from fsanet.data.annotations import encode_masks
+
+        entries = []
+        rles = encode_masks(self.masks) if len(self) else []
+        for index, rle in enumerate(rles):
+            x0, y0, x1, y1 = self.boxes[index].tolist()
+            entries.append(
+                {
+                    "image_id": image_id,
+                    "category_id": self.category_ids[int(self.labels[index]) - 1],
+                    "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
+                    "score": round(float(self.scores[index]), 6),
+                    "segmentation": rle,
+                }
+            )
+        return entries
+
+    def summary(self) -> dict[str, Any]:
+        """Size and instances, as values for JSON."""
+        _, height, width = self.image.shape
+        return {
+            "image": None if self.source is None else str(self.source),
+            "width": width,
+            "height": height,
+            "instances": [
+                {
+                    "id": index + 1,
+                    "name": self.name(index),
+                    "score": float(self.scores[index]),
+                    "box": [round(value, 2) for value in self.boxes[index].tolist()],
+                    "pixels": int(self.masks[index].sum()),
+                }
+                for index in range(len(self))
+            ],
+        }
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        stem: str,
+        *,
+        alpha: float = 0.5,
+        names: bool = True,
+        overlay: bool = True,
+        extra: Mapping[str, Any] | None = None,
+    ) -> dict[str, Path]:
+        """Write ``stem_instances.png`` (ids), ``stem_overlay.png`` and, last, ``stem.json``.
+
+        Args:
+            folder: created if it does not exist.
+            stem: beginning of the file names.
+            alpha, names: as in `overlay`.
+            overlay: write the overlay.
+            extra: further entries of the JSON file.
+
+        Returns:
+            The written files: "instances", "overlay", "summary".
+
+        Raises:
+            InputError: the folder is not writable.
+        """
+        pictures = {"instances": self.id_image()}
+        if overlay:
+            pictures["overlay"] = self.overlay(alpha, names)
+        return _save(Path(folder), stem, pictures, {**self.summary(), **(extra or {})})
+
+    def _repr_png_(self) -> bytes:
+        """The overlay, for notebooks."""
+        return _png(self.overlay())
+
+
+def _save(
+    folder: Path, stem: str, pictures: dict[str, Image.Image], summary: dict[str, Any]
+) -> dict[str, Path]:
+    written = {
+        kind: write_whole(folder / f"{stem}_{kind}.png", partial(picture.save, format="PNG"))
+        for kind, picture in pictures.items()
+    }
+    summary["files"] = {kind: path.name for kind, path in written.items()}
+    written["summary"] = write_json(folder / f"{stem}.json", summary)
+    return written
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()

@@ -6,7 +6,7 @@ from fsanet.bench.layers import DoubleAttention
 
 
 def dense(x, layer):
-    """With the N x N matrix of how much each position takes from each other."""
+    """The same through the N x N matrix of weights from position to position."""
     m, n, _ = layer.sizes
     tokens = torch.einsum("oc,bcp->bop", layer.project.weight[:, :, 0, 0], x.flatten(2))
     tokens = tokens + layer.project.bias[:, None]

@@ -43,7 +43,7 @@ def test_normalised_over_both_axes():
 
 
 def test_half_precision_weights_do_not_vanish():
-    """Softmax over 2^17 positions is below what float16 can tell from zero, but for subnormals."""
+    """A softmax over 2^17 positions has values that float16 holds as subnormals only."""
     layer = ExternalAttention(2, slots=3).half()
     x = torch.randn(1, 2, 256, 512).half()
     want = ExternalAttention(2, slots=3)

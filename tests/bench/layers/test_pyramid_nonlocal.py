@@ -24,7 +24,7 @@ def project(x, weight, bias):
 
 
 def dense(x, context, layer):
-    """Projected at every position first, pooled after."""
+    """Projects every position first and pools afterwards."""
     q = project(x, layer.query.weight, layer.query.bias)
     key = layer.query if layer.key is None else layer.key
     k = pooled(project(context, key.weight, key.bias), layer.pool_sizes)

@@ -10,7 +10,7 @@ def linear(tokens, module):
 
 
 def reduced(x, layer):
-    """Patch by patch of the map padded by hand, then layer norm written out."""
+    """Reduces a map padded by hand patch by patch, followed by layer norm written out."""
     r = layer.ratio
     batch, channels, height, width = x.shape
     rows, columns = -(-height // r), -(-width // r)

@@ -10,15 +10,23 @@ the label definitions in cityscapesScripts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from PIL import Image
 
 from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Split, pair_up
 from fsanet.data.masks import IGNORE, Colour, IdTable
 from fsanet.errors import InputError
+from fsanet.files import write_whole
 
 __all__ = [
     "CLASSES",
@@ -28,7 +36,9 @@ __all__ = [
     "PALETTE",
     "Cityscapes",
     "CityscapesData",
+    "check_submission",
     "list_split",
+    "write_submission",
 ]
 
 # Train id is the position; name, label id in the files, colour.
@@ -192,6 +202,105 @@ def _splits(root: Path, **_: Any) -> list[Split]:
         for name in ("train", "val", "train_extra")
     ]
     return fine + coarse
+
+
+def check_submission(file: Path, classes: Sequence[object], images: Iterable[Path]) -> None:
+    """Raise `InputError` if predictions cannot be submitted to the evaluation server.
+
+    Args:
+        file: the zip file to be written.
+        classes: of the network; the 19 train ids in order, or unnamed.
+        images: to be predicted.
+    """
+    if file.suffix.lower() != ".zip":
+        raise InputError(f"{file}: the server takes a .zip file; give a name that ends in .zip")
+    if len(classes) != len(CLASSES):
+        raise InputError(
+            f"the model has {len(classes)} classes; the Cityscapes server takes the "
+            f"{len(CLASSES)} train ids"
+        )
+    named = not all(str(name).isdigit() for name in classes)
+    for index, (name, expected) in enumerate(zip(classes, CLASSES, strict=True)):
+        if named and str(name).lower().replace("_", " ") != expected:
+            raise InputError(
+                f"class {index} of the model is {name!r} where Cityscapes has {expected!r}; "
+                "train it on the 19 classes in the order of their train ids"
+            )
+    _submission_names(images)
+
+
+def write_submission(folder: Path, file: Path) -> list[str]:
+    """Write the zip file for the evaluation server from a folder of predicted masks.
+
+    The server finds the prediction of an image by the beginning of its name,
+    ``<city>_<sequence>_<frame>``, and reads PNG files of label ids instead of train ids.
+
+    Args:
+        folder: written completely by `fsanet.predict.folder.predict_folder`.
+        file: the zip file; it is written completely or not at all.
+
+    Returns:
+        Names of the predictions that are not 2048 x 1024 pixels, which the server refuses.
+
+    Raises:
+        InputError: an image was unreadable or is not named as in Cityscapes, the folder holds
+            other predictions too, or the file is not writable.
+    """
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary["failed"]:
+        raise InputError(
+            f"{summary['failed'][0]['error']} ({len(summary['failed'])} not read, so no zip file "
+            "is written; the same command with --resume tries these again)"
+        )
+    masks = {}
+    for path in sorted(folder.rglob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "mask" in record.get("files", ()):
+            masks[Path(record["image"])] = path.parent / record["files"]["mask"]
+    if len(masks) != summary["images"]:
+        raise InputError(
+            f"{folder}: holds masks of {len(masks)} images, {summary['images']} of them from the "
+            "last run; give a folder with the predictions of one run"
+        )
+    names = _submission_names(masks)
+    label_ids = np.array(LABEL_IDS, dtype=np.uint8)
+    refused = []
+
+    def write(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w") as archive:  # stored, because PNG files are compressed
+            for image, mask in masks.items():
+                with Image.open(mask) as picture:
+                    ids = Image.fromarray(label_ids[np.asarray(picture)])  # (H, W)
+                if ids.size != (2048, 1024):
+                    refused.append(names[image])
+                content = BytesIO()
+                ids.save(content, format="PNG")
+                entry = zipfile.ZipInfo(names[image])  # without a date: equal masks, equal files
+                archive.writestr(entry, content.getvalue())
+
+    write_whole(file, write)
+    return refused
+
+
+def _submission_names(images: Iterable[Path]) -> dict[Path, str]:
+    """The name of each image's prediction in the zip file.
+
+    >>> _submission_names([Path("test/berlin/berlin_000000_000019_leftImg8bit.png")]).popitem()[1]
+    'berlin_000000_000019_gtFine_labelIds.png'
+    """
+    names: dict[Path, str] = {}
+    taken: dict[str, Path] = {}
+    for image in images:
+        found = re.fullmatch(r"([A-Za-z-]+_\d{6}_\d{6})(_leftImg8bit)?", image.stem)
+        if found is None:
+            raise InputError(
+                f"{image}: not named like an image of Cityscapes "
+                "(<city>_<sequence>_<frame>_leftImg8bit.png); give leftImg8bit/test"
+            )
+        names[image] = name = f"{found[1]}_gtFine_labelIds.png"
+        if taken.setdefault(name, image) is not image:
+            raise InputError(f"{image}: the same image as {taken[name]}; give one of them")
+    return names
 
 
 LAYOUT = Layout(

@@ -1,0 +1,157 @@
+"""What the experiments share: training variants with several seeds, and commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fsanet.errors import InputError
+from fsanet.files import environment
+
+Options = dict[str, dict[str, Any]]  # keywords of argparse's add_argument, by option
+
+
+def main(description: str, commands: Mapping[str, tuple[Callable[..., None], Options]]) -> int:
+    """Run the command that the command line names, with the options of that command.
+
+    Options that it does not have are left in ``arguments.rest``, for `fsanet train`.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    subparsers = parser.add_subparsers(required=True)
+    for name, (function, options) in commands.items():
+        command = subparsers.add_parser(name)
+        command.set_defaults(run=function)
+        for option, keywords in options.items():
+            command.add_argument(option, **keywords)
+    arguments, arguments.rest = parser.parse_known_args()
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train_options(out: str, variants: Sequence[str], default: Sequence[str] = ()) -> Options:
+    """The options of :func:`train_all`."""
+    return {
+        "--out": {"type": Path, "default": Path(out)},
+        "--config": {"required": True},
+        "--variants": {
+            "nargs": "+",
+            "choices": variants,
+            "default": list(default or variants),
+        },
+        "--steps": {"type": int, "help": "instead of those of the config"},
+        "--seeds": {"type": int, "nargs": "+", "default": [0, 1, 2]},
+        "--jobs": {"type": int, "default": 1, "help": "runs at a time"},
+    }
+
+
+def train_all(
+    arguments: argparse.Namespace,
+    variants: Mapping[str, Sequence[str]],
+    evaluations: Mapping[str, Sequence[str]],
+    score: Callable[[Path], str],
+) -> None:
+    """Train and evaluate variants with every seed, each in a process of its own.
+
+    A run that has been evaluated is skipped, one that was interrupted is resumed.
+
+    Args:
+        arguments: parsed options, see :func:`train_options`.
+        variants: options of `fsanet train`, by variant.
+        evaluations: options of `fsanet eval`, by the name of the JSON file in the run folder.
+        score: describes a finished run in a few words, from its folder.
+    """
+    runs = [(variant, seed) for seed in arguments.seeds for variant in arguments.variants]
+    started, done = time.monotonic(), 0
+    share = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    quiet = {"OMP_NUM_THREADS": share, **os.environ}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    def run(one: tuple[str, int]) -> None:
+        nonlocal done
+        variant, seed = one
+        out = arguments.out / f"{variant}-seed{seed}"
+        options = [f"--config={arguments.config}", f"--seed={seed}", f"--out={out}"]
+        options += ["--resume=true"] if (out / "checkpoints" / "last.ckpt").is_file() else []
+        options += [*variants[variant], *arguments.rest]
+        options += [f"--steps={arguments.steps}"] if arguments.steps else []
+        commands = [["train", *options]]
+        for name, how in evaluations.items():
+            commands.append(["eval", str(out), f"--json={out / name}.json", *how])
+        if not all((out / f"{name}.json").is_file() for name in evaluations):
+            with (arguments.out / f"{out.name}.log").open("a") as log:
+                for command in commands:
+                    call = [sys.executable, "-m", "fsanet", *command]
+                    if subprocess.run(call, env=quiet, stdout=log, stderr=log).returncode:
+                        raise InputError(f"{variant} seed {seed} failed; see {log.name}")
+        done += 1
+        left = (time.monotonic() - started) / done * (len(runs) - done) / 60
+        print(
+            f"[{done}/{len(runs)}] {variant} seed {seed}: {score(out)}, about {left:.0f} min left",
+            flush=True,
+        )
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(run, runs))
+
+
+def finished_runs(
+    out: Path, order: Sequence[str], names: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """The scores of finished runs by variant: for each seed, the content of its JSON files.
+
+    Raises:
+        InputError: no run is finished.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob(f"*-seed*/{names[-1]}.json")):
+        scores = {name: json.loads((path.parent / f"{name}.json").read_text()) for name in names}
+        found.setdefault(path.parent.name.rsplit("-seed", 1)[0], []).append(scores)
+    if not found:
+        raise InputError(f"{out}: no finished run; give the --out of train")
+    return {variant: found[variant] for variant in sorted(found, key=list(order).index)}
+
+
+def print_miou_table(out: Path, order: Sequence[str]) -> None:
+    """Mean and sample standard deviation of the test mIoU over seeds."""
+    print(
+        "| attention | seeds | mIoU mean | spread (std) | each |\n| --- | --- | --- | --- | --- |"
+    )
+    for variant, runs in finished_runs(out, order, ["test"]).items():
+        scores = [100 * run["test"]["miou"] for run in runs]
+        spread = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "-"
+        each = ", ".join(f"{score:.2f}" for score in scores)
+        print(f"| {variant} | {len(scores)} | {statistics.mean(scores):.2f} | {spread} | {each} |")
+    print_environment()
+
+
+def test_miou(out: Path) -> str:
+    """The test mIoU of a finished run, in words."""
+    return f"mIoU {100 * json.loads((out / 'test.json').read_text())['miou']:.2f}"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation, with one decimal.
+
+    >>> mean_and_spread([1.0, 2.0, 3.0])
+    '2.0 ± 1.0'
+    """
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def print_environment(versions: Mapping[str, str] | None = None) -> None:
+    about = environment() if versions is None else versions
+    print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))

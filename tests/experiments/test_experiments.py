@@ -1,0 +1,111 @@
+"""The experiments' commands and tables; what they train is tested elsewhere."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def run(monkeypatch, script, *arguments):
+    """Run a script as from the command line; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    try:
+        runpy.run_path(str(EXPERIMENTS / script), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("compare.py", "train,table,cost,sweep"),
+        ("mask_rcnn.py", "train,table"),
+        ("segformer.py", "train,table,sweep"),
+        ("scenes.py", "--heads"),
+    ],
+)
+def test_help(monkeypatch, capsys, script, words):
+    assert run(monkeypatch, script, "--help") == 0
+    assert words in capsys.readouterr().out
+
+
+def write_run(out, run, **scores):
+    folder = out / run
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in scores.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_table_of_miou(monkeypatch, capsys, tmp_path):
+    for seed, miou in enumerate([0.5, 0.52, 0.54]):
+        write_run(tmp_path, f"dot-R1-seed{seed}", test={"miou": miou})
+    write_run(tmp_path, "none-seed0", test={"miou": 0.4})
+    assert run(monkeypatch, "compare.py", "table", "--out", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| none | 1 | 40.00 | - | 40.00 |"
+    assert lines[3] == "| dot-R1 | 3 | 52.00 | 2.00 | 50.00, 52.00, 54.00 |"
+    assert run(monkeypatch, "compare.py", "table", "--out", str(tmp_path / "no")) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_table_of_average_precision(monkeypatch, capsys, tmp_path):
+    for seed in range(2):
+        ap = {"AP": 0.1 * (seed + 1), "AP50": 0.5, "AP75": 0.25}
+        val = {"box": {"AP": 0.3}, "mask": ap, "versions": {"torch": "9.9"}}
+        write_run(tmp_path, f"plain-seed{seed}", val=val, train={"mask": {"AP": 0.9}})
+    assert run(monkeypatch, "mask_rcnn.py", "table", "--out", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = ["30.0 ± 0.0", "15.0 ± 7.1", "50.0 ± 0.0", "25.0 ± 0.0", "90.0 ± 0.0"]
+    assert lines[2] == f"| plain | 2 | {' | '.join(cells)} | 10.0, 20.0 |"
+    assert lines[-1] == "torch 9.9"
+
+
+def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys, tmp_path):
+    commands = []
+
+    def fake(command, **options):
+        commands.append(command[3:])
+        if command[3] == "eval":
+            write_run(Path(command[4]).parent, Path(command[4]).name, test={"miou": 0.5})
+        return SimpleNamespace(returncode=0, stdout="")
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    write_run(tmp_path, "plain-seed1", test={"miou": 0.25})
+    interrupted = tmp_path / "plain-seed2"
+    (interrupted / "checkpoints").mkdir(parents=True)
+    (interrupted / "checkpoints" / "last.ckpt").touch()
+    where = ["--out", str(tmp_path), "--config", "c.yaml", "--jobs", "1", "--data.root=x"]
+    what = ["--variants", "plain", "fsa", "--seeds", "1", "2", "--steps", "7"]
+    assert run(monkeypatch, "segformer.py", "train", *where, *what) == 0
+    trained = [command for command in commands if command[0] == "train"]
+    assert [Path(command[3].removeprefix("--out=")).name for command in trained] == [
+        "fsa-seed1",
+        "plain-seed2",
+        "fsa-seed2",
+    ]
+    assert commands[0] == [
+        *("train", "--config=c.yaml", "--seed=1", f"--out={tmp_path / 'fsa-seed1'}"),
+        *("--model.init_args.attention=frequency", "--data.root=x", "--steps=7"),
+    ]
+    assert ["--resume=true" in command for command in trained] == [False, True, False]
+    file = tmp_path / "fsa-seed1" / "test.json"
+    assert commands[1] == ["eval", str(file.parent), f"--json={file}", "--split=test"]
+    out = capsys.readouterr().out
+    assert "[1/4] plain seed 1: mIoU 25.00" in out
+    assert "| plain | 2 | 37.50 | 17.68 | 25.00, 50.00 |" in out
+
+
+def test_a_run_that_fails_names_its_log(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
+    options = ["--config", "c.yaml", "--out", str(tmp_path), "--seeds", "4"]
+    assert run(monkeypatch, "segformer.py", "train", *options, "--variants", "plain") == 2
+    log = tmp_path / "plain-seed4.log"
+    assert f"plain seed 4 failed; see {log}" in capsys.readouterr().err
