@@ -45,8 +45,7 @@ _NAMES = {
     "PhotometricDistortion": "colour",
     "RandomPhotometricDistort": "colour",
     "PadTo": "pad",
-    "WithoutCrowds": "instances",
-    "BoxesFromMasks": "instances",
+    "ValidInstances": "instances",
 }
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support.miniature import write_instance_scenes
 
 pytest.importorskip("faster_coco_eval")
 
 from fsanet import load_model
 from fsanet.cli import main as cli
+from fsanet.data import InstanceScenes
 from fsanet.data.annotations import decode_masks
-from fsanet.data.datasets.instance_scenes import InstanceScenes, write_coco
 from fsanet.predict.predictor import Detector
 
 
@@ -22,7 +23,7 @@ from fsanet.predict.predictor import Detector
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     for split, length in (("train", 4), ("val", 2)):
-        write_coco(InstanceScenes(length, split=split, size=(64, 80)), root / split)
+        write_instance_scenes(root / split, InstanceScenes(length, split=split, size=(64, 80)))
     return root
 
 

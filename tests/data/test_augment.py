@@ -7,19 +7,22 @@ from torchvision.transforms import v2
 
 from fsanet.data.augment import (
     MEAN_COLOUR,
-    BoxesFromMasks,
     PadTo,
     PhotometricDistortion,
     ScaleAndCrop,
+    ValidInstances,
     boxes_around,
-    instance_train_transform,
-    train_transform,
 )
+from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
 
 PALETTE = torch.tensor(
     [[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8
 )
+
+
+def train_transform(crop, **options):
+    return SegmentationData(classes=["a", "b", "c", "d", "e"], crop=crop, **options).train_transform
 
 
 def painted(mask: torch.Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -171,7 +174,7 @@ def test_class_ratio_counts_labelled_pixels_only():
 
 
 def test_class_ratio_crop_gives_up_after_its_attempts(monkeypatch):
-    crop = ScaleAndCrop((8, 8), attempts=10)
+    crop = ScaleAndCrop((8, 8))
     calls = []
     monkeypatch.setattr(crop, "is_mixed", lambda ids: bool(calls.append(tuple(ids.shape))))
     assert crop(*painted(torch.zeros(32, 32, dtype=torch.long)))[1].shape == (8, 8)
@@ -290,7 +293,7 @@ def item(size=(60, 90)):
 def transformed(seed, **options):
     torch.manual_seed(seed)
     options = {"size": (48, 64), "photometric": False, **options}
-    return instance_train_transform(**options)(*item())
+    return InstanceData(**options).train_transform(*item())
 
 
 def test_masks_boxes_and_labels_stay_together():
@@ -341,7 +344,7 @@ def test_colours_change_the_image_alone():
 
 
 def test_slivers_are_dropped():
-    _, target = transformed(0, size=None, flip=False, min_side=21)
+    _, target = ValidInstances(21)(*item())
     assert target["labels"].tolist() == [2]  # the other one is 20 pixels high
 
 
@@ -361,24 +364,25 @@ def test_boxes_are_those_of_torchvision_but_for_the_far_edge():
 
 @pytest.mark.parametrize("min_side", [0.0, 1.0, 2.0, 3.5, 30.0])
 def test_what_is_dropped_is_what_torchvision_drops(min_side):
-    """BoxesFromMasks against torchvision's boxes and its SanitizeBoundingBoxes."""
+    """ValidInstances against torchvision's boxes and its SanitizeBoundingBoxes."""
     generator = torch.Generator().manual_seed(1)
     masks = (torch.rand(60, 13, 17, generator=generator) > 0.985).to(torch.uint8)
     image, target = item((13, 17))
-    canvas = target["boxes"]
-    labels = torch.arange(60)
-    boxes = tv_tensors.wrap(torch.zeros(60, 4), like=canvas)
-    given = {"boxes": boxes, "masks": tv_tensors.Mask(masks), "labels": labels}
-    _, found = BoxesFromMasks(min_side)(image, given)
+    boxes = tv_tensors.wrap(torch.zeros(60, 4), like=target["boxes"])
+    given = {"boxes": boxes, "masks": tv_tensors.Mask(masks), "labels": torch.arange(60)}
+    crowds = torch.arange(60) % 7 == 0
+    _, found = ValidInstances(min_side)(image, {**given, "iscrowd": crowds.long(), "image_id": 3})
     around = torch.zeros(60, 4)
     seen = masks.bool().flatten(1).any(1)
     around[seen] = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
-    given["boxes"] = tv_tensors.wrap(around, like=canvas)
+    given["boxes"] = tv_tensors.wrap(around, like=boxes)
     _, expected = v2.SanitizeBoundingBoxes(min_size=max(min_side, 1))(image, given)
-    assert 0 < len(expected["labels"]) < 60 or min_side == 30
-    for name in ("boxes", "masks", "labels"):
-        assert torch.equal(found[name], expected[name])
-        assert type(found[name]) is type(expected[name])
+    kept = ~crowds[expected["labels"]]
+    assert 0 < int(kept.sum()) < 60 or min_side == 30
+    assert list(found) == ["boxes", "masks", "labels"]
+    for name, value in found.items():
+        assert torch.equal(value, expected[name][kept])
+        assert type(value) is type(given[name])
 
 
 @pytest.mark.parametrize("options", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"size": (0, 5)}])

@@ -1,16 +1,20 @@
 import importlib
 import logging
+import multiprocessing
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support.miniature import write_cityscapes, write_coco, write_voc
 from torch import Tensor
 
 import fsanet.data
 from fsanet.data import CamVidData, FolderData, SceneData, SegmentationData, SegmentationFolder
+from fsanet.data.batches import SeededData
 from fsanet.errors import InputError
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -162,15 +166,54 @@ def test_camvid_module(write):
     assert next(iter(data.test_dataloader()))[0].shape == (2, 3, 12, 16)
 
 
+@pytest.mark.parametrize(
+    ("name", "write_data", "classes", "options"),
+    [
+        ("CityscapesData", write_cityscapes, 19, {"train_split": "trainval", "crop": [16, 20]}),
+        ("VocAugData", write_voc, 21, {"train_split": "train", "crop": [16, 20]}),
+        ("CocoData", write_coco, 80, {"size": [16, 20]}),
+    ],
+)
+def test_command_line_options(tmp_path, capsys, name, write_data, classes, options):
+    """jsonargparse finds a class by its short name, and its options with their help."""
+    if name == "CocoData":
+        pytest.importorskip("faster_coco_eval")
+    fsanet.data.data_modules()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SeededData, "data")
+    given = {"root": write_data(tmp_path), "batch_size": 2, "steps_per_epoch": 1, "workers": 0}
+    given = [f"--data.{key}={value}" for key, value in {**given, **options}.items()]
+    data = parser.instantiate(parser.parse_args([f"--data={name}", *given])).data
+    assert type(data) is getattr(fsanet.data, name)
+    assert data.num_classes == classes
+    (batch,) = data.train_dataloader()
+    assert [tuple(image.shape) for image in batch[0]] == [(3, 16, 20)] * 2
+    if "train_split" in options:
+        assert len(data.dataset("train")) == {"trainval": 5, "train": 2}[options["train_split"]]
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--data.help={name}"])
+    text = " ".join(capsys.readouterr().out.split())
+    for line in (
+        "--data.root ROOT",
+        "loader processes per training process; 0 loads in the training process itself",
+        "flip training images horizontally with probability 0.5",
+        "optimiser steps per Lightning epoch. (type: int, default: 100)",
+    ):
+        assert line in text
+    assert "--data.classes" not in text
+
+
 # ---- bad input
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_file_is_one_line_from_any_worker(root, write, workers):
     write.mask("val/masks/j.png", [[77] * 16] * 12)
+    before = set(multiprocessing.active_children())
     loader = folder(root, workers=workers).val_dataloader()
     with pytest.raises(InputError) as error:
         list(loader)
+    assert set(multiprocessing.active_children()) <= before  # workers have ended
     assert str(error.value).startswith(f"{root}/val/masks/j.png: class id 77 out of range")
     assert "\n" not in str(error.value)
 
@@ -225,7 +268,7 @@ def test_trainer_that_would_split_or_accumulate_otherwise_is_refused(root):
 
 
 class Recorder(LightningModule):
-    """Trains one number, and writes down what it is shown."""
+    """Trains one number, and records what it sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,7 +311,6 @@ def fit(root, tmp_path, epochs: int, workers: int, checkpoint=None, **callback):
     ("workers", "callback"),
     [
         (0, {}),
-        (1, {}),
         (1, {"save_last": True, "save_on_train_epoch_end": True}),
         (1, {"save_last": True, "every_n_train_steps": 3}),
     ],
@@ -283,15 +325,31 @@ def test_resumed_training_sees_what_the_uninterrupted_one_does(root, tmp_path, w
     assert second == whole[6:]
 
 
-def test_reading_images_needs_no_lightning(monkeypatch):
+def test_images_and_masks_need_no_lightning(monkeypatch):
     """Lightning takes seconds to import, and prediction does without."""
     monkeypatch.setattr(fsanet, "data", fsanet.data)  # bound again by the import below
     for name in [m for m in sys.modules if m.startswith("fsanet.data")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lightning", None)
-    fresh = importlib.import_module("fsanet.data")
+    for name in ("lightning", "torchmetrics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("annotations", "augment", "images", "masks", "sampling"):
+        importlib.import_module(f"fsanet.data.{name}")
+    fresh = sys.modules["fsanet.data"]
     assert fresh.read_image(torch.zeros(3, 2, 2)).shape == (3, 2, 2)
     with pytest.raises(ImportError, match="lightning"):
         _ = fresh.SceneData
     with pytest.raises(AttributeError, match="SceneDatas"):
         _ = fresh.SceneDatas
+
+
+def test_data_modules_are_found_by_name():
+    found = fsanet.data.data_modules()
+    assert set(found) == {
+        *("Ade20kData", "CamVidData", "CityscapesData", "CocoData"),
+        *("FolderData", "InstanceSceneData", "SceneData", "VocAugData"),
+    }
+    for name, cls in found.items():
+        assert cls.__name__ == name
+        assert issubclass(cls, SeededData)
+    for name in fsanet.data.__all__:
+        getattr(fsanet.data, name)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fsanet.data.masks import check_ids, looks_scaled, read_mask
+from fsanet.data.masks import check_ids, class_names, class_palette, looks_scaled, read_mask
 from fsanet.errors import InputError
 
 IDS = np.random.default_rng(3).integers(0, 200, (9, 11), dtype=np.uint8)
@@ -107,3 +107,40 @@ def test_looks_scaled_leaves_damaged_files_to_the_reader(tmp_path):
     paths = save(tmp_path, [[0, 255]] * 3)
     paths[1].write_bytes(b"")
     assert looks_scaled(paths)
+
+
+# ---- classes and colours
+
+
+def test_class_names():
+    assert class_names(None, 2) == ("class 0", "class 1")
+    assert class_names(["a", "b"], 2) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "message"),
+    [
+        (None, None, "give classes="),
+        (["a", "b"], 3, "num_classes=3, but 2 class names"),
+        (["a", "b", "a"], None, "given twice: a"),
+        (None, 0, "0 classes"),
+        (None, 256, "256 classes"),
+    ],
+)
+def test_bad_class_names(classes, count, message):
+    with pytest.raises(InputError, match=message):
+        class_names(classes, count)
+
+
+@pytest.mark.parametrize("count", [2, 19, 150])
+def test_default_palette_is_distinct(count):
+    palette = class_palette(None, count)
+    assert len(set(palette)) == count
+    assert class_palette([list(colour) for colour in palette], count) == palette  # and valid
+
+
+def test_bad_palettes():
+    with pytest.raises(InputError, match="2 colours for 3 classes"):
+        class_palette([(0, 0, 0), (1, 1, 1)], 3)
+    with pytest.raises(InputError, match=r"0\.\.255"):
+        class_palette([(0, 0, 256)], 1)

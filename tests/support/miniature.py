@@ -154,6 +154,30 @@ def write_coco(root: Path, *, size: tuple[int, int] = (64, 80), seed: int = 0) -
     return root
 
 
+def write_instance_scenes(root: Path, scenes: Any) -> Path:
+    """``images/*.png`` of an `InstanceScenes`, and ``instances.json``, which is returned."""
+    from fsanet.data.annotations import encode_masks
+
+    (root / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (name, (image, target)) in enumerate(zip(scenes.names, scenes, strict=False), 1):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / name)
+        height, width = scenes.size
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        columns = [target[key].tolist() for key in ("boxes", "labels", "area")]
+        for (x0, y0, x1, y1), label, area, rle in zip(
+            *columns, encode_masks(target["masks"]), strict=True
+        ):
+            annotation = {"id": len(annotations) + 1, "image_id": number, "category_id": label}
+            shape = {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": rle, "area": area}
+            annotations.append({**annotation, **shape, "iscrowd": 0})
+    categories = [{"id": i, "name": name} for i, name in enumerate(scenes.classes, 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "instances.json").write_text(json.dumps(content))
+    return root / "instances.json"
+
+
 def write_camvid(root: Path, *, size: tuple[int, int] = (36, 48), seed: int = 0) -> Path:
     """``train`` (3 images), ``val`` (2) and ``test`` (2), each with ``images`` and ``masks``."""
     rng = np.random.default_rng(seed)

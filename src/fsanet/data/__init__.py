@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "augment": ("instance_train_transform", "train_transform"),
     "batches": ("InstanceData", "SegmentationData"),
     "datasets.ade20k": ("Ade20k", "Ade20kData"),
     "datasets.camvid": ("CamVid", "CamVidData"),

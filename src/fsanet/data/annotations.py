@@ -28,7 +28,6 @@ from fsanet.errors import InputError
 __all__ = [
     "Annotation",
     "CocoFile",
-    "Fault",
     "decode_masks",
     "encode_masks",
     "mask_tools",
@@ -75,14 +74,6 @@ class CocoFile:
 
     categories: dict[int, str]
     images: tuple[CocoImage, ...]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An unusable annotation: a one-line message, and whether it only has no area."""
-
-    message: str
-    empty: bool
 
 
 class _Empty(ValueError):
@@ -132,22 +123,22 @@ def read_annotations(path: str | Path) -> CocoFile:
     """
     file, faults, skipped = scan_annotations(path)
     if faults:
-        raise InputError(faults[0].message)
+        raise InputError(faults[0])
     if skipped:
         total = len(skipped) + sum(len(image.annotations) for image in file.images)
         warnings.warn(
-            f"{len(skipped)} of {total} annotations left out, the first: {skipped[0].message}",
+            f"{len(skipped)} of {total} annotations left out, the first: {skipped[0]}",
             stacklevel=2,
         )
     return file
 
 
-def scan_annotations(path: str | Path) -> tuple[CocoFile, list[Fault], list[Fault]]:
+def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
     """Read an annotation file, setting unusable annotations aside.
 
     Returns:
-        The content without unusable annotations; the faults; and the annotations without area where
-        they are few enough to be skipped.
+        The content without unusable annotations, a line about each fault, and a line about each
+        annotation without area where these are few enough to be skipped.
 
     Raises:
         InputError: the file is not readable or in another format, its images or categories are
@@ -169,27 +160,27 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[Fault], list[Faul
         raise InputError(f"{path}: category id {min(names)}; ids start at 1, 0 is the background")
     sizes = {number: _size(entry, path) for number, entry in images.items()}
     found: dict[int, list[Annotation]] = {number: [] for number in images}
-    faults: list[Fault] = []
+    faults: list[str] = []
+    empty: list[str] = []
     for index, entry in enumerate(content["annotations"]):
         named = isinstance(entry, dict) and "id" in entry
         where = f"{path}: annotation {entry['id'] if named else f'number {index}'}"
         image = entry.get("image_id") if isinstance(entry, dict) else None
         if image not in images:
-            faults.append(Fault(f"{where}: image_id {image} is not among the images", False))
+            faults.append(f"{where}: image_id {image} is not among the images")
             continue
         if entry.get("category_id") not in names:
-            text = (
+            faults.append(
                 f"{where}: category_id {entry.get('category_id')} is not among the categories "
                 f"({', '.join(map(str, sorted(names)[:10]))})"
             )
-            faults.append(Fault(text, False))
             continue
         try:
             found[image].append(_annotation(entry, *sizes[image]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             text = f"no {error}" if isinstance(error, KeyError) else str(error)
             text = f"{where} (image {images[image]['file_name']}): {text}"
-            faults.append(Fault(text, isinstance(error, _Empty)))
+            (empty if isinstance(error, _Empty) else faults).append(text)
     file = CocoFile(
         dict(sorted(names.items())),
         tuple(
@@ -197,11 +188,10 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[Fault], list[Faul
             for number, entry in sorted(images.items())
         ),
     )
-    skipped = [fault for fault in faults if fault.empty]
     usable = sum(map(len, found.values()))
-    if len(skipped) > _EMPTY_SHARE * (usable + len(skipped)):
-        skipped = []
-    return file, [fault for fault in faults if fault not in skipped], skipped
+    if len(empty) > _EMPTY_SHARE * (usable + len(empty)):
+        return file, faults + empty, []
+    return file, faults, empty
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -21,68 +21,25 @@ from fsanet.errors import InputError
 
 __all__ = [
     "MEAN_COLOUR",
-    "BoxesFromMasks",
     "FitAndScale",
     "PadTo",
     "PhotometricDistortion",
     "ScaleAndCrop",
-    "WithoutCrowds",
+    "ValidInstances",
     "boxes_around",
-    "instance_train_transform",
-    "train_transform",
 ]
 
 #: ImageNet's mean colour, for padding.
 MEAN_COLOUR = (124, 116, 104)
 
-
-def train_transform(
-    crop: tuple[int, int] | None,
-    *,
-    resize: tuple[int, int] | None = None,
-    scale: tuple[float, float] = (0.5, 2.0),
-    flip: bool = True,
-    photometric: bool = True,
-    class_ratio: float = 0.75,
-    ignore_index: int = 255,
-    fill: tuple[int, int, int] = MEAN_COLOUR,
-) -> v2.Compose:
-    """Build the training transform of an image and its mask: scale, crop, flip, colours, padding.
-
-    Args:
-        crop: (h, w) of the result; ``None`` keeps the whole image.
-        resize: longest and shortest side that factor 1 stands for, see `ScaleAndCrop`.
-        scale: lowest and highest resize factor; (1, 1) keeps the size.
-        flip: flip horizontally with probability 0.5.
-        photometric: apply `PhotometricDistortion`.
-        class_ratio: largest share of a single class in a crop, see `ScaleAndCrop`.
-        ignore_index: id of unlabelled and padded pixels.
-        fill: (r, g, b) of padded pixels.
-
-    Raises:
-        InputError: a size, range or ratio is invalid.
-    """
-    steps: list[v2.Transform] = []
-    if crop is not None or resize is not None or tuple(scale) != (1, 1):
-        steps.append(
-            ScaleAndCrop(
-                crop, scale=scale, resize=resize, class_ratio=class_ratio, ignore_index=ignore_index
-            )
-        )
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if photometric:
-        steps.append(PhotometricDistortion())
-    if crop is not None:  # after the colours, so that padding keeps the mean colour
-        steps.append(PadTo(crop, fill=fill, ignore_index=ignore_index))
-    return v2.Compose(steps or [v2.Identity()])
+_ATTEMPTS = 10  # crops to draw at most
 
 
 class ScaleAndCrop(v2.Transform):
     """Random resize and random crop in one, computing only the pixels that the crop keeps.
 
     The resize factor is drawn uniformly and is the same for both axes. A crop is drawn again, up
-    to ``attempts`` times, until the largest class holds at most ``class_ratio`` of its labelled
+    to 10 times, until the largest class holds at most ``class_ratio`` of its labelled
     pixels; the last one drawn is kept. Axes shorter than the crop are kept whole: pad them with
     `PadTo`.
 
@@ -92,7 +49,6 @@ class ScaleAndCrop(v2.Transform):
         resize: longest and shortest side, in pixels, that factor 1 stands for: the image is fitted
             into them, keeping its aspect ratio. ``None``: its own size.
         class_ratio: 1.0 takes the first crop.
-        attempts: crops to draw at most.
         ignore_index: id of unlabelled pixels.
 
     Raises:
@@ -102,11 +58,9 @@ class ScaleAndCrop(v2.Transform):
     def __init__(
         self,
         size: tuple[int, int] | None,
-        *,
         scale: tuple[float, float] = (1.0, 1.0),
         resize: tuple[int, int] | None = None,
         class_ratio: float = 0.75,
-        attempts: int = 10,
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
@@ -120,13 +74,10 @@ class ScaleAndCrop(v2.Transform):
             )
         if not 0 < class_ratio <= 1:
             raise InputError(f"class_ratio={class_ratio}: needs 0 < class_ratio <= 1")
-        if attempts < 1:
-            raise InputError(f"attempts={attempts}: needs at least one")
         self.size = size
         self.scale = scale
         self.resize = resize
         self.class_ratio = class_ratio
-        self.attempts = attempts
         self.ignore_index = ignore_index
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -154,7 +105,7 @@ class ScaleAndCrop(v2.Transform):
         if self.size is None:
             return Region(0, 0, *size)
         height, width = min(self.size[0], size[0]), min(self.size[1], size[1])
-        for _ in range(self.attempts):
+        for _ in range(_ATTEMPTS):
             top = int(torch.randint(size[0] - height + 1, ()))
             left = int(torch.randint(size[1] - width + 1, ()))
             region = Region(top, left, height, width)
@@ -183,7 +134,6 @@ class PadTo(v2.Transform):
     def __init__(
         self,
         size: tuple[int, int],
-        *,
         fill: tuple[int, int, int] = MEAN_COLOUR,
         ignore_index: int = 255,
     ) -> None:
@@ -246,59 +196,11 @@ def _uniform(low: float, high: float) -> float:
 # ---- instances
 
 
-def instance_train_transform(
-    size: tuple[int, int] | None,
-    *,
-    scale: tuple[float, float] = (0.5, 1.5),
-    flip: bool = True,
-    photometric: bool = True,
-    min_side: float = 2.0,
-) -> v2.Compose:
-    """Build the training transform of an image and its instances.
+class ValidInstances(v2.Transform):
+    """Keep the instances that a detector can learn, with boxes computed from their masks.
 
-    Crowds are dropped; then follow scale jitter and crop, flip, colours, and new boxes.
-
-    Args:
-        size: (h, w) of the result: images are fitted into it, scaled by a random factor, then
-            cropped or padded with the mean colour. ``None`` keeps images as they are.
-        scale: lowest and highest factor of the scale jitter.
-        flip: flip horizontally with probability 0.5.
-        photometric: distort colours as torchvision's SSD recipe does.
-        min_side: instances whose remaining box has a shorter side, in pixels, are dropped.
-
-    Raises:
-        InputError: a size or range is invalid.
-    """
-    if not 0 < scale[0] <= scale[1]:
-        raise InputError(f"scale={tuple(scale)}: needs 0 < low <= high")
-    steps: list[v2.Transform] = [WithoutCrowds()]
-    if size is not None:
-        if min(size) < 1:
-            raise InputError(f"size={tuple(size)}: needs at least one pixel along each axis")
-        fill: Any = {tv_tensors.Image: MEAN_COLOUR, "others": 0}
-        steps.append(FitAndScale((size[0], size[1]), scale))
-        steps.append(v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill))
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if photometric:
-        steps.append(v2.RandomPhotometricDistort())
-    steps.append(BoxesFromMasks(min_side))
-    return v2.Compose(steps)
-
-
-class WithoutCrowds(v2.Transform):
-    """Drop crowds (one mask over many objects), which a detector should not learn.
-
-    Only "boxes", "masks" and "labels" remain in the target.
-    """
-
-    def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        kept = {name: target[name] for name in ("boxes", "masks", "labels")}
-        return image, _select(kept, ~target["iscrowd"].bool())
-
-
-class BoxesFromMasks(v2.Transform):
-    """Compute the boxes from the masks: after a crop a box may be wider than what is left.
+    After a crop a box may be wider than what is left of its mask. Crowds (one mask over many
+    objects) are dropped. Only "boxes", "masks" and "labels" remain in the target.
 
     Args:
         min_side: instances whose box has a shorter side, in pixels, are dropped, and those without
@@ -312,18 +214,32 @@ class BoxesFromMasks(v2.Transform):
     def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         boxes = boxes_around(target["masks"].as_subclass(Tensor))
         keep = (boxes[:, 2:] - boxes[:, :2] >= self.min_side).all(1)  # (N,)
-        target = {**target, "boxes": tv_tensors.wrap(boxes, like=target["boxes"])}
-        return image, _select(target, keep)
+        keep &= ~target["iscrowd"].bool()
+        kept = {
+            "boxes": tv_tensors.wrap(boxes, like=target["boxes"]),
+            "masks": target["masks"],
+            "labels": target["labels"],
+        }
+        if not keep.all():  # masks are large: copied only where one is dropped
+            kept = {name: tv_tensors.wrap(v[keep], like=v) for name, v in kept.items()}
+        return image, kept
 
 
 class FitAndScale(v2.Transform):
     """Scale jitter: fit an image into ``size`` (h, w), then resize by a factor from ``scale``.
 
     torchvision's ``ScaleJitter`` swaps height and width of the target size (0.26 to 0.29).
+
+    Raises:
+        InputError: a size or range is invalid.
     """
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
         super().__init__()
+        if min(size) < 1:
+            raise InputError(f"size={tuple(size)}: needs at least one pixel along each axis")
+        if not 0 < scale[0] <= scale[1]:
+            raise InputError(f"scale={tuple(scale)}: needs 0 < low <= high")
         self.size, self.scale = size, scale
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -359,10 +275,3 @@ def boxes_around(masks: Tensor) -> Tensor:
         ends.append((first, torch.where(seen.any(1), last, first)))
     (x0, x1), (y0, y1) = ends
     return torch.stack([x0, y0, x1, y1], 1).float()
-
-
-def _select(target: dict[str, Any], keep: Tensor) -> dict[str, Any]:
-    """Keep some instances; masks are large and are copied only where one is dropped."""
-    if keep.all():
-        return target
-    return {name: tv_tensors.wrap(value[keep], like=value) for name, value in target.items()}

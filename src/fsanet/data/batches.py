@@ -11,8 +11,17 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from fsanet.data.augment import MEAN_COLOUR, instance_train_transform, train_transform
+from fsanet.data.augment import (
+    MEAN_COLOUR,
+    FitAndScale,
+    PadTo,
+    PhotometricDistortion,
+    ScaleAndCrop,
+    ValidInstances,
+)
 from fsanet.data.labelled import CompactItems, DecodedDataset
 from fsanet.data.masks import Colour, class_names, class_palette
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
@@ -178,13 +187,17 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so that workers start at the first batch: when Lightning resumes, it asks for
         # the iterator before it sets the epoch, and workers would prefetch from the wrong epoch.
+        batches = super().__iter__()
         try:
             began = time.perf_counter()
-            for batch in super().__iter__():
+            for batch in batches:
                 self.waited += time.perf_counter() - began
                 yield batch
                 began = time.perf_counter()
         except InputError as error:
+            # Left to the garbage collector, torch would wait for 5 seconds per worker.
+            getattr(batches, "_shutdown_workers", lambda: None)()
+            self._iterator = None
             # torch puts the worker's whole traceback into the message; the message itself is last.
             line = str(error).rstrip().rsplit("\n", 1)[-1]
             raise InputError(line.split("InputError: ", 1)[-1]) from None
@@ -236,16 +249,16 @@ class SegmentationData(SeededData):
         self.palette = class_palette(palette, self.num_classes)
         self.ignore_index = ignore_index
         self.cache = cache
-        self.train_transform = train_transform(
-            crop,
-            resize=resize,
-            scale=scale,
-            flip=flip,
-            photometric=photometric,
-            class_ratio=class_ratio,
-            ignore_index=ignore_index,
-            fill=fill,
-        )
+        steps: list[v2.Transform] = []
+        if crop is not None or resize is not None or tuple(scale) != (1, 1):
+            steps.append(ScaleAndCrop(crop, scale, resize, class_ratio, ignore_index))
+        if flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if photometric:
+            steps.append(PhotometricDistortion())
+        if crop is not None:  # after the colours, so that padding keeps its own
+            steps.append(PadTo(crop, fill, ignore_index))
+        self.train_transform = v2.Compose(steps or [v2.Identity()])
 
     def items(self, dataset: Any) -> CompactItems:
         return CompactItems(dataset)
@@ -288,7 +301,7 @@ class InstanceData(SeededData):
             padded; ``None`` takes images as they are.
         scale: lowest and highest factor of the scale jitter.
         flip: flip training images horizontally with probability 0.5.
-        photometric: distort the colours of training images.
+        photometric: distort the colours of training images as torchvision's SSD recipe does.
         batch_size: images per process and batch.
         **options: see `SeededData`.
 
@@ -310,9 +323,16 @@ class InstanceData(SeededData):
         **options: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **options)
-        self.train_transform = instance_train_transform(
-            size, scale=scale, flip=flip, photometric=photometric
-        )
+        steps: list[v2.Transform] = []
+        if size is not None:
+            fill: Any = {tv_tensors.Image: MEAN_COLOUR, "others": 0}
+            steps.append(FitAndScale(size, scale))
+            steps.append(v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill))
+        if flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if photometric:
+            steps.append(v2.RandomPhotometricDistort())
+        self.train_transform = v2.Compose([*steps, ValidInstances(min_side=2.0)])
 
     @staticmethod
     def collate(

@@ -7,13 +7,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from fsanet.data.datasets import ade20k, camvid, cityscapes, coco, folder, voc
 from fsanet.data.datasets.base import (
@@ -251,56 +252,47 @@ def _read_all(
 
 
 def _inspections(items: list[tuple[Pair, Split]], workers: int) -> Iterator[_Inspection]:
-    """Inspections in the order of the items, few of them in memory at a time."""
-    if items:
-        loader: DataLoader[Any] = DataLoader(
-            _Inspected(items), batch_size=_BATCH, num_workers=workers, collate_fn=list
+    """Inspections in the order of the items."""
+    if workers == 0:
+        yield from map(_inspect, items)
+        return
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(_inspect, items, chunksize=_BATCH)
+
+
+def _inspect(item: tuple[Pair, Split]) -> _Inspection:
+    """Read the files of one pair."""
+    pair, split = item
+    problems: list[Problem] = []
+
+    def attempt(kind: str, path: Path, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except InputError as error:
+            problems.append(Problem(kind, str(path), str(error)))
+        except (OSError, Image.DecompressionBombError) as error:
+            problems.append(Problem(kind, str(path), f"{path}: cannot be read ({error})"))
+        return None
+
+    image = attempt("unreadable", pair.image, lambda: read_image(pair.image))
+    size = None if image is None else tuple(image.shape[1:])
+    if size is not None and pair.size is not None and size != pair.size:
+        text = (
+            f"{pair.image}: {size[1]}x{size[0]} pixels, but the annotations say "
+            f"{pair.size[1]}x{pair.size[0]}"
         )
-        for batch in loader:
-            yield from batch
-
-
-class _Inspected(Dataset[_Inspection]):
-    """Inspections of pairs; a class, so that spawned workers can unpickle it."""
-
-    def __init__(self, items: list[tuple[Pair, Split]]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> _Inspection:
-        pair, split = self.items[index]
-        problems: list[Problem] = []
-
-        def attempt(kind: str, path: Path, action: Callable[[], Any]) -> Any:
-            try:
-                return action()
-            except InputError as error:
-                problems.append(Problem(kind, str(path), str(error)))
-            except (OSError, Image.DecompressionBombError) as error:
-                problems.append(Problem(kind, str(path), f"{path}: cannot be read ({error})"))
-            return None
-
-        image = attempt("unreadable", pair.image, lambda: read_image(pair.image))
-        size = None if image is None else tuple(image.shape[1:])
-        if size is not None and pair.size is not None and size != pair.size:
-            text = (
-                f"{pair.image}: {size[1]}x{size[0]} pixels, but the annotations say "
-                f"{pair.size[1]}x{pair.size[0]}"
-            )
-            problems.append(Problem("size", str(pair.image), text))
-        path = pair.labels
-        if path is None:
-            return _Inspection(problems, 0, True)
+        problems.append(Problem("size", str(pair.image), text))
+    path = pair.labels
+    labels = None
+    if path is not None:
         labels = attempt("unreadable", path, lambda: split.read_labels(path))
-        if labels is None:
-            return _Inspection(problems, 0, True)
-        if size is not None:
-            shape = tuple(labels.shape)
-            attempt("size", path, lambda: check_size(path, shape, pair.image, size))
-        present = np.flatnonzero(np.bincount(labels.numpy().ravel(), minlength=256)).tolist()
-        ids = split.ids
-        mapped = labels if ids is None else attempt("ids", path, lambda: ids(labels, path))
-        scored = mapped is None or bool((mapped != IGNORE).any())
-        return _Inspection(problems, sum(1 << value for value in present), scored)
+    if path is None or labels is None:
+        return _Inspection(problems, 0, True)
+    if size is not None:
+        shape = tuple(labels.shape)
+        attempt("size", path, lambda: check_size(path, shape, pair.image, size))
+    present = np.flatnonzero(np.bincount(labels.numpy().ravel(), minlength=256)).tolist()
+    ids = split.ids
+    mapped = labels if ids is None else attempt("ids", path, lambda: ids(labels, path))
+    scored = mapped is None or bool((mapped != IGNORE).any())
+    return _Inspection(problems, sum(1 << value for value in present), scored)

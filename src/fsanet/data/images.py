@@ -1,7 +1,7 @@
-"""Read any common image as one thing: a uint8 RGB tensor (3, H, W).
+"""Read any common image as a uint8 RGB tensor (3, H, W).
 
-Files, PIL images, arrays and tensors end in the same function, so that training and prediction
-see the same pixels for the same picture.
+Files, PIL images, arrays and tensors go through the same function, so that training and prediction
+see the same pixels for the same image.
 """
 
 from __future__ import annotations
@@ -21,23 +21,20 @@ from torch import Tensor
 
 from fsanet.errors import InputError
 
-# What a folder is searched for; a file named explicitly is opened whatever its name.
+#: Suffixes that folders are searched for; a file given explicitly is opened whatever its name.
 IMAGE_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        *("pbm", "pgm", "png", "ppm", "tga", "tif", "tiff", "webp"),
-    )
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
-# Pillow's decoders raise all of these on damaged files.
+#: What Pillow's decoders raise for damaged files.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 def read_image(source: ImageSource) -> Tensor:
-    """Read an image as RGB.
+    """Read an image as RGB, upright and 8-bit.
 
     Args:
         source: one of
@@ -48,25 +45,24 @@ def read_image(source: ImageSource) -> Tensor:
             * a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W).
 
             Arrays and tensors are uint8 (0..255), uint16 (0..65535), bool, or floating point in
-            0..1; anything else is refused, never clipped.
+            0..1; anything else is an error and never clipped.
 
     Returns:
-        uint8 tensor (3, H, W) on the CPU, contiguous, sharing no memory with ``source``.
+        uint8 tensor (3, H, W) on the CPU, contiguous, that shares no memory with ``source``.
 
-    The rules for what is not plain 8-bit RGB:
+    How anything other than 8-bit RGB is converted:
 
-    * the EXIF orientation is applied (files and PIL images), so the result is upright;
-    * grey is repeated in all three channels, palettes are looked up, CMYK and the other colour
-      spaces go through Pillow; embedded colour profiles are not applied;
+    * the EXIF orientation is applied (files and PIL images);
+    * grey is repeated in all three channels, palettes are looked up, CMYK and other colour spaces
+      are converted by Pillow; embedded colour profiles are ignored;
     * transparency (RGBA, LA, palette or colour-key) is composited over white;
-    * 16-bit values are scaled to 8 bits by 257 with rounding, not clipped. Mode ``I`` counts as
-      16-bit, mode ``F`` as floating point in 0..1.
+    * 16-bit values are divided by 257 and rounded. Mode ``I`` counts as 16-bit, mode ``F`` as
+      floating point in 0..1.
 
     Raises:
-        InputError: missing, empty, truncated or unreadable file (the message names it), an image
-            beyond Pillow's decompression-bomb limit, a shape, dtype or value range not in the
-            list above.
-        TypeError: ``source`` is none of the types above.
+        InputError: the file is missing, empty, truncated or unreadable, the image exceeds Pillow's
+            decompression-bomb limit, or shape, dtype or values are not as listed above.
+        TypeError: ``source`` is of another type.
 
     >>> read_image(np.zeros((4, 6), dtype=np.uint8)).shape
     torch.Size([3, 4, 6])
@@ -91,12 +87,12 @@ def list_images(
     """List the image files among files and folders, sorted, each once.
 
     Args:
-        paths: one path or several. A file is taken as it is; a folder is searched for files with
-            a suffix of ``IMAGE_SUFFIXES`` (any case), hidden ones left out.
-        recursive: search sub-folders too.
+        paths: one path or several. A file is taken as it is; a folder is searched for files with a
+            suffix of ``IMAGE_SUFFIXES`` (in any case) that are not hidden.
+        recursive: also search sub-folders.
 
     Raises:
-        InputError: a path that does not exist, a folder with no image in it, or no path at all.
+        InputError: a path does not exist, a folder has no image in it, or no path is given.
     """
     return sorted(path for path, _ in locate_images(paths, recursive=recursive))
 
@@ -104,9 +100,9 @@ def list_images(
 def locate_images(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """As `list_images`, each file with its path relative to the folder that was given.
+    """List image files like `list_images`, each with its path relative to the given folder.
 
-    A file given by itself has its name as the relative path.
+    For a file that is given itself, the relative path is its name.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -133,7 +129,7 @@ def locate_images(
 
 
 def _files_below(root: Path, recursive: bool) -> list[Path]:
-    # os.walk hides folders that may not be entered unless it is told to raise.
+    # Without onerror, os.walk silently skips folders that may not be entered.
     def fail(error: OSError) -> None:
         raise error
 
@@ -149,13 +145,13 @@ def _files_below(root: Path, recursive: bool) -> list[Path]:
 
 
 def read_file(path: Path) -> Tensor:
-    """`read_image` of a file, in the order in memory that its decoder leaves.
+    """Read an image file like `read_image`, in the memory order of its decoder.
 
-    Mostly that is (H, W, 3), which saves turning whole images around of which a part is used.
+    That is mostly channels last, which saves transposing whole images of which a crop is used.
     """
     try:
         with warnings.catch_warnings():
-            # Large is fine up to Pillow's hard limit, which raises.
+            # Large images are fine up to Pillow's hard limit, which raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with path.open("rb") as stream, Image.open(stream) as image:
                 pixels = _decode_jpeg(image, stream)
@@ -163,9 +159,11 @@ def read_file(path: Path) -> Tensor:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image file; check the path") from error
     except IsADirectoryError as error:
-        raise InputError(f"{path}: is a folder, an image file is needed") from error
+        raise InputError(f"{path}: is a folder; give an image file") from error
     except PermissionError as error:
-        raise InputError(f"{path}: may not be read ({_reason(error)})") from error
+        raise InputError(
+            f"{path}: may not be read ({_reason(error)}); check its permissions"
+        ) from error
     except UnidentifiedImageError as error:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: file is empty (0 bytes); remove or replace it") from error
@@ -186,11 +184,12 @@ def read_file(path: Path) -> Tensor:
 
 
 def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
-    """Pixels of an upright colour JPEG by torchvision, a third faster than Pillow and the same.
+    """Decode an upright colour JPEG with torchvision: Pillow's pixels in two thirds of the time.
 
-    None leaves the file to Pillow: all else, and what torchvision refuses, for Pillow's reason.
+    Returns ``None`` for all other files, and for those that torchvision refuses, so that Pillow
+    decodes them or says what is wrong.
     """
-    # torchvision is going to drop its decoders, and says so at each call.
+    # torchvision is going to remove its decoders, and warns about it at each call.
     decode = getattr(torchvision.io, "decode_jpeg", None)
     if decode is None or image.format != "JPEG" or image.mode != "RGB":
         return None
@@ -198,7 +197,7 @@ def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
         return None
     stream.seek(0)
     data = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
-    warnings.simplefilter("ignore", DeprecationWarning)  # the caller puts the filters back
+    warnings.simplefilter("ignore", DeprecationWarning)  # the caller restores the filters
     try:
         pixels: Tensor = decode(data, mode=torchvision.io.ImageReadMode.RGB)
     except RuntimeError:
@@ -208,10 +207,10 @@ def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
 
 
 def _decode(image: Image.Image, name: str) -> Tensor:
-    """PIL image of any mode -> uint8 (3, H, W); Pillow's own errors pass."""
+    """PIL image of any mode -> uint8 (3, H, W). Raises Pillow's own errors, too."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        # Byte orders other than the machine's are settled by going through mode I.
+        # Mode I settles byte orders other than the machine's.
         values = np.asarray(image.convert("I"))
         return _to_rgb(values.astype(np.uint16), name)
     if image.mode == "I":
@@ -292,7 +291,7 @@ def _to_8_bit(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """The error's first line; operating-system errors without the repeated path."""
+    """The first line of an error; operating-system errors without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

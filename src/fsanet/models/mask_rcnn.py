@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 from torchvision.models.detection import mask_rcnn as tv
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import (
@@ -34,18 +33,8 @@ from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
-from fsanet.files import read_weights
-from fsanet.models.encoder import build_encoder
-from fsanet.models.pyramid import (
-    MakeBlock,
-    Position,
-    Pyramid,
-    expand_positions,
-    freeze_stages,
-    resnet_pyramid,
-    timm_pyramid,
-)
-from fsanet.models.saving import SavedNetwork, check_normalisation, check_state
+from fsanet.models.pyramid import Position, Pyramid, build_pyramid, expand_positions, load_published
+from fsanet.models.saving import SavedNetwork, check_normalisation
 
 __all__ = ["MaskRcnnFsa"]
 
@@ -106,6 +95,9 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
     ['boxes', 'labels', 'masks', 'scores']
     """
 
+    #: Parameters whose names start with one of these belong to the encoder.
+    encoder_prefixes = ("backbone.body.",)
+
     def __init__(
         self,
         backbone: str = "resnet50",
@@ -149,7 +141,7 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
         mean, std = check_normalisation(mean, std, 3)
         if norm_eps is None:
             norm_eps = 0.0 if weights is not None and version == "v1" else 1e-5
-        pyramid = _backbone(
+        pyramid = build_pyramid(
             backbone,
             weights=backbone_weights,
             options=backbone_options,
@@ -195,10 +187,10 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
         self.palette = class_palette(None, num_classes)
         if weights is not None:
             if replace_predictors:
-                _load_published(self, weights, _PUBLISHED, ignored=_PREDICTORS)
+                load_published(self, weights, _PUBLISHED, ignored=_PREDICTORS)
             else:
                 hint = "; for other classes give replace_predictors: true"
-                _load_published(self, weights, _PUBLISHED, hint=hint)
+                load_published(self, weights, _PUBLISHED, hint=hint)
         self.record_config(
             network="MaskRcnnFsa",
             k=k,
@@ -210,9 +202,6 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
             replace_predictors=False,
             backbone_weights=None,
         )
-
-    #: Parameters whose names start with one of these belong to the encoder.
-    encoder_prefixes = ("backbone.body.",)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -236,38 +225,6 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
     def attention_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters, by name, that torchvision's detector does not have."""
         return {n: p for n, p in self.named_parameters() if ".attention." in n}
-
-
-def _backbone(
-    name: str,
-    *,
-    weights: str | None,
-    options: dict[str, Any] | None,
-    version: Literal["v1", "v2"],
-    norm_eps: float,
-    trainable_stages: int,
-    channels: int,
-    positions: Sequence[str],
-    make_block: MakeBlock,
-) -> Pyramid:
-    """Build the backbone with its feature pyramid: torchvision's for a ResNet, else timm's."""
-    if name not in ("resnet50", "resnet101"):
-        encoder = build_encoder(name, output_stride=32, weights=weights, options=options)
-        return timm_pyramid(encoder, channels=channels, positions=positions, make_block=make_block)
-    if options:
-        raise InputError(f"backbone_options are for timm models, not for {name!r}")
-    pyramid = resnet_pyramid(
-        name,
-        version=version,
-        channels=channels,
-        norm_eps=norm_eps,
-        positions=positions,
-        make_block=make_block,
-    )
-    if weights is not None:
-        _load_published(pyramid.body, weights, (name,), ignored=("fc.",))
-    freeze_stages(pyramid.body, trainable_stages)
-    return pyramid
 
 
 def as_floats(images: Sequence[Tensor]) -> list[Tensor]:
@@ -321,50 +278,3 @@ def _detector_options() -> set[str]:
     """Arguments of torchvision's detector that its parts here leave open."""
     names = {n for kind in (tv.MaskRCNN, FasterRCNN) for n in inspect.signature(kind).parameters}
     return {n for n in names if n.startswith(("rpn_", "box_"))} - _BUILT
-
-
-def _load_published(
-    module: nn.Module,
-    source: str,
-    models: Sequence[str],
-    *,
-    ignored: tuple[str, ...] = (),
-    hint: str = "",
-) -> None:
-    """Load torchvision's weights into a network that may have attention on top.
-
-    Args:
-        module: the network; its attention, and what it has under ``ignored``, stay as they are.
-        source: path of a state_dict, or torchvision's name of published weights.
-        models: torchvision's models whose published weights are accepted.
-        ignored: prefixes of names in the source to ignore.
-        hint: what to do about weights that do not fit.
-
-    Raises:
-        InputError: any other name is missing, unexpected or of another shape.
-    """
-    kind, _, member = source.partition(".")
-    is_name = kind.endswith("_Weights") and member.isidentifier()
-    state = _download(source, models) if is_name else read_weights(source)
-    own = module.state_dict()
-    kept = {n: v for n, v in own.items() if ".attention." in n or n.startswith(ignored)}
-    state = {
-        n: v
-        for n, v in state.items()
-        if not n.startswith(ignored) and (n in own or not n.endswith("num_batches_tracked"))
-    }
-    try:
-        check_state(module, kept | state, source)
-    except InputError as error:
-        raise InputError(f"{error}{hint}") from error
-    module.load_state_dict(kept | state)
-
-
-def _download(name: str, models: Sequence[str]) -> dict[str, Tensor]:
-    known = {f"{type(w).__name__}.{w.name}": w for m in models for w in get_model_weights(m)}
-    if name not in known:
-        raise InputError(f"weights {name!r}: give one of {', '.join(known)}, or a local file")
-    try:
-        return dict(known[name].get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"weights {name!r}: download failed ({error})") from error

@@ -12,22 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
-from torchvision.models import resnet
+from torchvision.models import get_model_weights, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from fsanet.errors import InputError
+from fsanet.files import read_weights
+from fsanet.models.encoder import build_encoder
+from fsanet.models.saving import check_state
 
 __all__ = [
     "MakeBlock",
     "Position",
     "Pyramid",
+    "build_pyramid",
     "expand_positions",
-    "freeze_stages",
-    "resnet_pyramid",
-    "timm_pyramid",
+    "load_published",
 ]
 
 Position = Literal["res4", "fpn", "p2", "p3", "p4", "p5"]
@@ -102,7 +104,56 @@ def expand_positions(positions: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(expanded))
 
 
-def resnet_pyramid(
+def build_pyramid(
+    name: str,
+    *,
+    weights: str | None,
+    options: dict[str, Any] | None,
+    version: Literal["v1", "v2"],
+    norm_eps: float,
+    trainable_stages: int,
+    channels: int,
+    positions: Sequence[str],
+    make_block: MakeBlock,
+) -> Pyramid:
+    """Build a detector's backbone with its feature pyramid and attention.
+
+    Args:
+        name: "resnet50" or "resnet101" for torchvision's, else a timm model.
+        weights: backbone weights, a local file or torchvision's name for a ResNet.
+        options: further arguments of ``timm.create_model``.
+        version: torchvision's first or second detector. A ResNet has frozen batch norms in "v1";
+            in "v2" they are trained, and the pyramid has them as well.
+        norm_eps: epsilon of frozen batch norms.
+        trainable_stages: the last this many of a ResNet's 5 stages are trained.
+        channels: channels of the pyramid.
+        positions: where attention goes, from `expand_positions`.
+        make_block: builds an attention layer.
+
+    Raises:
+        InputError: an unknown backbone, or one that lacks a stride of 4, 8, 16 or 32; mismatched
+            weights; "res4" on a backbone whose stride-16 stage is not a sequence of blocks.
+    """
+    if name not in ("resnet50", "resnet101"):
+        encoder = build_encoder(name, output_stride=32, weights=weights, options=options)
+        return _timm_pyramid(encoder, channels=channels, positions=positions, make_block=make_block)
+    if options:
+        raise InputError(f"backbone_options are for timm models, not for {name!r}")
+    pyramid = _resnet_pyramid(
+        name,
+        version=version,
+        channels=channels,
+        norm_eps=norm_eps,
+        positions=positions,
+        make_block=make_block,
+    )
+    if weights is not None:
+        load_published(pyramid.body, weights, (name,), ignored=("fc.",))
+    _freeze_stages(pyramid.body, trainable_stages)
+    return pyramid
+
+
+def _resnet_pyramid(
     name: str,
     *,
     version: Literal["v1", "v2"],
@@ -111,16 +162,7 @@ def resnet_pyramid(
     positions: Sequence[str],
     make_block: MakeBlock,
 ) -> Pyramid:
-    """Build torchvision's ResNet with a feature pyramid, as in its Mask R-CNN of that version.
-
-    Args:
-        name: "resnet50" or "resnet101".
-        version: "v1" has frozen batch norms; "v2" has trained ones, in the pyramid as well.
-        channels: channels of the pyramid.
-        norm_eps: epsilon of frozen batch norms.
-        positions: where attention goes, from `expand_positions`.
-        make_block: builds an attention layer.
-    """
+    """torchvision's ResNet with a feature pyramid, as in its Mask R-CNN of that version."""
 
     def frozen(width: int) -> nn.Module:
         return FrozenBatchNorm2d(width, eps=norm_eps)
@@ -139,15 +181,10 @@ def resnet_pyramid(
     return Pyramid(whole.body, whole.fpn, _level_blocks(channels, positions, make_block))
 
 
-def timm_pyramid(
+def _timm_pyramid(
     encoder: nn.Module, *, channels: int, positions: Sequence[str], make_block: MakeBlock
 ) -> Pyramid:
-    """Put a feature pyramid on a timm encoder with ``features_only``; see `resnet_pyramid`.
-
-    Raises:
-        InputError: the encoder lacks a stride of 4, 8, 16 or 32, or "res4" is given and its
-            stride-16 stage is not a sequence of blocks.
-    """
+    """A feature pyramid on a timm encoder with ``features_only``."""
     info = cast(Any, encoder).feature_info
     strides = info.reduction()
     if any(stride not in strides for stride in _STRIDES):
@@ -183,10 +220,57 @@ def _level_blocks(
     return {p: make_block(channels) for p in positions if p in _LEVELS}
 
 
-def freeze_stages(body: nn.Module, trainable: int) -> None:
+def _freeze_stages(body: nn.Module, trainable: int) -> None:
     """Train only the last ``trainable`` of a torchvision ResNet's 5 stages, and all attention."""
     stages = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable]
     stages += ["bn1"] if trainable == 5 else []
     for name, parameter in body.named_parameters():
         learns = name.split(".")[0] in stages or ".attention." in name
         parameter.requires_grad_(learns)
+
+
+def load_published(
+    module: nn.Module,
+    source: str,
+    models: Sequence[str],
+    *,
+    ignored: tuple[str, ...] = (),
+    hint: str = "",
+) -> None:
+    """Load torchvision's weights into a network that may have attention on top.
+
+    Args:
+        module: the network; its attention, and what it has under ``ignored``, stay as they are.
+        source: path of a state_dict, or torchvision's name of published weights.
+        models: torchvision's models whose published weights are accepted.
+        ignored: prefixes of names in the source to ignore.
+        hint: what to do about weights that do not fit.
+
+    Raises:
+        InputError: any other name is missing, unexpected or of another shape.
+    """
+    kind, _, member = source.partition(".")
+    is_name = kind.endswith("_Weights") and member.isidentifier()
+    state = _download(source, models) if is_name else read_weights(source)
+    own = module.state_dict()
+    kept = {n: v for n, v in own.items() if ".attention." in n or n.startswith(ignored)}
+    state = {
+        n: v
+        for n, v in state.items()
+        if not n.startswith(ignored) and (n in own or not n.endswith("num_batches_tracked"))
+    }
+    try:
+        check_state(module, kept | state, source)
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from error
+    module.load_state_dict(kept | state)
+
+
+def _download(name: str, models: Sequence[str]) -> dict[str, Tensor]:
+    known = {f"{type(w).__name__}.{w.name}": w for m in models for w in get_model_weights(m)}
+    if name not in known:
+        raise InputError(f"weights {name!r}: give one of {', '.join(known)}, or a local file")
+    try:
+        return dict(known[name].get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"weights {name!r}: download failed ({error})") from error

@@ -7,7 +7,6 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from fsanet.data.datasets.folder import SegmentationFolder
-from fsanet.data.masks import class_names, class_palette
 from fsanet.errors import InputError
 
 
@@ -243,40 +242,6 @@ def test_truncated_jpeg_is_named(write):
     assert "truncated" in one_line(error)
 
 
-# ---- classes and colours
-
-
-def test_class_names():
-    assert class_names(None, 2) == ("class 0", "class 1")
-    assert class_names(["a", "b"], 2) == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    ("classes", "count", "message"),
-    [
-        (None, None, "give classes="),
-        (["a", "b"], 3, "num_classes=3, but 2 class names"),
-        (["a", "b", "a"], None, "given twice: a"),
-        (None, 0, "0 classes"),
-        (None, 256, "256 classes"),
-    ],
-)
-def test_bad_class_names(classes, count, message):
-    with pytest.raises(InputError, match=message):
-        class_names(classes, count)
-
-
-@pytest.mark.parametrize("count", [2, 19, 150])
-def test_default_palette_is_distinct(count):
-    palette = class_palette(None, count)
-    assert len(set(palette)) == count
-    assert all(0 <= v <= 255 for colour in palette for v in colour)
-
-
-def test_bad_palettes(tmp_path):
-    with pytest.raises(InputError, match="2 colours for 3 classes"):
-        class_palette([(0, 0, 0), (1, 1, 1)], 3)
-    with pytest.raises(InputError, match=r"0\.\.255"):
-        class_palette([(0, 0, 256)], 1)
+def test_bad_ignore_index(tmp_path):
     with pytest.raises(InputError, match="ignore_index=300"):
         load(tmp_path, ignore_index=300)

@@ -8,8 +8,6 @@ from typing import NamedTuple
 from fsanet.data.masks import Colour
 from fsanet.errors import InputError
 
-__all__ = ["LABEL_SETS", "LabelSet", "label_set"]
-
 
 class LabelSet(NamedTuple):
     """Names of the classes, and an (r, g, b) in 0..255 for each."""

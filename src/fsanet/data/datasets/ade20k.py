@@ -17,8 +17,6 @@ from fsanet.data.datasets.base import Layout, Listing, PairedImages, Problem, Sp
 from fsanet.data.masks import IGNORE, IdTable, class_palette
 from fsanet.errors import InputError
 
-__all__ = ["CLASSES", "LAYOUT", "PALETTE", "Ade20k", "Ade20kData", "list_split"]
-
 _NAMES = """
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
 earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea,
@@ -105,13 +103,13 @@ def list_split(root: Path, folder: str) -> Listing:
         MissingData: its images or labels are not there.
     """
     base = _base(root)
-    files = []
-    for part, ending in (("images", ".jpg"), ("annotations", ".png")):
-        paths = sorted((base / part / folder).glob(f"*{ending}"), key=lambda path: path.stem)
-        if not paths:
-            raise LAYOUT.missing(root, base / part / folder, (f"{_ARCHIVE}.zip",))
-        files.append({path.stem: path for path in paths})
-    listing = pair_up(*files, base / "annotations" / folder)
+    images, labels = base / "images" / folder, base / "annotations" / folder
+    image_files = dict(sorted((path.stem, path) for path in images.glob("*.jpg")))
+    label_files = dict(sorted((path.stem, path) for path in labels.glob("*.png")))
+    for place, files in ((images, image_files), (labels, label_files)):
+        if not files:
+            raise LAYOUT.missing(root, place, (f"{_ARCHIVE}.zip",))
+    listing = pair_up(image_files, label_files, labels)
     if folder == "training":  # once per data set
         return listing._replace(problems=[*check_object_info(root), *listing.problems])
     return listing

@@ -22,18 +22,6 @@ from fsanet.data.labelled import LabelledImages
 from fsanet.data.masks import IGNORE, Colour, read_mask
 from fsanet.errors import InputError
 
-__all__ = [
-    "Layout",
-    "Listing",
-    "MissingData",
-    "Pair",
-    "PairedImages",
-    "Problem",
-    "Split",
-    "check_size",
-    "pair_up",
-]
-
 
 class Problem(NamedTuple):
     """Something wrong with a data set: its kind, the file or folder, and a one-line message."""

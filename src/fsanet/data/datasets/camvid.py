@@ -15,8 +15,6 @@ from fsanet.data.datasets import folder
 from fsanet.data.datasets.base import Layout, Listing, PairedImages, Split
 from fsanet.data.masks import IGNORE, Colour, IdTable
 
-__all__ = ["CLASSES", "LAYOUT", "PALETTE", "CamVid", "CamVidData"]
-
 _CLASSES: dict[str, Colour] = {
     "sky": (128, 128, 128),
     "building": (128, 0, 0),

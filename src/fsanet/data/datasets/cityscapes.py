@@ -28,19 +28,6 @@ from fsanet.data.masks import IGNORE, Colour, IdTable
 from fsanet.errors import InputError
 from fsanet.files import write_whole
 
-__all__ = [
-    "CLASSES",
-    "ID_TABLE",
-    "LABEL_IDS",
-    "LAYOUT",
-    "PALETTE",
-    "Cityscapes",
-    "CityscapesData",
-    "check_submission",
-    "list_split",
-    "write_submission",
-]
-
 # Train id is the position; name, label id in the files, colour.
 _CLASSES: tuple[tuple[str, int, Colour], ...] = (
     ("road", 7, (128, 64, 128)),

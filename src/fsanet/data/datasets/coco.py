@@ -24,8 +24,6 @@ from fsanet.data.datasets.base import Layout, Listing, Pair, Problem, Split
 from fsanet.data.images import IMAGE_SUFFIXES, read_file
 from fsanet.errors import InputError
 
-__all__ = ["LAYOUT", "CocoData", "InstanceDataset"]
-
 _COUNTS = {"train": 118287, "val": 5000}
 _NUM_CATEGORIES = 80
 
@@ -175,7 +173,7 @@ def _list_split(root: Path, split: str) -> Listing:
         raise LAYOUT.missing(root, images, (f"{split}2017.zip",))
     _check_published(root, file)
     content, faults, skipped = scan_annotations(file)
-    problems = [Problem("annotation", str(file), fault.message) for fault in faults]
+    problems = [Problem("annotation", str(file), fault) for fault in faults]
     if len(content.categories) != _NUM_CATEGORIES:
         text = f"{file}: {len(content.categories)} categories, published are {_NUM_CATEGORIES}"
         problems.append(Problem("count", str(file), text))
@@ -191,7 +189,7 @@ def _list_split(root: Path, split: str) -> Listing:
     for unlisted in sorted(existing.difference(image.file for image in content.images)):
         text = f"{images / unlisted}: the annotations do not list this image"
         problems.append(Problem("no labels", str(images / unlisted), text))
-    return Listing(pairs, problems, [f"left out: {fault.message}" for fault in skipped])
+    return Listing(pairs, problems, [f"left out: {line}" for line in skipped])
 
 
 def _splits(root: Path, **_: Any) -> list[Split]:

@@ -21,8 +21,6 @@ from fsanet.data.masks import (
 )
 from fsanet.errors import InputError
 
-__all__ = ["LAYOUT", "FolderData", "SegmentationFolder", "list_split"]
-
 
 class SegmentationFolder(PairedImages):
     """Images and masks paired by file name (without the extension).
@@ -217,7 +215,7 @@ def _listed(list_file: Path, images: dict[str, Path], folder: Path) -> list[str]
 
 
 def _splits(root: Path, *, num_classes: int | None = None, **_: Any) -> list[Split]:
-    names: list[str | None]
+    names: Sequence[str | None]
     if (root / "images").is_dir():
         names = [file.stem for file in sorted(root.glob("*.txt"))] or [None]
     else:

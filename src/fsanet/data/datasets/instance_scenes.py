@@ -6,8 +6,6 @@ ones cover earlier ones; masks are of what is visible.
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
-from fsanet.data.annotations import encode_masks
 from fsanet.data.batches import InstanceData
 from fsanet.errors import InputError
-from fsanet.files import write_json, write_whole
-
-__all__ = ["CLASSES", "InstanceSceneData", "InstanceScenes", "write_coco"]
 
 CLASSES = ("disc", "box", "triangle")
 CATEGORY_IDS = (1, 2, 3)
@@ -133,45 +127,6 @@ class InstanceSceneData(InstanceData):
         return InstanceScenes(
             self.lengths[stage], split=stage, size=self.picture, seed=self.scene_seed
         )
-
-
-def write_coco(scenes: InstanceScenes, folder: str | Path) -> Path:
-    """Write pictures to ``folder/images`` and their instances to ``folder/instances.json``.
-
-    Returns:
-        The annotation file, in COCO's format with masks as RLE.
-    """
-    folder = Path(folder)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for index, name in enumerate(scenes.names):
-        image, target = scenes[index]
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        write_whole(folder / "images" / name, partial(picture.save, format="PNG"))
-        height, width = scenes.size
-        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
-        rles = encode_masks(target["masks"])
-        for box, label, area, rle in zip(
-            target["boxes"].tolist(),
-            target["labels"].tolist(),
-            target["area"].tolist(),
-            rles,
-            strict=True,
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": label,
-                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                    "segmentation": rle,
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(scenes.classes)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    return write_json(folder / "instances.json", content)
 
 
 def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""Drawing of the built-in scenes: rectangles and discs into arrays, all from one generator."""
+"""Drawing of the built-in scenes: rectangles and discs in arrays, all from one random generator."""
 
 # H, W picture height and width; u length unit, H / 96 pixels; x, y column and row
 
@@ -27,10 +27,7 @@ Labels = NDArray[np.uint8]  # (H, W)
 
 @dataclass
 class _Canvas:
-    """A scene being drawn: its picture and labels, and what every drawing function needs.
-
-    ``u`` is the length unit in pixels, ``kerb`` the row where the road begins.
-    """
+    """A scene being drawn; ``kerb`` is the row where the road begins."""
 
     rng: np.random.Generator
     picture: Picture
@@ -43,15 +40,9 @@ class _Canvas:
         return self.labels.shape[1]
 
     def fill(
-        self,
-        top: float,
-        left: float,
-        height: float,
-        width: float,
-        colour: Any,
-        label: int | None = None,
+        self, top: float, left: float, height: float, width: float, colour: Any, label: Any = None
     ) -> None:
-        """Rectangle, cut at the picture's border; ``label=None`` leaves the labels alone."""
+        """Fill a rectangle, clipped to the picture; ``label=None`` leaves the labels alone."""
         rows = slice(max(0, round(top)), max(0, round(top + height)))
         cols = slice(max(0, round(left)), max(0, round(left + width)))
         self.picture[rows, cols] = colour
@@ -59,7 +50,7 @@ class _Canvas:
             self.labels[rows, cols] = label
 
     def window(self, x: float, y: float, radius: float) -> tuple[Any, Any]:
-        """Slices around a point, and the distance of each of their pixels to it."""
+        """Slices around a point, and the distance of each of their pixels from it."""
         top, left = max(0, math.floor(y - radius)), max(0, math.floor(x - radius))
         bottom = max(top, min(self.picture.shape[0], math.ceil(y + radius) + 1))
         right = max(left, min(self.picture.shape[1], math.ceil(x + radius) + 1))
@@ -67,14 +58,7 @@ class _Canvas:
         cols = np.arange(left, right, dtype=np.float32)
         return np.s_[top:bottom, left:right], np.hypot(rows - y, cols - x)
 
-    def disc(
-        self,
-        x: float,
-        y: float,
-        radius: float,
-        colour: Any,
-        label: int | None = None,
-    ) -> None:
+    def disc(self, x: float, y: float, radius: float, colour: Any, label: Any = None) -> None:
         where, distance = self.window(x, y, radius)
         inside = distance <= radius
         self.picture[where][inside] = colour
@@ -82,7 +66,7 @@ class _Canvas:
             self.labels[where][inside] = label
 
     def glow(self, x: float, y: float, radius: float, colour: Any) -> None:
-        """Faint light around a disc; it changes no label."""
+        """Draw faint light around a disc, leaving the labels alone."""
         where, distance = self.window(x, y, 1.6 * radius)
         strength = np.clip(1.6 - distance / radius, 0, 0.5)[..., None] * np.float32(0.6)
         self.picture[where] += (np.asarray(colour, np.float32) - self.picture[where]) * strength
@@ -91,7 +75,7 @@ class _Canvas:
 def render_scene(
     rng: np.random.Generator, size: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], Labels]:
-    """One scene: picture uint8 (3, H, W) and class ids uint8 (H, W)."""
+    """Draw a scene: picture uint8 (3, H, W) and class ids uint8 (H, W)."""
     height, width = size
     u = height / 96
     picture = np.empty((height, width, 3), np.float32)
@@ -109,7 +93,7 @@ def render_scene(
     _draw_traffic_light(canvas, sign_x, go)
     _draw_cars(canvas, sign_x, MOVING_CAR if go else STOPPED_CAR)
 
-    # Planes from here on: what torch wants, and faster to add one plane of grain to.
+    # Channels first, which torch wants, and which is faster to add one plane of grain to.
     planes = np.multiply(picture.transpose(2, 0, 1), rng.uniform(0.9, 1.08), order="C")  # (3, H, W)
     grain = rng.standard_normal((height, width), dtype=np.float32)
     planes += np.multiply(grain, 5, out=grain)
@@ -117,13 +101,13 @@ def render_scene(
 
 
 def _sign_position(rng: np.random.Generator, width: int) -> float:
-    """Column of a sign's middle: near the left or the right end."""
+    """Draw the column of a sign's middle: near the left or the right end."""
     inset = rng.uniform(0.07, 0.13) * width
     return inset if rng.integers(2) else width - inset
 
 
 def _free_span(width: int, sign_x: float) -> tuple[float, float]:
-    """Columns that lie far enough from the sign."""
+    """The range of columns that are far enough from the sign."""
     reach = REACH * width
     return (sign_x + reach, width) if sign_x < width / 2 else (0.0, sign_x - reach)
 
@@ -174,11 +158,7 @@ def _draw_backdrop(canvas: _Canvas) -> None:
         canvas.fill(kerb + 17 * u, left, 1.6 * u, 12 * u, (196, 196, 190))
 
 
-def _draw_shops(
-    canvas: _Canvas,
-    sign_x: float,
-    label: int,
-) -> None:
+def _draw_shops(canvas: _Canvas, sign_x: float, label: int) -> None:
     rng, kerb, u = canvas.rng, canvas.kerb, canvas.u
     first, last = _free_span(canvas.width, sign_x)
     x = first + rng.uniform(0, 14) * u
@@ -216,11 +196,7 @@ def _draw_sky_sign(canvas: _Canvas, x: float, day: bool) -> None:
     canvas.labels[where][inside] = LIGHT
 
 
-def _draw_traffic_light(
-    canvas: _Canvas,
-    x: float,
-    go: bool,
-) -> None:
+def _draw_traffic_light(canvas: _Canvas, x: float, go: bool) -> None:
     """A black box on a pole: the upper lamp glows red, or the lower one green."""
     rng, kerb, u = canvas.rng, canvas.kerb, canvas.u
     top = kerb - rng.uniform(30, 38) * u
@@ -233,11 +209,7 @@ def _draw_traffic_light(
     canvas.disc(*(lower if go else upper), 6 * u, lit)
 
 
-def _draw_cars(
-    canvas: _Canvas,
-    sign_x: float,
-    label: int,
-) -> None:
+def _draw_cars(canvas: _Canvas, sign_x: float, label: int) -> None:
     rng, kerb, u = canvas.rng, canvas.kerb, canvas.u
     first, last = _free_span(canvas.width, sign_x)
     for lane in (14, 29):

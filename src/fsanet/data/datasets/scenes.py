@@ -31,8 +31,6 @@ from fsanet.data.datasets.scene_drawing import (
 from fsanet.data.labelled import LabelledImages
 from fsanet.errors import InputError
 
-__all__ = ["AMBIGUOUS_PAIRS", "CLASSES", "PALETTE", "ProceduralScenes", "SceneData"]
-
 CLASSES = ("sky", "ground", "light", "open shop", "closed shop", "moving car", "stopped car")
 PALETTE = (
     (134, 171, 217),

@@ -27,16 +27,6 @@ from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Probl
 from fsanet.data.masks import IGNORE, Colour, IdTable, read_mask
 from fsanet.errors import InputError
 
-__all__ = [
-    "CLASSES",
-    "LAYOUT",
-    "PALETTE",
-    "VocAug",
-    "VocAugData",
-    "list_split",
-    "read_labels",
-]
-
 CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
