@@ -305,7 +305,12 @@ def evaluate(
         InputError: no network in the folder, other classes than those of the data, an option out
             of range, an empty split.
     """
-    views: dict[str, Any] = {"window": window, "stride": stride, "scales": tuple(scales), "flip": flip}
+    views: dict[str, Any] = {
+        "window": window,
+        "stride": stride,
+        "scales": tuple(scales),
+        "flip": flip,
+    }
     whole = views == {"window": None, "stride": None, "scales": (1.0,), "flip": False}
     task: SemanticSegmentation | InstanceSegmentation
     if isinstance(data, InstanceData):
