@@ -18,7 +18,6 @@ from typing import Any
 
 from common import mean_and_spread, print_environment
 
-from fsanet.cli.parsing import quiet
 from fsanet.files import write_json
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
@@ -42,7 +41,6 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     options = parser.parse_args()
-    quiet()
     results: dict[str, list[dict]] = {head: [] for head in options.heads}
     for seed in options.seeds:
         for head in options.heads:
@@ -51,7 +49,8 @@ def main() -> None:
             print(f"seed {seed}, {head}: mIoU {100 * scores['miou']:.1f}", flush=True)
     print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean ± std\n")
     print(
-        "| head | mIoU | IoU of look-alikes | look-alikes distinguished |\n| --- | --- | --- | --- |"
+        "| head | mIoU | IoU of look-alikes | look-alikes distinguished |\n"
+        "| --- | --- | --- | --- |"
     )
     for head, scores in results.items():
         columns = [

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fsanet.errors import InputError
 
 __all__ = [
+    "check_writable",
     "environment",
     "fingerprint",
     "first_process",
@@ -69,6 +70,11 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
         partial.unlink(missing_ok=True)
         raise
     return path
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise `InputError` if the folder cannot be written to: before the work, not after it."""
+    write_text(Path(folder) / ".writable", "").unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Every file in configs/: two steps and an evaluation on a miniature of its data set."""
+"""Every recipe, and every row of docs/recipes.md, on a miniature of its data set."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from support.miniature import write_ade20k, write_camvid, write_cityscapes, writ
 
 from fsanet import FrequencySelfAttention, models
 from fsanet.cli import main as cli
-from fsanet.cli.recipes import merged, read_recipe
+from fsanet.cli.recipe import Recipe, read_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -46,6 +46,21 @@ SMALLER = {
     "SegformerFsa": ["--model.init_args.variant=b0"],
     "MaskRcnnFsa": ["--model.backbone=resnet10t", "--model.positions=[p4]"],
 }
+B5 = "--model.variant b5 --data.crop 640 640 --data.resize 2560 640 --test.resize 2560 640"
+R101 = "--model.backbone resnet101 --model.backbone_weights ResNet101_Weights.IMAGENET1K_V1"
+# The rows of docs/recipes.md that are no file of their own.
+ROWS = [
+    *(
+        ("cityscapes", f"--model.similarity {similarity} --model.recurrence {rounds} --model.k {k}")
+        for similarity in ("dot", "linear_softmax")
+        for rounds in (1, 2)
+        for k in (5, 8)
+    ),
+    *(("segformer_ade20k", f"--model.variant b{size}") for size in range(5)),
+    ("segformer_ade20k", B5),
+    *(("segformer_cityscapes", f"--model.variant b{size}") for size in range(6)),
+    ("coco_mask_rcnn", R101),
+]
 LARGE = [file for file in FILES if file.stem.startswith(("city", "ade", "voc", "coco", "segf"))]
 
 
@@ -76,7 +91,7 @@ def data_and_network(content):
 )
 def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(CONFIGS.parent)
-    content = read_recipe(file)
+    content = read_yaml(file)
     data, network = data_and_network(content)
     if network == "SegformerFsa":
         pytest.importorskip("transformers")
@@ -115,84 +130,59 @@ def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, monkeypatch, 
     assert task.items() <= config["task"].items()
     assert {k: v for k, v in content.get("test", {}).items() if config["test"][k] != v} == {}
     found = json.loads(scores.read_text())
-    value = found["mask"]["AP"] if data == "CocoData" else found["miou"]
-    assert -1 <= value <= 1
+    if data == "CocoData":
+        assert found["images"] > 0
+    else:
+        assert sum(row["pixels"] for row in found["classes"].values()) > 0
 
 
-@pytest.mark.parametrize("file", LARGE, ids=lambda file: file.stem)
-def test_whole_network_of_a_row(file):
-    content = read_recipe(file)
-    _, network = data_and_network(content)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(file.stem, "") for file in LARGE] + ROWS,
+    ids=lambda value: value.replace("--model.", "").replace(" ", "-")[:60],
+)
+def test_whole_network_of_a_row(name, options):
+    recipe = Recipe(["--config", str(CONFIGS / f"{name}.yaml"), *options.split()])
+    network = recipe.options.model.class_path.rpartition(".")[2]
     if network == "SegformerFsa":
         pytest.importorskip("transformers")
-    options = dict(content["model"].get("init_args", content["model"]))
-    for name in ("pretrained", "backbone_weights"):
-        options.pop(name, None)
+    given = recipe.options.model.init_args.as_dict()
+    for option in ("pretrained", "backbone_weights"):
+        given.pop(option, None)
     with torch.device("meta"):
-        model = getattr(models, network)(**options, num_classes=19)
+        model = getattr(models, network)(**given, num_classes=19)
         if network != "MaskRcnnFsa":  # its boxes have no place without values
             logits, auxiliary = model.forward_with_auxiliary(torch.zeros(2, 3, 65, 129))
             assert logits.shape == (2, 19, 65, 129)
             assert network == "SegformerFsa" or auxiliary.shape == (2, 19, 65, 129)
     (attention,) = (m for m in model.modules() if isinstance(m, FrequencySelfAttention))
-    assert (attention.similarity, attention.recurrence) == (
-        options["similarity"],
-        options["recurrence"],
-    )
-    assert attention.band == (0, options["k"], 0, options["k"])
+    wanted = dict(zip(*[iter(options.replace("--model.", "").split())] * 2, strict=True))
+    assert attention.similarity == wanted.get("similarity", given["similarity"])
+    assert attention.recurrence == int(wanted.get("recurrence", given["recurrence"]))
+    assert attention.band == (0, int(wanted.get("k", given["k"]))) * 2
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_no_value_is_said_twice(file):
-    def leaves(content, above=()):
-        for key, value in content.items():
-            if isinstance(value, dict):
-                yield from leaves(value, (*above, key))
-            else:
-                yield (*above, key), value
-
-    own = yaml.safe_load(file.read_text())
-    names = own.pop("base", [])
-    below: dict = {}
-    for name in [names] if isinstance(names, str) else names:
-        more = read_recipe(file.parent / name)
-        assert not {key for key, _ in leaves(below)} & {key for key, _ in leaves(more)}
-        below = merged(below, more)
-    known = dict(leaves(below))
-    missing = object()
-    assert [key for key, value in leaves(own) if known.get(key, missing) == value] == []
+def test_a_recipe_is_readable_alone(file):
+    lines = file.read_text().splitlines()
+    assert len(lines) <= 60
+    assert any(line.startswith("#   fsanet train --config configs/" + file.name) for line in lines)
 
 
-def test_a_recipe_of_every_row():
-    names = {file.stem for file in FILES}
-    assert {"cityscapes_best", "ade20k", "voc12aug"} <= names
-    for similarity in ("dot", "linear_softmax"):
-        for rounds in (1, 2):
-            for k in (5, 8):
-                content = read_recipe(CONFIGS / f"cityscapes_{similarity}_r{rounds}_k{k}.yaml")
-                model = content["model"]
-                assert (model["similarity"], model["recurrence"], model["k"]) == (
-                    similarity,
-                    rounds,
-                    k,
-                )
-                assert content["steps"] == 80000
-    for depth in (50, 101):
-        content = read_recipe(CONFIGS / f"coco_mask_rcnn_r{depth}.yaml")
-        assert content["model"]["backbone"] == f"resnet{depth}"
-    for size in range(6):
-        content = read_recipe(CONFIGS / f"segformer_b{size}.yaml")
-        assert content["model"]["init_args"]["variant"] == f"b{size}"
+def test_the_table_of_recipes_names_every_file():
+    text = (CONFIGS.parent / "docs/recipes.md").read_text()
+    for file in LARGE:
+        assert f"configs/{file.name}" in text, file
 
 
 def test_batches_and_rates_agree():
     for file in FILES:
-        content = read_recipe(file)
+        content = read_yaml(file)
         if "global_batch" in content:
             assert content["data"]["init_args"]["batch_size"] == content["global_batch"], file
 
 
-def test_missing_data_is_told_before_weights_are_downloaded(monkeypatch, tmp_path, capsys):
+def test_missing_data_are_reported_before_weights_are_downloaded(monkeypatch, tmp_path, capsys):
     def asked(*args, **kwargs):
         raise OSError("the hub was asked")
 

@@ -61,7 +61,7 @@ def test_what_is_wrong_with_the_test_is_told_before_the_training(tmp_path, capsy
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(OPTIONS | {"test": {"windw": 3}}))
     assert cli.main(["train", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
-    assert "test.windw" in capsys.readouterr().err
+    assert "windw" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -42,7 +42,7 @@ class Grid:
 
     title: str
     heading: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     strong: frozenset[int] = frozenset()
 
     def rich(self) -> Table:

@@ -1,228 +1,254 @@
-"""`fsanet convert`: a trained network, its attention replaced, with no retraining."""
+"""`fsanet convert`: replace the attention of a trained network, or open a published checkpoint."""
 
 from __future__ import annotations
 
-import argparse
 import glob
 import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fsanet.cli.parsing import Parser, band_of, has, quiet
+from fsanet.cli.parsing import call, read_band
 from fsanet.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fsanet.attention.dct import BandLike
-    from fsanet.convert import Calibration, Conversion
+    from fsanet.cli.recipe import Test
+    from fsanet.convert import Conversion
 
-_EPILOG = """\
-examples:
-  fsanet convert runs/spatial --k 8 --out converted --eval
-  fsanet convert segformer-b0 --k '*stages.2*=16' '*stages.3*=8' --out converted
-  fsanet convert runs/spatial --calibrate 0.05 --images photos --out converted
-  fsanet convert --from mmseg FILE --out DIR    a published checkpoint; see --from mmseg --help
-
-With --eval, and to calibrate on a data set, the options of `fsanet eval` are options here, too
-(--data, --data.root, --split, --window, ...; a run folder knows its own data).
-"""
-_REPORT = "report.json"
+Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 
 
-def run(given: list[str]) -> int:
-    if has(given, "--from"):
-        from fsanet.cli import convert_checkpoint
+def run(arguments: list[str]) -> int:
+    if any(text == "--from" or text.startswith("--from=") for text in arguments):
+        # "from" is a keyword of Python, so the parameter has another name.
+        renamed = ["--source" + a[6:] if a.startswith("--from") else a for a in arguments]
+        return call("convert", convert_checkpoint, renamed)
+    from fsanet.cli.recipe import call_with_data
 
-        return convert_checkpoint.run(given)
-    quiet()
+    return call_with_data("convert", convert, arguments, need_data=False)
+
+
+def convert(
+    model: str,
+    *,
+    test: Test,
+    out: str,
+    k: list[str] | None = None,
+    match: list[str] | None = None,
+    similarity: Similarity | None = None,
+    route: Literal["tokens", "grid"] = "tokens",
+    grid: int = 16,
+    calibrate: float | None = None,
+    by: Literal["error", "miou"] = "error",
+    images: list[str] | None = None,
+    calibrate_images: int = 4,
+    route_error: bool = False,
+    eval: bool = False,
+    size: int | tuple[int, int] = 512,
+    overwrite: bool = False,
+) -> int:
+    """Replace the attention of a trained network, with its weights and without retraining.
+
+    With `--from ccnet` or `--from mmseg` a published checkpoint is opened instead; see
+    `fsanet convert --from ccnet --help`. --eval and --calibrate take the options of `fsanet eval`
+    too; a run folder knows its own data.
+
+    Args:
+        model: run folder, model folder, or a SegFormer of transformers.
+        test: the data, and how networks are tested.
+        out: folder for the converted network.
+        k: frequencies to keep: 8, 8,6 (rows, columns), 0:8,0:6 (ranges), all; or PATTERN=K ... by
+            module name; by default 8.
+        match: patterns for the names of the modules to convert; by default all.
+        similarity: by default that of the network.
+        route: softmax over all keys (tokens), or over a grid of keys evaluated from coefficients.
+        grid: points per side of that grid.
+        calibrate: choose k for each module, the smallest within this tolerance.
+        by: what the tolerance refers to: the relative error, or the largest drop of mIoU (slow).
+        images: images to calibrate on; by default from the val split of the data.
+        calibrate_images: number of images from the val split.
+        route_error: print the error of route grid for several grids.
+        eval: print mIoU, time and memory before and after.
+        size: image size to count FLOPs for.
+        overwrite: replace the network in the output folder.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler that measures memory
-    wanted, rest = _parser().parse_known_args(given)
-
-    from fsanet.convert.saved import network_folder
-
-    out, source = Path(wanted.out), str(network_folder(wanted.model))
-    _check(wanted, rest, out, source)
-
-    from fsanet.convert import calibrate, compare_grids, convert_attention, load_model
+    folder = Path(out)
+    by_miou = calibrate is not None and by == "miou"
+    needs_images = (calibrate is not None or route_error) and not images
+    if (folder / "config.json").exists() and not overwrite:
+        raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
+    if calibrate is not None and k is not None:
+        raise InputError("--calibrate chooses k itself: leave out --k or --calibrate")
+    if by == "miou" and calibrate is None:
+        raise InputError("--by miou requires --calibrate")
+    if calibrate_images < 1:
+        raise InputError(f"--calibrate-images {calibrate_images}: give at least 1")
+    pixels = (size, size) if isinstance(size, int) else size
+    if min(pixels) < 1:
+        raise InputError(f"--size {size}: give a side, or height and width, in pixels")
+    if test.data is None and (eval or by_miou or needs_images):
+        raise InputError(
+            f"{model}: not a run folder, so its data are not known; give --data, or --images to "
+            "calibrate on"
+        )
+    from fsanet.convert import calibrate as choose_k
+    from fsanet.convert import compare_grids, convert_attention, load_model
     from fsanet.convert.calibration import error_table
     from fsanet.convert.conversion import to_json
-    from fsanet.files import environment, write_json
+    from fsanet.files import environment, write_json, write_whole
+    from fsanet.report.figures import draw_calibration
 
-    data, how = _data(wanted, rest)
-    network: Any = load_model(source, task="semantic").eval()
-    options = {
-        "similarity": wanted.similarity,
-        "match": tuple(wanted.match),
-        "route": wanted.route,
-        "grid": wanted.grid,
-    }
-    report: dict[str, Any] = {"model": str(wanted.model), "options": options}
-    k: Any = _bands(wanted.k or ["8"])
-    images = _images(wanted, network, data) if wanted.calibrate or wanted.route_error else []
-    if wanted.calibrate is not None:
-        metric = None
-        if wanted.by == "miou":
-
-            def metric(candidate: nn.Module) -> float:
-                return _evaluate(candidate, data, how).miou
-
-        found = calibrate(network, images, tolerance=wanted.calibrate, metric=metric, **options)
-        _save_calibration(found, out)
-        print(f"{found.table()}\ndrawn in {out / 'calibration.png'}\n")
+    network: Any = load_model(model, task="semantic").eval()
+    if folder.resolve() in (Path(model).resolve(), Path(model, "model").resolve()):
+        raise InputError(f"--out {out}: is the folder of the model; give another one")
+    options: dict[str, Any] = {"similarity": similarity, "match": tuple(match or ["*"])}
+    options |= {"route": route, "grid": grid}
+    report: dict[str, Any] = {"model": model, "options": options}
+    bands: Any = _bands(k or ["8"])
+    inputs: list[Tensor] = []
+    if calibrate is not None or route_error:
+        inputs = _images(network, images, test.data, calibrate_images)
+    if calibrate is not None:
+        metric = (lambda candidate: test.evaluate(candidate).miou) if by_miou else None
+        found = choose_k(network, inputs, tolerance=calibrate, metric=metric, **options)
+        picture = folder / "calibration.png"
+        write_json(folder / "calibration.json", found.as_dict())
+        write_whole(picture, lambda stream: stream.write(draw_calibration(found)))
+        print(f"{found.table()}\ndrawn in {picture}\n")
         if not found.k:
             raise InputError(
-                f"--calibrate {wanted.calibrate}: no k keeps any module within it; nothing was "
-                f"converted, {out / 'calibration.png'} shows the errors"
+                f"--calibrate {calibrate}: no k keeps any module within it; nothing was "
+                f"converted, {picture} shows the errors"
             )
-        k = {glob.escape(name): side for name, side in found.k.items()}
+        bands = {glob.escape(name): side for name, side in found.k.items()}
         options["match"] = "*"
-    if wanted.route_error:
-        errors = compare_grids(network, images, k, match=options["match"])
+    if route_error:
+        band = 8 if isinstance(bands, dict) else bands
+        errors = compare_grids(network, inputs, k=band, match=options["match"])
         print(f"route grid compared with route tokens, relative error:\n{error_table(errors)}\n")
         report["route_error"] = errors
-    conversion = convert_attention(network, k, **options)
-    size = tuple(wanted.size if len(wanted.size) == 2 else wanted.size * 2)
-    print(conversion.table(size))
-    flops = conversion.flops(size)
+    conversion = convert_attention(network, bands, **options)
+    print(conversion.table(pixels))
+    flops = conversion.flops(pixels)
     report["modules"] = [module.as_dict() for module in conversion.modules]
-    report["flops"] = {"size": list(size), "before": flops.before, "after": flops.after}
-    if wanted.eval:
-        report["evaluation"] = _compare(network, conversion.model, data, how)
-    _save(conversion, source, out)
-    write_json(out / _REPORT, to_json(report) | {"versions": environment()})
-    print(f"saved in {out}; {_how_to_load(conversion, out)}")
+    report["flops"] = {"size": list(pixels), "before": flops.before, "after": flops.after}
+    if eval:
+        report["evaluation"] = _compare(network, conversion.model, test)
+    _save(conversion, model, folder)
+    write_json(folder / "report.json", to_json(report) | {"versions": environment()})
+    print(f"saved in {out}; load with fsanet.load_model({out!r})")
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="fsanet convert",
-        usage="fsanet convert MODEL --out DIR [--k K ...] [--calibrate TOLERANCE] [--eval] ...",
-        description="Replace the attention of a trained network, weights kept, no retraining.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="run folder, model folder, or SegFormer of transformers")
-    add("--out", required=True, metavar="DIR", help="the converted network goes here")
-    add(
-        "--k",
-        nargs="+",
-        action="extend",
-        metavar="K",
-        help="frequencies kept: 8, 8,6 (rows, columns), 0:8,0:6 (ranges), all; or PATTERN=K ..., "
-        "by module name (default: 8)",
-    )
-    add("--match", nargs="+", default=["*"], metavar="PATTERN", help="modules, by name")
-    add("--similarity", choices=["dot", "linear_softmax", "linear", "softmax"])
-    add(
-        "--route",
-        choices=["tokens", "grid"],
-        default="tokens",
-        help="softmax over all keys, or over a grid of them evaluated from coefficients",
-    )
-    add("--grid", type=int, default=16, metavar="M", help="points of a side of that grid (16)")
-    add(
-        "--calibrate",
-        type=float,
-        metavar="TOLERANCE",
-        help="choose k for each module: the smallest within this relative error",
-    )
-    add(
-        "--by",
-        choices=["error", "miou"],
-        default="error",
-        help="what the tolerance is of; miou: the largest drop, 0..1, on the data (slow)",
-    )
-    add("--images", nargs="+", metavar="PATH", help="to calibrate on (default: of the val split)")
-    add("--calibrate-images", type=int, default=4, metavar="N", help="how many of them (4)")
-    add("--route-error", action="store_true", help="print the error of the grid as it grows")
-    add("--eval", action="store_true", help="mIoU, time and memory, before and after")
-    add("--size", type=int, nargs="+", default=[512], metavar="N", help="image to count FLOPs for")
-    add("--overwrite", action="store_true", help="write over a network in DIR")
-    return parser
+def convert_checkpoint(
+    file: str,
+    *,
+    source: Literal["ccnet", "mmseg"],
+    out: str,
+    similarity: Similarity | None = None,
+    k: str | None = None,
+    recurrence: int | None = None,
+    align_corners: bool | None = None,
+    classes: str | None = None,
+    drop_biases: bool = False,
+    leave_out: list[str] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Convert a published checkpoint into a folder for fsanet.load_model.
 
+    What the weights do not tell is assumed as in the paper's recipes unless it is given. ccnet:
+    dot, k=8, recurrence 2. mmseg, the paper's FSA head: dot, k=5, recurrence 2. mmseg, its own
+    non-local networks: regular softmax attention, recurrence 1; --k makes it frequency attention.
+    Corners are aligned for Cityscapes only.
 
-def _check(wanted: argparse.Namespace, rest: list[str], out: Path, source: str) -> None:
-    if Path(source).resolve() == out.resolve():
-        raise InputError(f"--out {out}: is the folder of the model; give another one")
-    if (out / "config.json").exists() and not wanted.overwrite:
+    Args:
+        file: checkpoint, .pth or .safetensors.
+        source: (--from) ccnet, the paper's CCNet-lineage network; mmseg, the paper's
+            MMSegmentation head or a nonlocal_r50/r101-d8 checkpoint of MMSegmentation.
+        out: folder for config.json and model.safetensors.
+        similarity: of the attention.
+        k: band of frequencies: 8, 8,6, or ranges 0:8,0:6.
+        recurrence: rounds of attention.
+        align_corners: of the upsampling: true in recipes with crops of 769 and 849, false in the
+            others (512x1024 Cityscapes recipes too).
+        classes: cityscapes, ade20k, voc, or a text file with one name per line; by default what
+            the file says, and cityscapes for ccnet.
+        drop_biases: leave out the biases of a non-local network's queries, keys and values, as
+            the paper's no-retraining study does.
+        leave_out: patterns (* and ?) of published weight names to leave out.
+        overwrite: replace the network in the output folder.
+    """
+    from fsanet.attention.dct import Band
+    from fsanet.convert.checkpoints import convert_checkpoint as convert_file
+
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
+    if (folder / "model.safetensors").exists() and not overwrite:
         raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
-    if wanted.calibrate is not None and wanted.k is not None:
-        raise InputError("--calibrate chooses k itself: leave --k or --calibrate out")
-    if len(wanted.size) > 2 or min(wanted.size) < 1:
-        raise InputError(f"--size {wanted.size}: give a side, or height and width, in pixels")
-    if wanted.calibrate_images < 1:
-        raise InputError(f"--calibrate-images {wanted.calibrate_images}: give at least 1")
-    if wanted.by == "miou" and wanted.calibrate is None:
-        raise InputError("--by miou is of --calibrate, which is missing")
-    if rest and not _takes_data(wanted):
-        raise InputError(f"unknown option '{rest[0]}'; see --help (data options need --eval)")
+    network = convert_file(
+        file,
+        source,
+        similarity=similarity,
+        k=None if k is None else Band.of(read_band(k)),
+        recurrence=recurrence,
+        align_corners=align_corners,
+        classes=None if classes is None else _classes(classes),
+        drop_biases=drop_biases,
+        leave_out=leave_out or [],
+    )
+    network.build().save_pretrained(folder)
+    arguments = network.arguments
+    band = f", k={arguments['k']}" if arguments["attention"] == "frequency" else ""
+    print(f"{file}: {network.kind}, {arguments['encoder']}, {len(network.weights)} weights")
+    print(
+        f"attention: {arguments['attention']}, similarity={arguments['similarity']}{band}, "
+        f"recurrence={arguments['recurrence']}{', with biases' if arguments['qkv_bias'] else ''}; "
+        f"align_corners={arguments['align_corners']}; {arguments['num_classes']} classes"
+    )
+    if network.assumed:
+        values = ", ".join(f"{name}={value}" for name, value in network.assumed.items())
+        print(f"assumed, as the file does not tell: {values}")
+    for name in network.left_out:
+        print(f"left out: {name}")
+    if not arguments["aux_channels"]:
+        print("no auxiliary head in the file (only used in training)")
+    print(f"saved in {out}; load with fsanet.load_model({out!r})")
+    return 0
 
 
-def _takes_data(wanted: argparse.Namespace) -> bool:
-    looks = wanted.calibrate is not None or wanted.route_error
-    return wanted.eval or wanted.by == "miou" or (looks and not wanted.images)
-
-
-def _data(wanted: argparse.Namespace, rest: list[str]) -> tuple[Any, dict[str, Any]]:
-    """The data module and the arguments of `evaluate`, where they are needed."""
-    if not _takes_data(wanted):
-        return None, {}
-    from fsanet.cli import options
-
-    known = options.data_of_run(Path(wanted.model))
-    if known is None and not has(rest, "--data"):
-        raise InputError(
-            f"{wanted.model}: not a run folder, so its data are not known; give --data, or "
-            "--images to calibrate on"
-        )
-    parser = options.eval_parser(known)
-    parsed = options.parse(parser, [wanted.model, *rest])
-    kept = {k: v for k, v in vars(parsed).items() if k not in ("model", "data", "json")}
-    return options.make_data(parser, parsed), kept
-
-
-def _bands(texts: list[str]) -> BandLike | dict[str, BandLike]:
+def _bands(texts: list[str]) -> Any:
     if len(texts) == 1 and "=" not in texts[0]:
-        return band_of(texts[0])
+        return read_band(texts[0])
     bands = {}
     for text in texts:
         pattern, equals, band = text.rpartition("=")
         if not equals:
-            raise InputError(f"--k {text}: with more than one, each has to be PATTERN=K")
-        bands[pattern] = band_of(band)
+            raise InputError(f"--k {text}: with several, each has to be PATTERN=K")
+        bands[pattern] = read_band(band)
     return bands
 
 
-def _images(wanted: argparse.Namespace, network: Any, data: Any) -> list[Tensor]:
-    """What the network takes, of files or of the validation split."""
+def _images(network: Any, paths: list[str] | None, data: Any, count: int) -> list[Tensor]:
+    """Network inputs from files, or from the validation split."""
     from fsanet.data.images import list_images, read_image
 
-    if wanted.images:
-        pictures = [read_image(file) for file in list_images(wanted.images)]
+    if paths:
+        pictures = [read_image(file) for file in list_images(paths)]
     else:
         data.prepare_data()
         data.setup("validate")
         dataset = data.dataset("val")
-        count = min(wanted.calibrate_images, len(dataset))
+        count = min(count, len(dataset))
         pictures = [read_image(dataset[i * len(dataset) // count][0]) for i in range(count)]
     return [network.normalise(picture[None]) for picture in pictures]
 
 
-def _evaluate(network: nn.Module, data: Any, how: dict[str, Any]) -> Any:
-    from fsanet.train import evaluate
-
-    return evaluate(network, data, **how)
-
-
-def _compare(
-    before: Any, after: nn.Module, data: Any, how: dict[str, Any]
-) -> dict[str, dict[str, float]]:
+def _compare(before: Any, after: nn.Module, test: Test) -> dict[str, dict[str, float]]:
     """Print and return mIoU, time and memory of both networks."""
     import torch
 
@@ -231,10 +257,11 @@ def _compare(
     from fsanet.data.images import read_image
 
     networks = {"before": before, "after": after}
-    scores = {name: _evaluate(network, data, how) for name, network in networks.items()}
-    gpu = torch.cuda.is_available() and how["accelerator"] in ("auto", "gpu", "cuda")
+    scores = {name: test.evaluate(network) for name, network in networks.items()}
+    split, accelerator = test.options["split"], test.options["accelerator"]
+    gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
     device = torch.device("cuda" if gpu else "cpu")
-    picture = read_image(data.dataset(how["split"])[0][0])
+    picture = read_image(test.data.dataset(split)[0][0])
     image = before.normalise(picture[None].to(device))
     calls = {name: partial(net.to(device).eval(), image) for name, net in networks.items()}
     with torch.inference_mode():
@@ -255,33 +282,26 @@ def _compare(
         figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
         rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
     height, width = picture.shape[-2:]
-    print(f"\n{how['split']} split; time and memory of one {width} x {height} image on {device}:")
+    print(f"\n{split} split; time and memory for one {width} x {height} image on {device}:")
     print("\n".join(align_columns(rows, left=1)))
     return found
 
 
-def _save_calibration(calibration: Calibration, out: Path) -> None:
-    from fsanet.files import write_json, write_whole
-    from fsanet.report.figures import draw_calibration
-
-    picture = draw_calibration(calibration)
-    write_json(out / "calibration.json", calibration.as_dict())
-    write_whole(out / "calibration.png", lambda stream: stream.write(picture))
-
-
 def _save(conversion: Conversion, source: str, out: Path) -> None:
-    """In the format the network came in: this library's, or transformers'."""
+    """Save in the format that the network came in: this library's, or transformers'."""
     from fsanet.convert import convert_attention, save_converted
+    from fsanet.convert.saved import network_folder
 
-    if not _of_transformers(source):
+    folder = network_folder(source)
+    config = Path(folder, "config.json")
+    if not config.is_file() or "model_type" not in json.loads(config.read_text(encoding="utf-8")):
         save_converted(conversion, out)
         return
     from transformers import SegformerForSemanticSegmentation
 
-    plain = SegformerForSemanticSegmentation.from_pretrained(source)
     module = conversion.modules[0]
     again = convert_attention(
-        plain,
+        SegformerForSemanticSegmentation.from_pretrained(folder),
         {glob.escape(one.name): one.k for one in conversion.modules},
         module.similarity,  # type: ignore[arg-type]
         route=module.route,  # type: ignore[arg-type]
@@ -291,12 +311,17 @@ def _save(conversion: Conversion, source: str, out: Path) -> None:
     save_converted(again, out)
 
 
-def _of_transformers(source: str) -> bool:
-    file = Path(source, "config.json")
-    return file.is_file() and "model_type" in json.loads(file.read_text(encoding="utf-8"))
+def _classes(text: str) -> str | list[str]:
+    from fsanet.data.datasets import LABEL_SETS
 
-
-def _how_to_load(conversion: Conversion, out: Path) -> str:
-    alone = type(conversion.model).__name__ == "FsaNet" and conversion.modules[0].grid is None
-    loader = "FsaNet.from_pretrained" if alone else "fsanet.load_model"
-    return f"load with {loader}({str(out)!r})"
+    if text in LABEL_SETS:
+        return text
+    if not Path(text).is_file():
+        raise InputError(
+            f"--classes {text}: neither {', '.join(LABEL_SETS)} nor a file of class names"
+        )
+    try:
+        lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--classes {text}: cannot be read as text") from error
+    return [line.strip() for line in lines if line.strip()]

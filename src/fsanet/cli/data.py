@@ -1,86 +1,84 @@
-"""`fsanet data check`: whether a data set on disk is what was published."""
+"""`fsanet data check`: whether a data set on disk is complete and readable."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from fsanet.cli.parsing import Parser
+from fsanet.cli.parsing import call
 from fsanet.errors import InputError
 
 if TYPE_CHECKING:
     from fsanet.data.check import Report
 
-_LAYOUTS = ("cityscapes", "ade20k", "voc", "coco", "camvid", "folder")
-_EPILOG = """\
-examples:
-  fsanet data check /data/cityscapes             reads every file, compares with what is published
-  fsanet data check /data/voc --layout voc       if it is not there: what to download, and where to
-  fsanet data check /data/mine --num-classes 5   a folder of one's own
-  fsanet data check /data/coco --quick           names and numbers alone
-
-Nothing is ever downloaded. Exit code 0: nothing wrong; 2: something is, the first in one line.
-"""
+Layout = Literal["cityscapes", "ade20k", "voc", "coco", "camvid", "folder"]
 
 
-def run(given: list[str]) -> int:
-    options = _parser().parse_args(given)
-    root = Path(options.root)
+def run(arguments: list[str]) -> int:
+    return call("data", data, arguments)
 
+
+def data(
+    action: Literal["check"],
+    root: str,
+    *,
+    layout: Layout | None = None,
+    quick: bool = False,
+    subset: bool = False,
+    sbd: str | None = None,
+    num_classes: int | None = None,
+    workers: int | None = None,
+    show: int = 10,
+    json: str | None = None,
+) -> int:
+    """Check a data set on disk: counts, pairs, sizes, label ids, unreadable files.
+
+    Published data sets are compared with what was published; where one is missing, the command
+    says what to download, but never downloads it. The exit code is 0 if nothing is wrong, else 2.
+
+    Args:
+        action: check.
+        root: folder of the data set.
+        layout: kind of data set; by default recognised from the folder.
+        quick: compare names and numbers only, without reading an image.
+        subset: accept a part of the published data.
+        sbd: for voc, the folder of SBD if it is elsewhere.
+        num_classes: for folder, ids 0 to N-1 and 255 are valid.
+        workers: processes that read; by default one per core, up to 8.
+        show: number of problems to print.
+        json: file to write all findings to.
+    """
     from fsanet.data.check import check_data
     from fsanet.data.datasets.base import MissingData
 
     try:
         with _bar() as progress:
             report = check_data(
-                root,
-                options.layout,
-                quick=options.quick,
-                subset=options.subset,
-                sbd=options.sbd,
-                num_classes=options.num_classes,
-                workers=options.workers,
+                Path(root),
+                layout,
+                quick=quick,
+                subset=subset,
+                sbd=sbd,
+                num_classes=num_classes,
+                workers=workers,
                 progress=progress,
             )
     except MissingData as error:
         print(error.guide)
         raise
-    if options.json is not None:
+    if json is not None:
         from fsanet.files import write_json
 
-        write_json(options.json, report.as_json())
-    _print(report, options.show)
+        write_json(json, report.as_json())
+    _print(report, show)
     if not report.ok:
         count = len(report.problems)
         problems = "1 problem" if count == 1 else f"{count} problems, the first"
         raise InputError(f"{problems}: {report.problems[0].message}")
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="fsanet data",
-        description="Verify a data set: numbers, pairs, sizes, ids, unreadable files.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("action", choices=["check"])
-    add("root", metavar="DIR", help="folder of the data set")
-    add("--layout", choices=_LAYOUTS, help="default: told from the folder")
-    add("--quick", action="store_true", help="names and numbers alone; no image is read")
-    add("--subset", action="store_true", help="part of the published data is enough")
-    add("--sbd", metavar="DIR", help="voc: SBD's folder, if it is not in DIR")
-    add("--num-classes", type=int, metavar="N", help="folder: ids 0..N-1 and 255 are right")
-    add("--workers", type=int, metavar="N", help="processes that read (default: cores, up to 8)")
-    add("--show", type=int, default=10, metavar="N", help="problems to print (default: 10)")
-    add("--json", metavar="FILE", help="write all that was found to this file")
-    return parser
 
 
 def _print(report: Report, show: int) -> None:
@@ -109,7 +107,7 @@ def _print(report: Report, show: int) -> None:
         console.print(f"  {len(report.problems)} problems in all: {counts}")
     for note in report.notes[:show]:
         console.print(f"  note: {note}")
-    console.print(f"{report.seconds:.1f} s: {'nothing wrong' if report.ok else 'not as it should'}")
+    console.print(f"{report.seconds:.1f} s: {'nothing wrong' if report.ok else 'problems found'}")
 
 
 @contextlib.contextmanager

@@ -1,137 +1,114 @@
-"""`fsanet eval`: mIoU of a trained network on a split, class by class."""
+"""`fsanet eval`: scores of a trained network on a split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsanet.cli.parsing import quiet, switches
-
 if TYPE_CHECKING:
+    from fsanet.cli.recipe import Test
+    from fsanet.metrics.average_precision import ApScores
     from fsanet.metrics.confusion import Scores
 
 
-# Options that are lists, and may be given number by number as for `fsanet predict`.
-_LISTS = ("--scales", "--window", "--stride", "--resize", "--trimap")
+def run(arguments: list[str]) -> int:
+    from fsanet.cli.recipe import call_with_data
+
+    return call_with_data("eval", evaluate_model, arguments)
 
 
-def run(given: list[str]) -> int:
-    quiet()
-    given = listed(switches(given, ("--flip", "--boundary")), _LISTS)
-    from fsanet.cli import instances, options
-    from fsanet.files import first_process, write_json
-    from fsanet.train import evaluate
+def evaluate_model(
+    model: str, *, test: Test, json: str | None = None, out: str | None = None
+) -> int:
+    """Print mIoU, or average precision for instances, of a trained network on a split.
 
-    folders = [Path(text) for text in given if not text.startswith("-") and Path(text).is_dir()]
-    run_data = next(filter(None, map(options.data_of_run, folders)), None)
-    testing = next(filter(None, map(options.testing_of_run, folders)), None)
-    if options.kind_of(given, run_data) is options.INSTANCES:
-        return instances.evaluate(given, run_data, testing)
-    parser = options.eval_parser(run_data, testing)
-    parser.add_argument(
-        "--out",
-        type=str,
-        default=None,
-        help="folder for tables by class (Markdown, CSV), the confusion matrix (PNG, CSV), JSON",
-    )
-    parsed = options.parse(parser, given)
-    data = options.make_data(parser, parsed)
-    others = ("model", "data", "json", "out")
-    arguments = {key: value for key, value in vars(parsed).items() if key not in others}
-    if parsed.out is not None and first_process():
-        writable(Path(parsed.out))
-    scores = evaluate(parsed.model, data, **arguments)
+    A run folder knows its own data and how its network is to be tested.
+
+    Args:
+        model: run folder, model folder, or hub id.
+        test: the data, and how the network is tested.
+        json: file to write the scores to.
+        out: folder for tables by class (Markdown, CSV), the confusion matrix (PNG, CSV) and JSON.
+    """
+    from fsanet.errors import InputError
+    from fsanet.files import check_writable, environment, first_process, write_json
+    from fsanet.metrics.confusion import Scores
+    from fsanet.report.confusion import HOW_TESTED, write_scores
+
+    if out is not None and first_process():
+        check_writable(Path(out))
+    scores = test.evaluate(model)
     if not first_process():
         return 0
-    _print_scores(scores, f"{parsed.model}, {parsed.split} split")
-    about = {"model": str(parsed.model), "split": parsed.split}
-    if parsed.json is not None or parsed.out is not None:
-        from fsanet.files import environment
-
-        versions = {"versions": environment()}
-        if parsed.json is not None:
-            write_json(parsed.json, about | scores.as_dict() | versions)
-        if parsed.out is not None:
-            from fsanet.report.confusion import write_scores
-
-            testing = {name: arguments[name] for name in TESTING}
-            write_scores(scores, Path(parsed.out), about | {"testing": testing} | versions)
-            print(f"tables and confusion matrix in {parsed.out}")
+    title = f"{model}, {test.options['split']} split"
+    semantic = isinstance(scores, Scores)
+    print_scores(scores, title) if semantic else print_precision(scores, title)
+    about = {"model": model, "split": test.options["split"]}
+    versions = {"versions": environment()}
+    if json is not None:
+        write_json(json, about | scores.as_dict() | versions)
+    if out is not None:
+        if not semantic:
+            raise InputError("--out: for semantic segmentation; --json takes average precision")
+        how = {"testing": {name: test.options[name] for name in HOW_TESTED}}
+        write_scores(scores, Path(out), about | how | versions)
+        print(f"tables and confusion matrix in {out}")
     return 0
 
 
-# How a network was tested: what a figure has to be published with.
-TESTING = ("resize", "window", "stride", "scales", "flip", "precision")
+def print_scores(scores: Scores, title: str) -> None:
+    """Print a table of the classes, and the means below it."""
+    edges = scores.boundary
+    header = ["class", "IoU %", "accuracy %", *(["boundary IoU %"] if edges else []), "pixels"]
+    rows = []
+    for index, name in enumerate(scores.classes):
+        shares = [scores.iou[index], scores.accuracy[index]]
+        shares += [] if edges is None else [edges.iou[index]]
+        rows.append([name, *map(_percent, shares), f"{scores.pixels[index]:,}"])
+    print_table(title, header, rows)
+    if edges is not None:
+        bands = [f"{width} px {_percent(miou)}" for width, miou in edges.trimap_miou.items()]
+        print(
+            f"boundary IoU {_percent(edges.mean_iou)} % (bands of {edges.ratio:g} of the diagonal)"
+        )
+        print(f"trimap mIoU %: {', '.join(bands)}")
+    print(
+        f"mIoU {_percent(scores.miou)} %, pixel accuracy {_percent(scores.pixel_accuracy)} %, "
+        f"mean accuracy {_percent(scores.mean_accuracy)} %"
+    )
 
 
-def writable(out: Path) -> None:
-    """Raises `InputError` if the folder cannot be written to: before the work, not after it."""
-    from fsanet.files import write_text
-
-    probe = write_text(out / ".writable", "")
-    probe.unlink()
-
-
-def listed(given: list[str], names: tuple[str, ...]) -> list[str]:
-    """Numbers that follow one of the options, as the one list that the parser takes.
-
-    >>> listed(["--scales", "0.5", "1.0", "run", "--window", "769"], ("--scales", "--window"))
-    ['--scales=[0.5,1.0]', 'run', '--window=769']
-    """
-    result: list[str] = []
-    index = 0
-    while index < len(given):
-        name, numbers = given[index], []
-        index += 1
-        if name in names:
-            while index < len(given) and _number(given[index]):
-                numbers.append(given[index])
-                index += 1
-        several = len(numbers) > 1 or (numbers and name in ("--scales", "--trimap"))
-        if several:
-            result.append(f"{name}=[{','.join(numbers)}]")
-        elif numbers:
-            result.append(f"{name}={numbers[0]}")
-        else:
-            result.append(name)
-    return result
+def print_precision(scores: ApScores, title: str) -> None:
+    """Print average precision of boxes and masks, overall and by class."""
+    header = ["%", *(name.replace("_", " ") for name in scores.box)]
+    rows = [[kind, *map(_percent, values.values())]
+            for kind, values in (("box", scores.box), ("mask", scores.mask))]  # fmt: skip
+    print_table(title, header, rows)
+    if len(scores.box_per_class) > 1:
+        rows = [
+            [name, _percent(value), _percent(scores.mask_per_class[name])]
+            for name, value in scores.box_per_class.items()
+        ]
+        print_table("", ["class", "box AP", "mask AP"], rows)
+    print(
+        f"box AP {_percent(scores.box['AP'])} %, mask AP {_percent(scores.mask['AP'])} % "
+        f"({scores.images} images, {scores.instances} instances)"
+    )
 
 
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _print_scores(scores: Scores, title: str) -> None:
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print rows of text; all columns but the first are aligned right."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    def percent(value: float) -> str:
-        return "no label" if value != value else f"{100 * value:.2f}"
+    table = Table(title=escape(title) or None, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("class")
-    edges = scores.boundary
-    for name in ("IoU %", "accuracy %", *(["boundary IoU %"] if edges else []), "pixels"):
-        table.add_column(name, justify="right")
-    for index, name in enumerate(scores.classes):
-        shares = [scores.iou[index], scores.accuracy[index]]
-        if edges is not None:
-            shares.append(edges.iou[index])
-        table.add_row(escape(name), *map(percent, shares), f"{scores.pixels[index]:,}")
-    console = Console()
-    console.print(table)
-    if edges is not None:
-        bands = [f"{width} px {percent(miou)}" for width, miou in edges.trimap_miou.items()]
-        print(
-            f"boundary IoU {percent(edges.mean_iou)} % (bands of {edges.ratio:g} of the diagonal)"
-        )
-        print(f"trimap mIoU %: {', '.join(bands)}")
-    print(
-        f"mIoU {percent(scores.miou)} %, pixel accuracy {percent(scores.pixel_accuracy)} %, "
-        f"mean accuracy {percent(scores.mean_accuracy)} %"
-    )
+
+def _percent(value: float) -> str:
+    return "no label" if value != value else f"{100 * value:.2f}"

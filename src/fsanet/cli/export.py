@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from fsanet.cli.parsing import Parser, quiet
+from fsanet.cli.parsing import call
 
 
-def run(given: list[str]) -> int:
-    parser = Parser(
-        prog="fsanet export",
-        description="Write a trained network as one ONNX or torch.export file: RGB images of 0..1 "
-        "in, logits out, any size in multiples of 32. What was written is run once and compared.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="run folder, model folder, or hub id")
-    parser.add_argument("--out", required=True, metavar="FILE", help="ends in .onnx or .pt2")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(512, 512),
-        metavar=("H", "W"),
-        help="image to trace with (default: 512 512)",
-    )
-    parser.add_argument("--fixed", action="store_true", help="that size only")
-    options = parser.parse_args(given)
-    quiet()
+def export(model: str, *, out: str, size: tuple[int, int] = (512, 512), fixed: bool = False) -> int:
+    """Write a trained network as one ONNX or torch.export file.
 
+    The file takes RGB images in 0..1 and gives logits, for any height and width that are multiples
+    of 32. It is run once and compared with the network.
+
+    Args:
+        model: run folder, model folder, or hub id.
+        out: file to write; its name ends in .onnx or .pt2.
+        size: height and width of the image to trace with.
+        fixed: export for that size only.
+    """
     from fsanet.convert import load_model
     from fsanet.predict.export import export_network
 
-    network = load_model(options.model, task="semantic")
-    size = (options.size[0], options.size[1])
-    error = export_network(network, options.out, size=size, dynamic=not options.fixed)
-    print(f"{options.out}: largest difference of logits {error:.1e} of the largest logit")
+    error = export_network(load_model(model), out, size=size, dynamic=not fixed)
+    print(f"{out}: largest difference of logits {error:.1e} of the largest logit")
     return 0
+
+
+def run(arguments: list[str]) -> int:
+    return call("export", export, arguments)

@@ -1,40 +1,58 @@
-"""The command `fsanet`: finds the command, and turns what goes wrong into one line.
+"""The program `fsanet`: finds the command and turns errors into one line and an exit code.
 
-The commands are in `fsanet.cli`, one file each, imported when called.
+Each command is a file of this folder, imported when it is called.
 
-Exit codes: 0 done, 2 bad input (one line on stderr says which), 130 interrupted.
+Exit codes: 0 done, 2 wrong input (one line on stderr says what), 130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
-from fsanet.cli.parsing import Parser
 from fsanet.errors import InputError
+
+__all__ = ["main"]
 
 _COMMANDS = {
     "demo": "train on built-in scenes for two minutes, evaluate, predict, write a report",
-    "train": "train a network from a YAML file and options",
-    "eval": "mIoU of a trained network on a split, class by class",
-    "sweep": "which frequencies a trained network needs: k and band sweeps, table and figure",
+    "train": "train a network from a recipe and options",
+    "eval": "mIoU or average precision of a trained network on a split",
     "predict": "segment images: masks, overlays, class areas",
-    "export": "write a trained network as one ONNX or torch.export file",
     "convert": "replace the attention of a trained network, or open a published checkpoint",
-    "data": "check a data set on disk: numbers, pairs, sizes, ids, unreadable files",
+    "sweep": "which frequencies a trained network needs: table and figure",
     "bench": "attention layers or whole networks side by side: FLOPs, memory, time",
+    "export": "write a trained network as one ONNX or torch.export file",
+    "data": "check a data set on disk: counts, pairs, sizes, label ids, unreadable files",
 }
+_USAGE = """\
+usage: fsanet [--version] [--debug] COMMAND ...
+
+Semantic and instance segmentation with frequency self-attention.
+
+commands (each has its own --help):
+{}
+
+options:
+  --version  print the version and exit
+  --debug    show the traceback of an error
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code.
+    """Run one command.
 
     Args:
         arguments: without the program's name; `sys.argv` by default.
+
+    Returns:
+        the exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -46,56 +64,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("fsanet: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as stop:  # argparse: after --help, or after its own message
+    except SystemExit as stop:  # after --help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no noise at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no message at exit
         return 141
-    except InputError as error:
-        if debug:
-            raise
-        return _fail(str(error))
     except Exception as error:
-        if debug or not _out_of_memory(error):
+        if debug or not (isinstance(error, InputError) or _out_of_memory(error)):
             raise
-        return _fail(
-            "out of memory; try a smaller data.init_args.batch_size or crop (train), "
-            "or a window (eval, predict)"
-        )
+        line = " ".join(str(error).split())
+        if not isinstance(error, InputError):
+            line = "out of memory; try a smaller --data.batch-size or crop (train), or a --window"
+        print(f"fsanet: error: {line}", file=sys.stderr)
+        return 2
 
 
 def _run(given: list[str]) -> int:
-    if given and given[0] in _COMMANDS:
-        return importlib.import_module(f"fsanet.cli.{given[0]}").run(given[1:])
-    if given and not given[0].startswith("-"):
-        near = difflib.get_close_matches(given[0], _COMMANDS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"give one of {', '.join(_COMMANDS)}"
-        raise InputError(f"no command '{given[0]}'; {hint}")
-    lines = "\n".join(f"  {name:9}{text}" for name, text in _COMMANDS.items())
-    parser = Parser(
-        prog="fsanet",
-        usage="fsanet [--version] [--debug] COMMAND ...",
-        description="Semantic segmentation with frequency self-attention.",
-        epilog=f"commands (each has its own --help):\n{lines}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if parser.parse_args(given).version:
+    name = given[0] if given else ""
+    if name in _COMMANDS:
+        silence_libraries()
+        return import_module(f"fsanet.cli.{name}").run(given[1:])
+    if name in ("--help", "-h"):
+        print(_USAGE.format("\n".join(f"  {n:9}{text}" for n, text in _COMMANDS.items())), end="")
+        return 0
+    if name == "--version":
         from fsanet import __version__
 
         print(f"fsanet {__version__}")
         return 0
-    raise InputError(f"a command is missing; give one of {', '.join(_COMMANDS)}, or --help")
+    near = difflib.get_close_matches(name, _COMMANDS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(_COMMANDS)}, or --help"
+    raise InputError(f"no command {name!r}; {hint}" if name else f"a command is missing; {hint}")
+
+
+def silence_libraries() -> None:
+    """Keep from the console what the user neither asked for nor can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in (
+        r".*does not have many workers.*",
+        r".*LeafSpec.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*GPU available but not used.*",
+        r".*when logging on epoch level in distributed setting.*",  # they are equal already
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+    warnings.formatwarning = _one_line_warning
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FORMAT = warnings.formatwarning  # Python's own, for warnings of other packages
+
+
+def _one_line_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    if Path(filename).is_relative_to(_PACKAGE):
+        return f"fsanet: warning: {' '.join(str(message).split())}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _fail(message: str) -> int:
-    print(f"fsanet: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return isinstance(error, MemoryError) or (
+        torch is not None and isinstance(error, torch.OutOfMemoryError)
+    )

@@ -14,25 +14,17 @@ import argparse
 import difflib
 import inspect
 import json
-import logging
 import re
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from fsanet.errors import InputError
 
-if TYPE_CHECKING:
-    from fsanet.attention.dct import BandLike
-
-__all__ = ["CommandParser", "available_device", "call", "one_line", "parse", "quiet", "read_band"]
-
-_PACKAGE = Path(__file__).resolve().parents[1]
+__all__ = ["CommandParser", "available_device", "call", "one_line", "parse", "read_band"]
 
 
 def call(command: str, function: Callable[..., int], arguments: Sequence[str]) -> int:
@@ -40,7 +32,7 @@ def call(command: str, function: Callable[..., int], arguments: Sequence[str]) -
     return function(**parse(command, function, arguments))
 
 
-def parse(command: str, function: Callable[..., int], arguments: Sequence[str]) -> dict[str, Any]:
+def parse(command: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
     """Parse options by the signature of a function, whose docstring is the help.
 
     Parameters before the ``*`` become positional arguments, those annotated ``list[...]`` take
@@ -52,7 +44,7 @@ def parse(command: str, function: Callable[..., int], arguments: Sequence[str]) 
         arguments: of the command line, without the command.
 
     Returns:
-        The arguments for the function.
+        the arguments for the function.
 
     Raises:
         InputError: wrong options, in one line.
@@ -60,7 +52,7 @@ def parse(command: str, function: Callable[..., int], arguments: Sequence[str]) 
     documentation = docstring_parser.parse(function.__doc__ or "")
     parser = CommandParser(command, documentation.description or "")
     helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    lists = set()
+    lists: set[str | int] = set()
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         is_positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         if is_positional and get_origin(parameter.annotation) is list:
@@ -80,8 +72,12 @@ class CommandParser(ArgumentParser):
     """
 
     def __init__(self, command: str = "", description: str = "", **options: Any) -> None:
-        options = {"prog": f"fsanet {command}", "formatter_class": _HyphenFormatter} | options
-        super().__init__(description=" ".join(description.split()), exit_on_error=False, **options)
+        own: dict[str, Any] = {
+            "prog": f"fsanet {command}",
+            "description": " ".join(description.split()),
+        }
+        own |= {"exit_on_error": False, "formatter_class": _HyphenFormatter}
+        super().__init__(**(own | options))  # jsonargparse makes parsers of this class, too
 
     def parse(self, arguments: Sequence[str], base: Namespace | None = None) -> Namespace:
         """Parse a command line.
@@ -94,20 +90,30 @@ class CommandParser(ArgumentParser):
             InputError: wrong options, in one line.
         """
         try:
-            return self.parse_args(self._translate(arguments), namespace=base)
+            return self.parse_args(self.translate(arguments), namespace=base)
         except ArgumentError as error:
-            raise InputError(one_line(error) + self._suggestion(str(error))) from error
+            _, _, unknown = str(error).partition("nrecognized arguments: --")
+            hint = self.suggest(unknown.split("=")[0].strip()) if unknown else ""
+            raise InputError(one_line(error) + hint) from error
 
-    def _suggestion(self, message: str) -> str:
-        """The nearest option, where jsonargparse says that it does not know one."""
-        _, _, unknown = message.partition("nrecognized arguments: ")
-        name = unknown.split("=")[0].strip()
-        near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.7)
+    def option_names(self) -> list[str]:
+        """All options as declared: ``--batch_size``, ``--model.k``."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def suggest(self, name: str) -> str:
+        """The nearest option to a wrong one, as the end of a message."""
+        names = self.option_names()
+        leaves = {option.lstrip("-").rpartition(".")[2]: option for option in names}
+        near = difflib.get_close_matches(f"--{name}", names, 1, 0.7)
+        near = near or [leaves[leaf] for leaf in difflib.get_close_matches(name, leaves, 1, 0.7)]
         return f"; did you mean {near[0].replace('_', '-')}?" if near else ""
 
-    def _translate(self, arguments: Sequence[str]) -> list[str]:
-        """The same arguments as jsonargparse takes them: ``--name=value``, lists as JSON."""
-        left, positionals, options = list(arguments), [], []
+    def translate(self, arguments: Sequence[str]) -> list[str]:
+        """The same arguments as jsonargparse takes them: ``--name=value``, lists as JSON.
+
+        Positional arguments come first.
+        """
+        left, positionals, options = list(arguments), list[str](), list[str]()
         while left:
             text = left.pop(0)
             if not text.startswith("--") or text == "--":
@@ -168,11 +174,35 @@ def one_line(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error if cause is None else cause).split())
+    lines = [line.strip().removeprefix("- ") for line in str(cause or error).splitlines()]
+    # jsonargparse lists every type that a value was tried as; most say nothing about the mistake.
+    told = [line for line in lines if not any(part in line for part in _UNINFORMATIVE)]
+    return " ".join(" ".join(dict.fromkeys(told or lines)).split())
+
+
+_UNINFORMATIVE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes: [",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "does not correspond to a subclass of",
+    "Given value type:",
+    "NestedArg(",
+)
 
 
 class _HyphenFormatter(DefaultHelpFormatter):
     """Shows options with hyphens, without jsonargparse's ``--option+`` for appending."""
+
+    def start_section(self, heading: str | None) -> None:
+        """Names the group of options that only some of the possible classes take."""
+        conditional = heading is not None and heading.startswith("Conditional arguments")
+        super().start_section("options for some networks only" if conditional else heading)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        return re.sub(r"Conditional<ast-resolver> \{(.*), NOT_ACCEPTED\}", r"\1", text)
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
         needed = [
@@ -183,15 +213,6 @@ class _HyphenFormatter(DefaultHelpFormatter):
             if action.required
         ]
         super().add_usage(usage or " ".join(["%(prog)s", *needed, "[options]"]), actions, groups)
-
-    def start_section(self, heading: str | None) -> None:
-        """Names the group of options that only some of the possible classes take."""
-        conditional = heading is not None and heading.startswith("Conditional arguments")
-        super().start_section("options for some networks only" if conditional else heading)
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text = super()._expand_help(action)
-        return re.sub(r"Conditional<ast-resolver> \{(.*), NOT_ACCEPTED\}", r"\1", text)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = [name for name in action.option_strings if not name.endswith("+")]
@@ -239,100 +260,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-# --- used by the commands that still have a parser of argparse; goes with the last of them
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises :class:`InputError` instead of ending the process."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise InputError(message)
-
-
-def band_of(text: str) -> BandLike:
-    """A band as written after ``--k``: ``8``, ``8,6``, ``0:8,0:6`` or ``all``.
-
-    >>> band_of("8"), band_of("8,6"), band_of("0:8,2:6"), band_of("all")
-    (8, (8, 6), ((0, 8), (2, 6)), None)
-    """
-    if text == "all":
-        return None
-    try:
-        sides = [tuple(int(number) for number in part.split(":")) for part in text.split(",")]
-    except ValueError:
-        sides = []
-    shape = [len(numbers) for numbers in sides]
-    if shape == [1]:
-        return sides[0][0]
-    if shape == [1, 1]:
-        return sides[0][0], sides[1][0]
-    if shape == [2, 2]:
-        return tuple(sides)
-    raise InputError(f"--k {text}: give a side (8), two sides (8,6), ranges (0:8,0:6), or all")
-
-
-def side(name: str, values: list[int] | None) -> int | tuple[int, int] | None:
-    if values is None:
-        return None
-    if len(values) > 2:
-        raise InputError(f"--{name} takes a side, or height and width; got {len(values)} numbers")
-    return values[0] if len(values) == 1 else (values[0], values[1])
-
-
-def has(given: list[str], option: str) -> bool:
-    return any(text == option or text.startswith(option + "=") for text in given)
-
-
-def value_of(given: list[str], option: str) -> str | None:
-    for index, text in enumerate(given):
-        if text.startswith(option + "="):
-            return text.split("=", 1)[1]
-        if text == option and index + 1 < len(given):
-            return given[index + 1]
-    return None
-
-
-def switches(given: list[str], names: tuple[str, ...]) -> list[str]:
-    result = []
-    for index, text in enumerate(given):
-        follows = given[index + 1].lower() if index + 1 < len(given) else ""
-        result.append(
-            f"{text}=true" if text in names and follows not in ("true", "false") else text
-        )
-    return result
-
-
-def quiet() -> None:
-    """Nothing on the console that the user neither asked for nor can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for pattern in (
-        r".*does not have many workers.*",
-        r".*LeafSpec.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*GPU available but not used.*",
-        r".*when logging on epoch level in distributed setting.*",  # they are equal already
-    ):
-        warnings.filterwarnings("ignore", message=pattern)
-    warnings.formatwarning = _one_line
-
-
-_FORMAT = warnings.formatwarning  # Python's own, for what is not ours
-
-
-def _one_line(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
-) -> str:
-    """A warning of this library without the place in its code, which is nothing to a user."""
-    if Path(filename).is_relative_to(_PACKAGE):
-        return f"fsanet: warning: {' '.join(str(message).split())}\n"
-    return _FORMAT(message, category, filename, lineno, line)
 
 
 def available_device(name: str | None) -> str:

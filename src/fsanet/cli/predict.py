@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from fsanet.cli.parsing import available_device, parse, quiet
+from fsanet.cli.parsing import available_device, parse
 from fsanet.convert import load_model
 from fsanet.data.images import list_images
 from fsanet.errors import InputError
@@ -18,7 +18,6 @@ from fsanet.predict.launch import is_launched, launch, process_device, report_er
 
 
 def run(given: list[str]) -> int:
-    quiet()
     options = parse("predict", predict, given)
     where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
     if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):

@@ -16,7 +16,10 @@ from matplotlib.figure import Figure
 from fsanet.files import write_json, write_text, write_whole
 from fsanet.metrics.confusion import Scores, class_rows, markdown_table, percent
 
-__all__ = ["draw_confusion", "write_scores"]
+__all__ = ["HOW_TESTED", "draw_confusion", "write_scores"]
+
+#: Options of `fsanet.train.evaluate` that a published figure has to come with.
+HOW_TESTED = ("resize", "window", "stride", "scales", "flip", "precision")
 
 _WITH_NUMBERS = 40  # up to this many classes a cell has room for its number
 
@@ -94,8 +97,8 @@ def draw_confusion(scores: Scores) -> bytes:
     for row, column in np.argwhere(shares >= 0.5) if numbers else ():
         share = shares[row, column]
         colour = "white" if share > 40 else "#22303c"
-        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
-        axes.text(column, row, f"{share:.0f}", **style)
+        place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+        axes.text(column, row, f"{share:.0f}", color=colour, **place)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 6 / side), ticks=[0, 1, 5, 20, 50, 100])
     bar.outline.set_visible(False)
     stream = io.BytesIO()

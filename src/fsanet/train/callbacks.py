@@ -147,9 +147,9 @@ def _faster_loading(data: Any) -> str:
     workers = getattr(data, "workers", None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     now = "" if workers is None else f" (now {workers}; {cores} cores here)"
-    advice = f"raise data.init_args.workers{now}"
+    advice = f"raise --data.workers{now}"
     if getattr(data, "cache", None) is False:
-        advice += ", or set data.init_args.cache: true if the decoded images fit into memory"
+        advice += ", or give --data.cache true if the decoded images fit into memory"
     return advice
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import yaml
@@ -26,7 +26,7 @@ from torch import nn
 from fsanet.convert import load_model
 from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
-from fsanet.files import first_process, read_checkpoint, write_text
+from fsanet.files import check_writable, first_process, read_checkpoint, write_text
 from fsanet.metrics.average_precision import ApScores
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.confusion import Scores
@@ -242,7 +242,7 @@ def _prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
         for name in present:
             path = out / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    write_text(out / ".writable", "").unlink()
+    check_writable(out)
 
 
 def _steps_done(last: Path, task: nn.Module) -> int:
@@ -256,6 +256,10 @@ def _steps_done(last: Path, task: nn.Module) -> int:
     return int(rest["global_step"])
 
 
+@overload
+def evaluate(model: Any, data: SegmentationData, **options: Any) -> Scores: ...
+@overload
+def evaluate(model: Any, data: InstanceData, **options: Any) -> ApScores: ...
 def evaluate(
     model: nn.Module | str | os.PathLike[str],
     data: SegmentationData | InstanceData,

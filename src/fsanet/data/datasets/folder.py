@@ -219,7 +219,7 @@ def _splits(root: Path, *, num_classes: int | None = None, **_: Any) -> list[Spl
     if (root / "images").is_dir():
         names = [file.stem for file in sorted(root.glob("*.txt"))] or [None]
     else:
-        names = sorted(path.parent.name for path in root.glob("*/images")) or ["train"]
+        names = [*sorted(path.parent.name for path in root.glob("*/images"))] or ["train"]
     ids = None
     if num_classes is not None:
         ids = partial(check_ids, num_classes=num_classes, ignore_index=IGNORE)
