@@ -128,8 +128,8 @@ def test_slow_data_is_waited_for_and_told_once(tmp_path, capsys):
     # The first batch of the first epoch is not waited for: 7 x 60 of 7 x 80 + 20 ms.
     assert found[0]["train/data_wait"] == pytest.approx(420 / 580)
     assert len(told) == 1
-    assert "raise data.init_args.workers (now 0; " in told[0]
-    assert "data.init_args.cache: true" in told[0]
+    assert "raise --data.workers (now 0; " in told[0]
+    assert "--data.cache true" in told[0]
     assert "benchmarks/data_loading.py" in told[0]
     assert "waiting for data 75 %" in capsys.readouterr().out
 

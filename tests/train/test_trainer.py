@@ -28,13 +28,13 @@ def test_the_recipe_of_one_gpu_started_on_eight():
     (line,) = told(8, 1, 8, 8)
     assert "takes 64 images (8 per process, 1 accumulated, 8 processes)" in line
     assert "lr=0.01 was chosen for 8" in line
-    assert "--data.init_args.batch_size 1," in line
-    assert "--task.lr 0.08) with --global_batch 64 and 0.125 times the steps" in line
+    assert "--data.batch_size 1," in line
+    assert "--task.lr 0.08) with --global-batch 64 and 0.125 times the steps" in line
 
 
 def test_a_batch_that_cannot_be_shared_out():
     (line,) = told(2, 3, 2, 8)  # 6 does not divide 8, two processes do
-    assert "--data.init_args.batch_size 4 --data.init_args.accumulate 1" in line
+    assert "--data.batch_size 4 --data.accumulate 1" in line
     (line,) = told(2, 1, 3, 8)
     assert "a number of processes that divides 8" in line
 

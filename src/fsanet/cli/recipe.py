@@ -219,17 +219,23 @@ class Test:
 
 
 def call_with_data(
-    command: str, function: Callable[..., int], arguments: Sequence[str], *, need_data: bool = True
+    command: str,
+    function: Callable[..., int],
+    arguments: Sequence[str],
+    *,
+    need_data: bool = True,
+    tested_as_recipe: bool = False,
 ) -> int:
     """Call a function that evaluates: its own options, and those of `fsanet.train.evaluate`.
 
-    A run folder given as ``model`` provides the data and the way of testing by default.
+    A run folder given as ``model`` provides the data by default.
 
     Args:
         command: its name on the command line.
         function: called with its own options, the first of them ``model``, and ``test``, a `Test`.
         arguments: of the command line, without the command.
         need_data: whether missing data are an error.
+        tested_as_recipe: take the defaults of `evaluate` from the ``test`` part of the run.
 
     Raises:
         InputError: wrong options, in one line.
@@ -241,7 +247,8 @@ def call_with_data(
     options = dict(token.partition("=")[::2] for token in tokens)
     data = options.get("--data") or options.get("--data.class_path") or _class_name(run.get("data"))
     parser.set_defaults({"split": kind_of(data).split})
-    known = {name: value for name, value in run.get("test", {}).items() if name in testing}
+    said = run.get("test", {}) if tested_as_recipe else {}
+    known = {name: value for name, value in said.items() if name in testing}
     if isinstance(run.get("data"), dict):
         known["data"] = with_classes(run, "")["data"]
     try:
