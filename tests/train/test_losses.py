@@ -110,7 +110,7 @@ def test_half_precision_logits_are_summed_in_float32():
     "options",
     [{"threshold": 0.0}, {"threshold": 1.5}, {"min_kept": -1}, {"class_weights": [1.0, -1.0]}],
 )
-def test_senseless_options(options):
+def test_options_out_of_range(options):
     with pytest.raises(InputError):
         SegmentationLoss(**options)
 
