@@ -5,7 +5,7 @@ import torch
 from support.published_networks import THIN, ccnet_shapes, mmseg_shapes, random_state
 
 from fsanet import FsaNet
-from fsanet.cli.convert_checkpoint import run
+from fsanet.cli.convert import run
 from fsanet.errors import InputError
 
 SIZES = {**THIN, "blocks": (3, 4, 6, 3)}
