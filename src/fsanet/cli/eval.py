@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(arguments: list[str]) -> int:
     from fsanet.cli.recipe import call_with_data
 
-    return call_with_data("eval", evaluate_model, arguments)
+    return call_with_data("eval", evaluate_model, arguments, tested_as_recipe=True)
 
 
 def evaluate_model(
