@@ -23,9 +23,7 @@ Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 
 def run(arguments: list[str]) -> int:
     if any(text == "--from" or text.startswith("--from=") for text in arguments):
-        # "from" is a keyword of Python, so the parameter has another name.
-        renamed = ["--source" + a[6:] if a.startswith("--from") else a for a in arguments]
-        return call("convert", convert_checkpoint, renamed)
+        return call("convert", convert_checkpoint, arguments)
     from fsanet.cli.recipe import call_with_data
 
     return call_with_data("convert", convert, arguments, need_data=False)
@@ -147,7 +145,7 @@ def convert(
 def convert_checkpoint(
     file: str,
     *,
-    source: Literal["ccnet", "mmseg"],
+    from_: Literal["ccnet", "mmseg"],
     out: str,
     similarity: Similarity | None = None,
     k: str | None = None,
@@ -167,7 +165,7 @@ def convert_checkpoint(
 
     Args:
         file: checkpoint, .pth or .safetensors.
-        source: (--from) ccnet, the paper's CCNet-lineage network; mmseg, the paper's
+        from_: ccnet, the paper's CCNet-lineage network; mmseg, the paper's
             MMSegmentation head or a nonlocal_r50/r101-d8 checkpoint of MMSegmentation.
         out: folder for config.json and model.safetensors.
         similarity: of the attention.
@@ -192,7 +190,7 @@ def convert_checkpoint(
         raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
     network = convert_file(
         file,
-        source,
+        from_,
         similarity=similarity,
         k=None if k is None else Band.of(read_band(k)),
         recurrence=recurrence,
