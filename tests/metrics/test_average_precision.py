@@ -7,12 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 pytest.importorskip("faster_coco_eval")
 
-from support import ap_worker
-from support.ap_worker import CLASSES, example
+from support.detections import CLASSES, example, of_half, scored
+from support.two_processes import in_two_processes
 
 from fsanet.metrics.average_precision import FIELDS, AveragePrecision
 
@@ -74,13 +73,6 @@ def reference(detections, targets, tmp_path):
     return numbers
 
 
-def scored(detections, targets):
-    metric = AveragePrecision(CLASSES)
-    for found, target in zip(detections, targets, strict=True):
-        metric.update([found], [target])
-    return metric.compute()
-
-
 def test_numbers_are_those_of_pycocotools(tmp_path):
     detections, targets = example()
     scores = scored(detections, targets)
@@ -123,9 +115,8 @@ def test_reset_and_nothing():
     assert metric.compute() is None
 
 
-def test_processes_of_uneven_shares_score_as_one(tmp_path, free_port):
-    """Seven images: four with the first process, three with the second."""
-    mp.spawn(ap_worker.one_of_two, args=(free_port, str(tmp_path)), nprocs=2)
+def test_processes_with_uneven_shares_score_as_one():
+    """Seven images: four for the first process, three for the second."""
     expected = scored(*example()).as_dict()
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+    for found in in_two_processes(of_half):
+        assert json.dumps(found) == json.dumps(expected)

@@ -1,48 +1,39 @@
-"""What two processes run in the test of the losses; they import it by name."""
+"""Run a function in two connected processes."""
 
-import numpy as np
+import tempfile
+import time
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
-
-from fsanet.train.losses import SegmentationLoss
-
-
-def example(seed=0, shape=(2, 5, 4, 6), ignored=0.3):
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=shape) * 2
-    labels = rng.integers(0, shape[1], size=(shape[0], *shape[2:]))
-    labels[rng.random(labels.shape) < ignored] = 255
-    return logits, labels
+import torch.multiprocessing as mp
 
 
-def uneven():
-    """A batch of four whose second half holds few valid pixels."""
-    logits, labels = example(seed=7, shape=(4, 5, 4, 6))
-    labels[2:] = np.where(np.arange(6) < 5, 255, labels[2:])
-    return logits, labels
+def in_two_processes(work, *arguments, seconds=120):
+    """Results of ``work(rank, *arguments)`` for ranks 0 and 1, which share a gloo process group.
+
+    The processes are forks of this one, because importing torch and lightning again takes most of
+    the time of such a test; where there is a GPU, which forks cannot use, they are spawned.
+    """
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.start_processes(
+            _enter, (work, folder, arguments), nprocs=2, join=False, start_method=method
+        )
+        stop = time.monotonic() + seconds
+        while not context.join(timeout=1):
+            if time.monotonic() > stop:
+                for process in context.processes:
+                    process.kill()
+                raise TimeoutError(f"{work.__name__} takes more than {seconds} s")
+        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(2)]
 
 
-def one_of_two(rank, port, folder):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _enter(rank, work, folder, arguments):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     try:
-        results = {}
-        logits, labels = uneven()
-        part = slice(2 * rank, 2 * rank + 2)
-        for name, loss in losses_for_two().items():
-            tensor = torch.tensor(logits[part], requires_grad=True)
-            to_differentiate, value = loss(tensor, torch.tensor(labels[part]))
-            to_differentiate.backward()
-            results[name] = (value, tensor.grad / 2)  # what DistributedDataParallel's mean does
-        torch.save(results, f"{folder}/{rank}.pt")
+        torch.save(work(rank, *arguments), Path(folder, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
-
-
-def losses_for_two():
-    weights = [0.5, 2.0, 1.0, 0.1, 3.0]
-    return {
-        "plain": SegmentationLoss(),
-        "weighted": SegmentationLoss(class_weights=weights),
-        "ohem": SegmentationLoss(ohem=True, threshold=0.05, min_kept=30),
-        "ohem, few kept by the second": SegmentationLoss(ohem=True, threshold=0.05, min_kept=5),
-    }

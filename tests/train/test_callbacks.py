@@ -120,26 +120,26 @@ def shares(read: float, step: float, tmp_path, *, window: int = 50, loader=Loade
 
 
 @pytest.mark.usefixtures("clock")
-def test_slow_data_is_waited_for_and_told_once(tmp_path, capsys):
-    found, told = shares(0.06, 0.02, tmp_path)
+def test_slow_data_are_reported_once(tmp_path, capsys):
+    found, warned = shares(0.06, 0.02, tmp_path)
     second = found[1]
     assert second["train/data_wait"] == pytest.approx(60 / 80)
     assert second["train/images_per_second"] == pytest.approx(1 / 0.08)
     # The first batch of the first epoch is not waited for: 7 x 60 of 7 x 80 + 20 ms.
     assert found[0]["train/data_wait"] == pytest.approx(420 / 580)
-    assert len(told) == 1
-    assert "raise data.init_args.workers (now 0; " in told[0]
-    assert "data.init_args.cache: true" in told[0]
-    assert "benchmarks/data_loading.py" in told[0]
+    assert len(warned) == 1
+    assert "raise --data.workers (now 0; " in warned[0]
+    assert "--data.cache true" in warned[0]
+    assert "benchmarks/data_loading.py" in warned[0]
     assert "waiting for data 75 %" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("clock")
 def test_slow_network_waits_for_nothing(tmp_path, capsys):
-    found, told = shares(0.0, 0.05, tmp_path)
+    found, warned = shares(0.0, 0.05, tmp_path)
     assert all(metrics["train/data_wait"] == 0 for metrics in found)
     assert all(metrics["train/images_per_second"] == pytest.approx(20) for metrics in found)
-    assert told == []
+    assert warned == []
     out = capsys.readouterr().out
     assert "images/s" in out
     assert "waiting" not in out
@@ -151,16 +151,16 @@ def test_logging_and_other_callbacks_are_not_waiting(tmp_path):
         def on_train_batch_end(self, *args):
             time.sleep(0.02)
 
-    found, told = shares(0.0, 0.01, tmp_path, others=[Busy()])
+    found, warned = shares(0.0, 0.01, tmp_path, others=[Busy()])
     assert all(metrics["train/data_wait"] == 0 for metrics in found)
-    assert told == []
+    assert warned == []
 
 
-def test_loaders_that_do_not_say_what_was_waited_for(tmp_path):
-    found, told = shares(0.01, 0.0, tmp_path, loader=torch.utils.data.DataLoader)
+def test_loaders_that_do_not_report_waiting(tmp_path):
+    found, warned = shares(0.01, 0.0, tmp_path, loader=torch.utils.data.DataLoader)
     assert all("train/data_wait" not in metrics for metrics in found)
     assert all("train/images_per_second" in metrics for metrics in found)
-    assert told == []
+    assert warned == []
 
 
 @pytest.mark.usefixtures("clock")

@@ -82,7 +82,7 @@ def test_run_folder_holds_what_was_trained(tmp_path):
     assert scores.images == 3
 
 
-def test_evaluation_is_of_the_detections(tmp_path):
+def test_evaluation_scores_the_detections():
     task, data = task_of(), data_of()
     scores = evaluate(task.model, data, split="test", accelerator="cpu", progress=False)
     metric = AveragePrecision(data.classes)
@@ -165,3 +165,9 @@ def test_run_refuses_before_it_writes(tmp_path):
         task.model.roi_heads.box_predictor.cls_score.bias[0] = torch.nan
     with pytest.raises(InputError, match=r"loss became nan at optimiser step 0"):
         run(out, task=task)
+
+
+@pytest.mark.parametrize("options", [{"window": 8}, {"flip": True}, {"boundary": True}])
+def test_ways_of_testing_for_semantic_segmentation_only(options):
+    with pytest.raises(InputError, match="for semantic segmentation"):
+        evaluate(task_of().model, data_of(), accelerator="cpu", **options)

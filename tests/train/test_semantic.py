@@ -71,8 +71,8 @@ def test_rate_steps_with_the_optimiser_not_with_batches():
     assert [lr[1] for lr in recorder.lr] == pytest.approx([10 * rate for rate in rates])
 
 
-@pytest.mark.parametrize(("frozen", "still"), [("none", 0), ("encoder", 1), ("all", 2)])
-def test_frozen_batch_norms(frozen, still):
+@pytest.mark.parametrize(("frozen", "count"), [("none", 0), ("encoder", 1), ("all", 2)])
+def test_frozen_batch_norms(frozen, count):
     model = TinyNet()
     model.head = nn.Sequential(nn.BatchNorm2d(6), *model.head)
     task = task_of(model, freeze_batchnorm=frozen)
@@ -80,7 +80,7 @@ def test_frozen_batch_norms(frozen, still):
     weights = {name: norm.weight.clone() for name, norm in norms.items()}
     recorder = fit(task, max_epochs=2)
     for order, (name, norm) in enumerate(norms.items()):
-        kept = order < still
+        kept = order < count
         # in every step, those after a validation among them
         assert {modes[name] for modes in recorder.modes} == {not kept}
         assert torch.equal(norm.running_mean, torch.zeros(6)) == kept

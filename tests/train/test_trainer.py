@@ -1,4 +1,4 @@
-"""What has to fit before a training starts."""
+"""Checks before a training starts."""
 
 import warnings
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 from fsanet.train.trainer import check_batch
 
 
-def told(batch_size, accumulate, processes, wanted, lr=0.01):
+def warnings_of(batch_size, accumulate, processes, wanted, lr=0.01):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         data = SimpleNamespace(batch_size=batch_size, accumulate=accumulate)
@@ -19,26 +19,26 @@ def told(batch_size, accumulate, processes, wanted, lr=0.01):
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "processes"), [(8, 1, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1)]
 )
-def test_silent_where_the_product_is_that_of_the_recipe(batch_size, accumulate, processes):
-    assert told(batch_size, accumulate, processes, 8) == []
-    assert told(batch_size, accumulate, processes, None) == []
+def test_no_warning_if_a_step_takes_as_many_images_as_the_recipe(batch_size, accumulate, processes):
+    assert warnings_of(batch_size, accumulate, processes, 8) == []
+    assert warnings_of(batch_size, accumulate, processes, None) == []
 
 
-def test_the_recipe_of_one_gpu_started_on_eight():
-    (line,) = told(8, 1, 8, 8)
+def test_recipe_for_one_gpu_started_on_eight():
+    (line,) = warnings_of(8, 1, 8, 8)
     assert "takes 64 images (8 per process, 1 accumulated, 8 processes)" in line
     assert "lr=0.01 was chosen for 8" in line
-    assert "--data.init_args.batch_size 1," in line
-    assert "--task.lr 0.08) with --global_batch 64 and 0.125 times the steps" in line
+    assert "--data.batch_size 1," in line
+    assert "--task.lr 0.08) with --global-batch 64 and 0.125 times the steps" in line
 
 
-def test_a_batch_that_cannot_be_shared_out():
-    (line,) = told(2, 3, 2, 8)  # 6 does not divide 8, two processes do
-    assert "--data.init_args.batch_size 4 --data.init_args.accumulate 1" in line
-    (line,) = told(2, 1, 3, 8)
+def test_batch_that_cannot_be_split_evenly():
+    (line,) = warnings_of(2, 3, 2, 8)  # 6 does not divide 8, two processes do
+    assert "--data.batch_size 4 --data.accumulate 1" in line
+    (line,) = warnings_of(2, 1, 3, 8)
     assert "a number of processes that divides 8" in line
 
 
-def test_other_processes_say_nothing(monkeypatch):
+def test_only_the_first_process_warns(monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert told(8, 1, 8, 8) == []
+    assert warnings_of(8, 1, 8, 8) == []

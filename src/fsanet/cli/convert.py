@@ -23,9 +23,7 @@ Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 
 def run(arguments: list[str]) -> int:
     if any(text == "--from" or text.startswith("--from=") for text in arguments):
-        # "from" is a keyword of Python, so the parameter has another name.
-        renamed = ["--source" + a[6:] if a.startswith("--from") else a for a in arguments]
-        return call("convert", convert_checkpoint, renamed)
+        return call("convert", convert_checkpoint, arguments)
     from fsanet.cli.recipe import call_with_data
 
     return call_with_data("convert", convert, arguments, need_data=False)
@@ -79,6 +77,8 @@ def convert(
     folder = Path(out)
     by_miou = calibrate is not None and by == "miou"
     needs_images = (calibrate is not None or route_error) and not images
+    if folder.resolve() in (Path(model).resolve(), Path(model, "model").resolve()):
+        raise InputError(f"--out {out}: is the folder of the model; give another one")
     if (folder / "config.json").exists() and not overwrite:
         raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
     if calibrate is not None and k is not None:
@@ -103,8 +103,6 @@ def convert(
     from fsanet.report.figures import draw_calibration
 
     network: Any = load_model(model, task="semantic").eval()
-    if folder.resolve() in (Path(model).resolve(), Path(model, "model").resolve()):
-        raise InputError(f"--out {out}: is the folder of the model; give another one")
     options: dict[str, Any] = {"similarity": similarity, "match": tuple(match or ["*"])}
     options |= {"route": route, "grid": grid}
     report: dict[str, Any] = {"model": model, "options": options}
@@ -147,7 +145,7 @@ def convert(
 def convert_checkpoint(
     file: str,
     *,
-    source: Literal["ccnet", "mmseg"],
+    from_: Literal["ccnet", "mmseg"],
     out: str,
     similarity: Similarity | None = None,
     k: str | None = None,
@@ -167,7 +165,7 @@ def convert_checkpoint(
 
     Args:
         file: checkpoint, .pth or .safetensors.
-        source: (--from) ccnet, the paper's CCNet-lineage network; mmseg, the paper's
+        from_: ccnet, the paper's CCNet-lineage network; mmseg, the paper's
             MMSegmentation head or a nonlocal_r50/r101-d8 checkpoint of MMSegmentation.
         out: folder for config.json and model.safetensors.
         similarity: of the attention.
@@ -192,7 +190,7 @@ def convert_checkpoint(
         raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
     network = convert_file(
         file,
-        source,
+        from_,
         similarity=similarity,
         k=None if k is None else Band.of(read_band(k)),
         recurrence=recurrence,
@@ -282,7 +280,7 @@ def _compare(before: Any, after: nn.Module, test: Test) -> dict[str, dict[str, f
         figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
         rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
     height, width = picture.shape[-2:]
-    print(f"\n{split} split; time and memory for one {width} x {height} image on {device}:")
+    print(f"\n{split} split; time and memory of one {width} x {height} image on {device}:")
     print("\n".join(align_columns(rows, left=1)))
     return found
 

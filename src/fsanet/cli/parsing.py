@@ -73,7 +73,7 @@ class CommandParser(ArgumentParser):
 
     def __init__(self, command: str = "", description: str = "", **options: Any) -> None:
         own: dict[str, Any] = {
-            "prog": f"fsanet {command}",
+            "prog": f"fsanet {command}".strip(),
             "description": " ".join(description.split()),
         }
         own |= {"exit_on_error": False, "formatter_class": _HyphenFormatter}
@@ -121,6 +121,8 @@ class CommandParser(ArgumentParser):
                 continue
             name, equals, value = text.partition("=")
             name = "--" + name[2:].replace("-", "_")
+            if f"{name}_" in self._option_string_actions:  # a keyword of Python, such as from
+                name += "_"
             positive = name.replace("--no_", "--", 1)
             if positive != name and _takes(self._option_string_actions.get(positive)) == "flag":
                 name, equals, value = positive, "=", "false"
@@ -206,7 +208,7 @@ class _HyphenFormatter(DefaultHelpFormatter):
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
         needed = [
-            f"--{action.dest.replace('_', '-')} {action.dest.upper()}"
+            f"--{action.dest.replace('_', '-').rstrip('-')} {action.dest.upper().rstrip('_')}"
             if action.option_strings
             else action.dest.upper() + (" ..." if action.nargs == "+" else "")
             for action in actions
@@ -218,7 +220,7 @@ class _HyphenFormatter(DefaultHelpFormatter):
         shown = [name for name in action.option_strings if not name.endswith("+")]
         if not shown:
             return super()._format_action_invocation(action)
-        names = [name if "." in name else name.replace("_", "-") for name in shown]
+        names = [n if "." in n else n.replace("_", "-").rstrip("-") for n in shown]
         if action.nargs == 0 or _takes(action) == "flag":
             return ", ".join(names)
         values = self._format_args(action, self._get_default_metavar_for_optional(action))

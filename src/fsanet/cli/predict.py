@@ -13,6 +13,7 @@ from fsanet.cli.parsing import available_device, parse
 from fsanet.convert import load_model
 from fsanet.data.images import list_images
 from fsanet.errors import InputError
+from fsanet.files import first_process
 from fsanet.predict.folder import predict_folder, remove_results
 from fsanet.predict.launch import is_launched, launch, process_device, report_error, this_process
 
@@ -26,7 +27,8 @@ def run(given: list[str]) -> int:
             "--devices for several"
         )
     try:
-        if launch(["predict", *given], **where) or predict(**options):
+        reports = first_process() if launch(["predict", *given], **where) else predict(**options)
+        if reports:
             _finish(options["out"], options["cityscapes_export"])
         return 0
     except InputError as error:
@@ -120,7 +122,7 @@ def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
                 f"the server refuses; the first is {refused[0]}",
                 file=sys.stderr,
             )
-        if out is None:
+        if out is None and this_process().world_size == 1:  # else others may still read it
             remove_results(folder)
     what = f"{summary['images']} images"
     if "instances" in summary:

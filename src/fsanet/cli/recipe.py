@@ -42,6 +42,7 @@ class Kind:
         task: the Lightning module.
         network_facts, task_facts: arguments of network and task that are taken from the data.
         split: evaluated by default; instance data have no test split with labels.
+        no_test: arguments of `fsanet.train.evaluate` that do not apply.
     """
 
     networks: tuple[type[nn.Module], ...]
@@ -50,6 +51,7 @@ class Kind:
     network_facts: tuple[str, ...]
     task_facts: tuple[str, ...]
     split: str
+    no_test: tuple[str, ...] = ()
 
     def data_classes(self) -> dict[str, type]:
         """Names and classes of all data modules of this kind."""
@@ -76,6 +78,10 @@ INSTANCES = Kind(
     network_facts=("num_classes", "classes", "category_ids"),
     task_facts=("classes",),
     split="val",
+    no_test=(
+        *("resize", "window", "stride", "window_batch", "scales", "flip"),
+        *("boundary", "boundary_ratio", "trimap"),
+    ),
 )
 KINDS = (SEMANTIC, INSTANCES)
 
@@ -192,6 +198,7 @@ def train_parser(kind: Kind) -> CommandParser:
     parser.add_function_arguments(train, as_group=False, skip=others)
     # Kept with the run for `fsanet eval`; training itself does not use them.
     others = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
+    others |= {"deterministic", *kind.no_test}
     parser.add_function_arguments(evaluate, "test", skip=others)
     parser.set_defaults({"test.split": kind.split})
     # One seed for weights, order, augmentation and dropout.
@@ -336,7 +343,11 @@ def _short(token: str) -> str:
     """``--data=fsanet.data.module.CamVidData`` of another version as ``--data=CamVidData``."""
     name, _, value = token.partition("=")
     names_class = name in ("--data", "--model", "--data.class_path", "--model.class_path")
-    return f"{name}={value.rpartition('.')[2]}" if names_class and "fsanet." in value else token
+    return (
+        f"{name}={value.rpartition('.')[2]}"
+        if names_class and value.startswith("fsanet.")
+        else token
+    )
 
 
 def _class_name(part: Any) -> str | None:

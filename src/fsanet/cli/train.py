@@ -20,8 +20,10 @@ def run(arguments: list[str]) -> int:
     task = recipe.task(data)
     result = train(task, data, out=out, config=recipe.text(out), **recipe.train_options())
     if first_process():
+        score = result.best_score
+        best = f"mIoU {score:.4f}" if "miou" in result.monitor else f"mask AP {100 * score:.2f} %"
         print(
-            f"best {result.monitor} {result.best_score:.4f} after {result.best_step} of "
-            f"{result.steps} steps, {result.seconds / 60:.1f} min; model in {result.model}"
+            f"best {best} after {result.best_step} of {result.steps} steps, "
+            f"{result.seconds / 60:.1f} min; model in {result.model}"
         )
     return 0

@@ -96,10 +96,9 @@ class AveragePrecision:
                 bool (N, H, W).
             targets: for each image its target as in `InstanceDataset`.
         """
-        given = ("boxes", "scores", "labels", "masks")
-        wanted = ("boxes", "labels", "masks", "iscrowd", "area")
-        found = [{name: d[name].detach().cpu() for name in given} for d in detections]
-        labelled = [{name: t[name].cpu() for name in wanted} for t in targets]
+        names = ("boxes", "labels", "masks")
+        found = [{n: d[n].detach().cpu() for n in (*names, "scores")} for d in detections]
+        labelled = [{n: t[n].cpu() for n in (*names, "iscrowd", "area")} for t in targets]
         for target in labelled:
             target["masks"] = target["masks"].bool()
         self._metric.update(found, labelled)

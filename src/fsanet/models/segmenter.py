@@ -108,12 +108,16 @@ class Segmenter:
             return tensor.device
         return torch.device("cpu")
 
-    def masks(self, images: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    def masks(
+        self, images: Tensor, *, resize: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Segment images of one size.
 
         Args:
             images: uint8 (B, 3, H, W), any device.
-            scale: multiplies each of ``scales``.
+            resize: longest and shortest side in pixels. ``scales`` then apply to the images resized
+                until their longer side is at most the first and their shorter side at most the
+                second, with their aspect ratio; None for their own size.
 
         Returns:
             class ids, uint8 (B, H, W), and, if ``confidence`` is set, the probability of the
@@ -127,6 +131,9 @@ class Segmenter:
                 f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)"
             )
         batch, _, height, width = images.shape
+        scale = 1.0
+        if resize is not None:
+            scale = min(resize[0] / max(height, width), resize[1] / min(height, width))
         # Made before inference mode, so that the caller may write to them.
         ids = torch.empty(batch, height, width, dtype=torch.uint8)
         confidence = torch.empty(batch, height, width) if self.confidence else None

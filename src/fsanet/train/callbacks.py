@@ -6,7 +6,6 @@ import math
 import os
 import random
 import shutil
-import sys
 import time
 import warnings
 from collections import deque
@@ -21,10 +20,12 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import nn
 
 from fsanet.data.batches import Loader
+from fsanet.files import first_process
+from fsanet.progress import ConsoleProgress
 
 __all__ = [
     "EpochLines",
-    "EvaluationLines",
+    "EvaluationProgress",
     "KeepBest",
     "SeedEachBatch",
     "StopAtStep",
@@ -146,9 +147,9 @@ def _faster_loading(data: Any) -> str:
     workers = getattr(data, "workers", None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     now = "" if workers is None else f" (now {workers}; {cores} cores here)"
-    advice = f"raise data.init_args.workers{now}"
+    advice = f"raise --data.workers{now}"
     if getattr(data, "cache", None) is False:
-        advice += ", or set data.init_args.cache: true if the decoded images fit into memory"
+        advice += ", or give --data.cache true if the decoded images fit into memory"
     return advice
 
 
@@ -188,14 +189,17 @@ class EpochLines(Callback):
         print(" · ".join(parts), flush=True)
 
 
-class EvaluationLines(Callback):
-    """Prints a line to stderr every half minute, for consoles that cannot show a progress bar."""
+class EvaluationProgress(Callback):
+    """Shows how far an evaluation is: a bar on a terminal, a line every half minute elsewhere."""
 
-    EVERY = 30.0  # seconds
+    def __init__(self) -> None:
+        self._progress = ConsoleProgress("images", shown=first_process())
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._start = self._last = time.perf_counter()
-        self._images = 0
+        split = "test" if trainer.testing else "val"
+        images = len(trainer.datamodule.dataset(split))  # type: ignore[attr-defined]
+        self._task = self._progress.add_task(f"{split} split", total=images)
+        self._progress.start()
 
     def on_validation_batch_end(
         self,
@@ -206,22 +210,17 @@ class EvaluationLines(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._images += len(batch[0]) * trainer.world_size
-        now = time.perf_counter()
-        if now - self._last < self.EVERY or not trainer.is_global_zero:
-            return
-        self._last = now
-        batches: Any = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        total, done, seconds = int(sum(batches)), batch_idx + 1, now - self._start
-        print(
-            f"{done}/{total} batches · {self._images / seconds:.2f} images/s · "
-            f"{seconds / done * (total - done) / 60:.1f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._progress.update(self._task, advance=len(batch[0]) * trainer.world_size)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._progress.stop()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: Any) -> None:
+        self._progress.stop()
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
+    on_test_end = on_validation_end
 
 
 class KeepBest(Callback):

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -21,7 +21,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import nn
 
 from fsanet.convert import load_model
 from fsanet.data.batches import InstanceData, SegmentationData
@@ -34,7 +34,7 @@ from fsanet.models.saving import check_state
 from fsanet.models.segmenter import Segmenter
 from fsanet.train.callbacks import (
     EpochLines,
-    EvaluationLines,
+    EvaluationProgress,
     KeepBest,
     SeedEachBatch,
     StopAtStep,
@@ -309,7 +309,12 @@ def evaluate(
         InputError: no network in the folder, other classes than those of the data, an option out
             of range, an empty split.
     """
-    views = {"window": window, "stride": stride, "scales": tuple(scales), "flip": flip}
+    views: dict[str, Any] = {
+        "window": window,
+        "stride": stride,
+        "scales": tuple(scales),
+        "flip": flip,
+    }
     whole = views == {"window": None, "stride": None, "scales": (1.0,), "flip": False}
     task: SemanticSegmentation | InstanceSegmentation
     if isinstance(data, InstanceData):
@@ -323,16 +328,17 @@ def evaluate(
     else:
         network = load_model(model, task="semantic")
         task = SemanticSegmentation(network, classes=data.classes, ignore_index=data.ignore_index)
+        if resize is not None and (len(resize) != 2 or min(resize) < 1):
+            raise InputError(f"resize={resize}: give the longest and the shortest side in pixels")
         if resize is not None or not whole:
-            task.segment = _segment(network, resize, batch_size=window_batch, **views)
+            segmenter = Segmenter(network, batch_size=window_batch, **views)
+            task.segment = lambda images: segmenter.masks(images, resize=resize)[0]
         if boundary:
             task.boundary = BoundaryQuality(
                 data.classes, ignore_index=data.ignore_index, ratio=boundary_ratio, widths=trimap
             )
     check_classes(network, data)
-    console: list[Callback] = []
-    if progress:
-        console = [RichProgressBar() if sys.stdout.isatty() else EvaluationLines()]
+    console: list[Callback] = [EvaluationProgress()] if progress else []
     trainer = make_trainer(
         {"logger": False, "enable_checkpointing": False, "callbacks": console}, **trainer_options
     )
@@ -346,19 +352,3 @@ def evaluate(
     if task.scores is None:
         raise InputError(f"the {split} split holds no image")
     return task.scores
-
-
-def _segment(
-    network: nn.Module, resize: tuple[int, int] | None, **options: Any
-) -> Callable[[Tensor], Tensor]:
-    """A function from images uint8 (B, 3, H, W) to class ids (B, H, W)."""
-    if resize is not None and (len(resize) != 2 or min(resize) < 1):
-        raise InputError(f"resize {tuple(resize)}: give the longest and shortest side in pixels")
-    segmenter = Segmenter(network, **options)
-
-    def segment(images: Tensor) -> Tensor:
-        sides = images.shape[-2:]
-        scale = 1.0 if resize is None else min(resize[0] / max(sides), resize[1] / min(sides))
-        return segmenter.masks(images, scale=scale)[0]
-
-    return segment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning
@@ -143,15 +143,13 @@ class SegmentationTask(lightning.LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr)
         total = self.total_steps or int(self.trainer.estimated_stepping_batches)
+
+        def factor_from(base: float) -> Callable[[int], float]:
+            return lambda step: self.rate_factor(step, total, base)
+
         # Not PolynomialLR and LinearLR in a SequentialLR: they multiply rates step by step, which
         # drifts; PolynomialLR has no minimum; and checkpoints of earlier runs hold a LambdaLR.
-        schedule = LambdaLR(
-            optimizer,
-            [
-                lambda step, base=group["lr"]: self.rate_factor(step, total, base)  # type: ignore[misc]
-                for group in optimizer.param_groups
-            ],
-        )
+        schedule = LambdaLR(optimizer, [factor_from(group["lr"]) for group in groups])
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1},

@@ -114,16 +114,16 @@ def check_batch(
         return
     share, rest = divmod(expected, data.accumulate * processes)
     if rest == 0:
-        keep = f"--data.init_args.batch_size {share}"
+        keep = f"--data.batch_size {share}"
     elif expected % processes == 0:
-        keep = f"--data.init_args.batch_size {expected // processes} --data.init_args.accumulate 1"
+        keep = f"--data.batch_size {expected // processes} --data.accumulate 1"
     else:
         keep = f"a number of processes that divides {expected}"
     each = f"{data.batch_size} per process, {data.accumulate} accumulated, {processes} processes"
     warnings.warn(
         f"a step takes {images} images ({each}), but lr={lr:g} was chosen for {expected}; restore "
         f"that with {keep}, or choose another rate (for SGD in proportion: --task.lr "
-        f"{lr * images / expected:g}) with --global_batch {images} and {expected / images:g} times "
+        f"{lr * images / expected:g}) with --global-batch {images} and {expected / images:g} times "
         "the steps",
         UserWarning,
         stacklevel=1,  # this file belongs to the library, whoever calls

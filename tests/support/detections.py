@@ -1,10 +1,6 @@
-"""Detections of seven images, and what two processes run on them; they import it by name."""
-
-import json
-from pathlib import Path
+"""Detections on seven images, and what they score."""
 
 import torch
-import torch.distributed as dist
 
 from fsanet.metrics.average_precision import AveragePrecision
 
@@ -13,8 +9,10 @@ HEIGHT, WIDTH = 200, 240
 
 
 def example():
-    """Detections that are near, far, double, missing and of the wrong class; a crowd; no image
-    of ghosts; one image with nothing on it, one with nothing found."""
+    """Detections that are near, far, double, missing and of the wrong class, for seven images.
+
+    There are crowds, no ghost anywhere, one image without labels and one without detections.
+    """
     generator = torch.Generator().manual_seed(5)
 
     def random(*size):
@@ -60,7 +58,7 @@ def example():
 
 
 def ellipses(boxes):
-    """Masks bool (N, H, W) of the ellipses in boxes."""
+    """Masks bool (N, H, W) of the ellipses inscribed in boxes."""
     rows = torch.arange(HEIGHT)[:, None] + 0.5
     columns = torch.arange(WIDTH)[None] + 0.5
     masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.bool)
@@ -71,12 +69,14 @@ def ellipses(boxes):
     return masks
 
 
-def one_of_two(rank, port, folder):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        metric = AveragePrecision(CLASSES)
-        for found, target in list(zip(*example(), strict=True))[rank::2]:
-            metric.update([found], [target])
-        Path(folder, f"{rank}.json").write_text(json.dumps(metric.compute().as_dict()))
-    finally:
-        dist.destroy_process_group()
+def scored(detections, targets):
+    metric = AveragePrecision(CLASSES)
+    for found, target in zip(detections, targets, strict=True):
+        metric.update([found], [target])
+    return metric.compute()
+
+
+def of_half(rank):
+    """Scores as one of two processes gets them, which has every other image."""
+    detections, targets = example()
+    return scored(detections[rank::2], targets[rank::2]).as_dict()

@@ -152,18 +152,39 @@ def assert_same_run(one, other):
     ],
 )
 def test_resumed_run_equals_uninterrupted(tmp_path, crash, options):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(whole, task=task_of(**options))
+    whole, cut, moved = tmp_path / "whole", tmp_path / "cut", tmp_path / "moved"
+    uninterrupted = run(whole, task=task_of(**options))
     with pytest.raises(RuntimeError, match="power cut"):
         run(cut, task=task_of(**options), callbacks=[Crash(crash)])
+    cut.rename(moved)
     torch.rand(17)  # the random state at the time of resuming must not matter
-    result = run(cut, task=task_of(seed=99, **options), resume=True)
+    result = run(moved, task=task_of(seed=99, **options), resume=True)
     assert result.steps == 12
-    assert_same_run(whole, cut)
+    assert (result.best_score, result.best_step) == (
+        uninterrupted.best_score,
+        uninterrupted.best_step,
+    )
+    assert_same_run(whole, moved)
     for key in ("train/loss", "train/lr", "val/miou"):
-        assert values(cut, key) == values(whole, key)
-    best = [load_file(out / "model" / "model.safetensors") for out in (whole, cut)]
+        assert values(moved, key) == values(whole, key)
+    best = [load_file(out / "model" / "model.safetensors") for out in (whole, moved)]
     assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+
+
+def test_resumed_run_does_not_replace_a_better_model(tmp_path):
+    """The folder was moved, and the network destroyed after its first epoch."""
+
+    class Destroy(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *args, **kwargs):
+            with torch.no_grad():
+                module.model.head[1].weight.mul_(-1)
+
+    first = run(tmp_path / "run", steps=4)
+    weights = (first.model / "model.safetensors").read_bytes()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    second = run(tmp_path / "moved", steps=5, resume=True, callbacks=[Destroy()])
+    assert (second.steps, second.best_step, second.best_score) == (5, 4, first.best_score)
+    assert (second.model / "model.safetensors").read_bytes() == weights
 
 
 def test_resumed_run_with_accumulation(tmp_path):
@@ -218,19 +239,13 @@ def test_steps_do_not_repeat_their_dropout(tmp_path):
 # --- several processes ------------------------------------------------------------------
 
 
-def script(out, devices, batch_size, loss):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, tiny.__file__, str(out), str(devices), str(batch_size), loss]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_two_processes_train_as_one(tmp_path):
     # 5 validation images: one process has 3 of them, the other 2.
-    script(tmp_path / "two", 2, 2, "cross_entropy")
-    torch.manual_seed(3)
-    one = task_of(3, norm=False, dropout=0.0, warmup_steps=0)
-    run(tmp_path / "one", task=one, data=TinyData(batch_size=4), steps=8)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, tiny.__file__, str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tiny.train_tiny(tmp_path / "one")
     for key in ("train/loss", "val/miou", "val/pixel_accuracy"):
         expected = values(tmp_path / "one", key)
         assert len(expected) >= 2
@@ -273,7 +288,7 @@ def test_existing_run_is_kept(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_unwritable_output_is_told_before_training(tmp_path):
+def test_unwritable_output_fails_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     seen = []
 
