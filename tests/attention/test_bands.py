@@ -109,7 +109,7 @@ def test_energy_of_a_dropped_band_is_gone():
     assert abs(spectrum[..., 5:, 3:]).min() > 0
 
 
-def test_half_precision_and_export_of_dtype():
+def test_half_precision():
     layer = BandTreatments([(3, FrequencySelfAttention(8, zero_init=False))], rest="drop").eval()
     assert layer(X.bfloat16()).dtype == torch.bfloat16
 
@@ -129,15 +129,15 @@ def test_half_precision_and_export_of_dtype():
         ),
         ([(8, "drop")], None, r"frequencies \[0:8\) x \[8:\) .* are covered by no band"),
         ([], "identity", "no band is given"),
-        ([(8, "blur")], "identity", "'blur' is no treatment"),
+        ([(8, "blur")], "identity", "'blur' is not a treatment"),
         ([(8, nn.Conv2d(4, 4, 3))], "identity", "kernel 1"),
         ([(8, nn.Conv2d(4, 4, 1))], "identity", "bias=False"),
-        ([(8, nn.Linear(4, 4))], "identity", "is no treatment"),
+        ([(8, nn.Linear(4, 4))], "identity", "is not a treatment"),
         ([(0, "drop")], "identity", "at least 1 row"),
         ([(8, "drop")], "blur", "rest='blur'"),
     ],
 )
-def test_cuts_that_make_no_sense(treatments, rest, message):
+def test_invalid_cuts(treatments, rest, message):
     with pytest.raises(ValueError, match=message):
         BandTreatments(treatments, rest=rest)
 

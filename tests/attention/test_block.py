@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.reference import low_pass
 from torch import nn
 
 from fsanet import FrequencySelfAttention
@@ -37,8 +38,6 @@ def nonlocal_block(c, dims, bias):
 
 def published_forward(state, x, band, dims):
     """What the published dot-product block computes in eval mode, from its own keys."""
-    from support.reference import low_pass
-
     f = nn.functional
     conv = f.conv1d if dims == 1 else (lambda t, w, b=None: f.conv1d(t, w.flatten(2), b))
     tokens = low_pass(x, band).flatten(2)

@@ -2,13 +2,17 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from support import reference
 
 from fsanet.attention.dct import (
     Band,
+    Basis,
     analyse,
+    autocast_dtype,
     dct_bases,
     dct_basis,
     dense_basis,
+    full_precision,
     synthesise,
 )
 
@@ -34,37 +38,45 @@ def test_basis_of_a_huge_axis_keeps_float32_accuracy():
 
 
 @pytest.mark.parametrize("band", [(0, 8, 0, 8), (0, 3, 0, 7), (2, 6, 1, 9), (0, 13, 0, 9)])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_analysis_and_synthesis_against_scipy(band, memory_format):
-    torch.manual_seed(0)
-    x = torch.randn(2, 5, 13, 9, dtype=torch.float64).contiguous(memory_format=memory_format)
-    band = Band(*band)
-    rows, columns = dct_bases(x, band)
+def test_analysis_and_synthesis_against_scipy(band):
+    x = torch.randn(2, 5, 13, 9, dtype=torch.float64)
+    rows, columns = dct_bases(x, Band(*band))
+    h0, h1, w0, w1 = band
     c = analyse(x, rows, columns)
-    full = scipy.fft.dctn(x.numpy(), type=2, norm="ortho", axes=(-2, -1))
-    np.testing.assert_allclose(
-        c.numpy(), full[..., band.h0 : band.h1, band.w0 : band.w1], atol=1e-12
-    )
-    kept = np.zeros_like(full)
-    kept[..., band.h0 : band.h1, band.w0 : band.w1] = c.numpy()
-    low = scipy.fft.idctn(kept, type=2, norm="ortho", axes=(-2, -1))
-    np.testing.assert_allclose(synthesise(c, rows, columns).numpy(), low, atol=1e-12)
-    constant = torch.randn(2, 5, dtype=torch.float64)
-    y = synthesise(c, rows, columns, residual=x, constant=constant)
-    np.testing.assert_allclose(
-        y.numpy(), x.numpy() + low + constant.numpy()[..., None, None], atol=1e-12
-    )
-    assert y.is_contiguous(memory_format=memory_format)
+    want = scipy.fft.dctn(x.numpy(), type=2, norm="ortho", axes=(-2, -1))[..., h0:h1, w0:w1]
+    np.testing.assert_allclose(c.numpy(), want, atol=1e-12)
+    torch.testing.assert_close(synthesise(c, rows, columns), reference.low_pass(x, band))
 
 
 def test_dense_basis_is_the_separable_one():
-    x = torch.randn(1, 3, 6, 11, dtype=torch.float64)
-    rows, columns = dct_bases(x, Band(0, 4, 1, 5))
-    dense = dense_basis(rows, columns)
+    got = dense_basis(reference.dct_rows(6, 0, 4), reference.dct_rows(11, 1, 5))
+    want = reference.dense_basis(reference.dct_rows(6, 0, 4), reference.dct_rows(11, 1, 5))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("k", [3, ((1, 3), (0, 2))])
+def test_basis(k):
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64)
+    basis = Basis.of(x, Band.of(k))
+    tokens = basis.to_tokens(analyse(x, basis.rows, basis.columns))
+    dense = reference.dense_basis(basis.rows, basis.columns)
+    torch.testing.assert_close(tokens, (x.flatten(2) @ dense).mT)
+    assert (basis.grid, basis.positions, basis.frequencies) == ((6, 7), 42, dense.shape[1])
     torch.testing.assert_close(
-        x.flatten(2) @ dense, analyse(x, rows, columns).flatten(2), atol=1e-12, rtol=0
+        synthesise(basis.to_plane(tokens), basis.rows, basis.columns).flatten(2),
+        tokens.mT @ dense.T,
     )
-    torch.testing.assert_close(dense.T @ dense, torch.eye(16, dtype=torch.float64))
+    value = torch.randn(5, dtype=torch.float64)
+    if not basis.has_dc:
+        assert basis.constant_index is None
+        with pytest.raises(ValueError, match="without the constant"):
+            basis.constant(value)
+        basis = basis._replace(extended=True)
+        dense = reference.dense_basis(basis.rows, basis.columns, extended=True)
+    assert basis.pad(tokens).shape == (2, basis.size, 5) == (2, dense.shape[1], 5)
+    torch.testing.assert_close(
+        dense @ basis.constant(value)[0], value.expand(42, 5), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +111,7 @@ def test_band_of(k, expected):
         ((range(0, 8, 2), 4), "neither a count nor a range"),
     ],
 )
-def test_band_that_makes_no_sense(k, message):
+def test_invalid_band(k, message):
     with pytest.raises(ValueError, match=message):
         Band.of(k)
 
@@ -123,7 +135,17 @@ def test_cache_is_keyed_by_all_that_matters():
     assert dct_bases(torch.zeros(1, 1, 7, 6), Band.of(4).clip(7, 6))[0].shape == (4, 7)
 
 
-def test_basis_born_in_inference_mode_or_a_transform_serves_training():
+def test_full_precision_switches_autocast_off():
+    x = torch.randn(2, 2)
+    assert autocast_dtype(x) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autocast_dtype(x) == torch.bfloat16
+        assert autocast_dtype(x.to("meta")) == torch.float32
+        with full_precision(x):
+            assert (x @ x).dtype == autocast_dtype(x) == torch.float32
+
+
+def test_basis_made_in_inference_mode_or_a_transform_serves_training():
     def loss(x):
         rows, columns = dct_bases(x, Band(0, 3, 0, 3))
         return synthesise(analyse(x, rows, columns), rows, columns).square().sum()

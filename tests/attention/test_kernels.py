@@ -1,76 +1,176 @@
-"""The gradient of a map that is kept and analysed is one map, written once."""
+"""Every route of every operation computes the same, and the rule picks the intended one."""
 
 import pytest
 import torch
+from support.layers import Written
+from support.reference import dct_rows, low_pass
 
 from fsanet import FrequencySelfAttention
-from fsanet.attention.dct import analyse, dct_basis, full_precision
-from fsanet.attention.kernels import analyse_and_keep
+from fsanet.attention import kernels
+from fsanet.attention.dct import full_precision
+from fsanet.attention.kernels import (
+    add_row_products,
+    analyse,
+    analyse_with_residual,
+    choose_route,
+    synthesise,
+)
 
-SIZE = (9, 7)
-
-
-def bases(dtype):
-    kwargs = {"dtype": dtype, "device": torch.device("cpu")}
-    return dct_basis(9, 0, 3, **kwargs), dct_basis(7, 1, 4, **kwargs)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_same_values_and_gradients_as_without(memory_format):
-    rows, columns = bases(torch.float64)
-    x = torch.randn(2, 5, *SIZE, dtype=torch.float64).to(memory_format=memory_format)
-    of_x, of_c = torch.randn_like(x), torch.randn(2, 5, 3, 3, dtype=torch.float64)
-    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    kept, coefficients = analyse_and_keep(a, rows, columns)
-    assert torch.equal(kept, b)
-    torch.testing.assert_close(coefficients, analyse(b, rows, columns))
-    torch.autograd.backward([kept, coefficients], [of_x, of_c])
-    torch.autograd.backward([b * 1, analyse(b, rows, columns)], [of_x, of_c])
-    torch.testing.assert_close(a.grad, b.grad)
+B, C, H, W = 2, 17, 9, 7
+BAND = (0, 3, 1, 4)
+ROUTES = ["planes", "channels_last", "channel_groups", "compiled"]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def test_either_output_alone_and_second_derivatives():
-    rows, columns = bases(torch.float64)
-    x = torch.randn(1, 2, *SIZE, dtype=torch.float64, requires_grad=True)
-    for pick in (0, 1):
-        assert torch.autograd.gradcheck(lambda x, i=pick: analyse_and_keep(x, rows, columns)[i], x)
+def random(*shape, **options):
+    return torch.randn(*shape, dtype=torch.float64, **options)
+
+
+def bases(dtype=torch.float64):
+    return dct_rows(H, *BAND[:2]).to(dtype), dct_rows(W, *BAND[2:]).to(dtype)
+
+
+@pytest.fixture(params=[*ROUTES, None])
+def route(request, monkeypatch):
+    """Every operation takes this route; None: the one the rule picks."""
+    if request.param:
+        monkeypatch.setattr(kernels, "choose_route", lambda *args, **options: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+@pytest.mark.parametrize("constant", [False, True])
+def test_analysis_and_synthesis(route, memory_format, constant):
+    rows, columns = bases()
+    x = random(B, C, H, W).to(memory_format=memory_format)
+    low = low_pass(x, BAND)
+    before = x.clone()
+    c = analyse(x, rows, columns)
+    torch.testing.assert_close(c, rows @ x @ columns.T)
+    torch.testing.assert_close(synthesise(c, rows, columns), low)
+    shift = random(B, C) if constant else None
+    added = shift[..., None, None] if constant else 0
+    y = synthesise(c, rows, columns, residual=x, constant=shift)
+    torch.testing.assert_close(y, x + low + added)
+    torch.testing.assert_close(synthesise(c, rows, columns, constant=shift), low + added)
+    assert torch.equal(x, before)
+    if route in ("compiled", None):
+        assert y.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_row_products(route, memory_format):
+    x = random(B, C, H, W).to(memory_format=memory_format)
+    left, right = random(B, H, 4, C), random(B, H, 4, W)
+    before = x.clone()
+    y = add_row_products(x, left, right)
+    torch.testing.assert_close(y, x + torch.einsum("bhjc,bhjw->bchw", left, right))
+    assert torch.equal(x, before)
+    if route in ("compiled", None):
+        assert y.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("channels", [5, 40])
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_half_precision_is_rounded_once(route, channels, memory_format):
+    rows, columns = bases(torch.float32)
+    x = torch.randn(B, channels, H, W).bfloat16().to(memory_format=memory_format)
+    c = analyse(x, rows, columns)
+    assert c.dtype == torch.float32
+    torch.testing.assert_close(c, rows @ x.float() @ columns.T, rtol=1e-5, atol=1e-5)
+    left, right = torch.randn(B, H, 4, channels), torch.randn(B, H, 4, W)
+    products = torch.einsum("bhjc,bhjw->bchw", left.double(), right.double())
+    for got, added in (
+        (synthesise(c, rows, columns, residual=x), low_pass(x.double(), BAND)),
+        (add_row_products(x, left, right), products),
+    ):
+        assert got.dtype == torch.bfloat16
+        # half a unit in the last place
+        torch.testing.assert_close(got.double(), x.double() + added, rtol=2**-8, atol=1e-5)
+
+
+def test_strided_map():
+    rows, columns = bases()
+    x = random(B, C, H, 2 * W)[..., ::2]
+    c, left, right = random(B, C, 3, 3), random(B, H, 4, C), random(B, H, 4, W)
+    close = torch.testing.assert_close
+    close(analyse(x, rows, columns), analyse(x.contiguous(), rows, columns))
+    close(
+        synthesise(c, rows, columns, residual=x),
+        synthesise(c, rows, columns, residual=x.contiguous()),
+    )
+    close(add_row_products(x, left, right), add_row_products(x.contiguous(), left, right))
+
+
+def test_rule(monkeypatch):
+    x = torch.zeros(1, 16, 4, 4)
+    half, last = x.half(), x.to(memory_format=torch.channels_last)
+    assert choose_route(x, torch.float32) == "planes"
+    assert choose_route(last, torch.float32, products=4) == "channels_last"
+    assert choose_route(last.half(), torch.float32) == "channels_last"
+    assert choose_route(half, torch.float32) == "channel_groups"
+    assert choose_route(half[:, :8], torch.float32) == "planes"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert choose_route(x, torch.float32, products=18) == "compiled"
+    assert choose_route(x, torch.float32, products=19) == "planes"
+    assert choose_route(last, torch.float32, products=19) == "channels_last"
+    assert choose_route(half, torch.float32) == "planes"
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    for exported in (x, last, half):
+        assert choose_route(exported, torch.float32, products=4) == "planes"
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_analysis_with_residual_has_the_gradients_of_both(memory_format):
+    rows, columns = bases()
+    x = random(B, C, H, W).to(memory_format=memory_format)
+    grad_x, grad_c = torch.randn_like(x), random(B, C, 3, 3)
+    a = x.clone().requires_grad_()
+    residual, coefficients = analyse_with_residual(a, rows, columns)
+    assert torch.equal(residual, x)
+    torch.testing.assert_close(coefficients, analyse(x, rows, columns))
+    torch.autograd.backward([residual, coefficients], [grad_x, grad_c])
+    torch.testing.assert_close(a.grad, grad_x + rows.T @ grad_c @ columns)
+
+
+def test_second_derivatives_of_the_analysis():
+    rows, columns = bases()
+    x = random(1, 2, H, W, requires_grad=True)
 
     def squares(x):
-        kept, c = analyse_and_keep(x, rows, columns)
-        return kept.square(), c.square()
+        residual, c = analyse_with_residual(x, rows, columns)
+        return residual.square(), c.square()
 
-    assert torch.autograd.gradgradcheck(squares, x)
+    for output in (0, 1):
+        assert torch.autograd.gradcheck(lambda x, i=output: squares(x)[i], x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(squares, x, fast_mode=True)
+
+
+def test_derivatives_of_row_products():
+    x = random(2, 3, 4, 5, requires_grad=True)
+    left, right = random(2, 4, 2, 3, requires_grad=True), random(2, 4, 2, 5, requires_grad=True)
+    assert torch.autograd.gradcheck(add_row_products, (x, left, right))
+    assert torch.autograd.gradgradcheck(add_row_products, (x, left, right), fast_mode=True)
+    empty = add_row_products(x[:0], left[:0], right[:0])
+    assert empty.shape == (0, 3, 4, 5)
 
 
 def test_backward_writes_one_map():
     layer = FrequencySelfAttention(64, k=4, zero_init=False).eval()
-    x = torch.randn(1, 64, 48, 64, requires_grad=True)
-    y, upstream = layer(x), torch.randn(1, 64, 48, 64)
-    written = []
-
-    class Record(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
-            if (
-                isinstance(out, torch.Tensor)
-                and out.numel() == x.numel()
-                and out.untyped_storage().data_ptr() not in known
-            ):
-                written.append(str(func))
-            return out
-
-    with Record():
+    x = torch.randn(1, 64, 24, 32, requires_grad=True)
+    y, upstream = layer(x), torch.randn(1, 64, 24, 32)
+    with Written() as written:
         torch.autograd.grad(y, x, upstream)
-    assert len(written) == 1
+    assert written.sizes()[0] == x.numel()
+    assert written.sizes()[1] < x.numel()
 
 
 def test_autocast_does_not_reach_the_gradient():
     rows, columns = bases(torch.float32)
-    x = torch.randn(1, 4, *SIZE, requires_grad=True)
+    x = torch.randn(1, 4, H, W, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         with full_precision(x):
-            _, c = analyse_and_keep(x, rows, columns)
+            _, c = analyse_with_residual(x, rows, columns)
         (gradient,) = torch.autograd.grad(c, x, torch.ones_like(c))
     want = (rows.sum(0)[:, None] * columns.sum(0)).expand_as(x)
     torch.testing.assert_close(gradient, want, rtol=1e-5, atol=1e-5)

@@ -1,18 +1,17 @@
 """Batch norm on coefficients: torch's own on the map, in one process and in two."""
 
 import copy
-import socket
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from support.reference import apply_block
-from support.sync_worker import layer_of, work
+from support.sync_worker import CASES, images, layer_of, step, work
 
 from fsanet import FrequencySelfAttention
 
 
-@pytest.mark.parametrize("similarity", ["dot", "linear_softmax"])
+@pytest.mark.parametrize("similarity", ["dot", "linear_softmax", "linear"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -23,22 +22,23 @@ from fsanet import FrequencySelfAttention
     ],
 )
 def test_options_of_batch_norm(similarity, options):
-    layer = layer_of(similarity, 8, **options)
+    layer = layer_of(similarity, **options)
+    band = (0, CASES[similarity]) * 2
     reference = copy.deepcopy(layer)
     x = torch.randn(3, 8, 6, 5, dtype=torch.float64)
     for _ in range(2):
         with torch.no_grad():
-            want = apply_block(x, reference, (0, 6, 0, 5), reference.norm)
+            want = apply_block(x, reference, band, reference.norm)
             torch.testing.assert_close(layer(x), want)
     for (name, a), b in zip(layer.norm.named_buffers(), reference.norm.buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
     with torch.no_grad():
-        want = apply_block(x, reference, (0, 6, 0, 5), reference.norm.eval())
+        want = apply_block(x, reference, band, reference.norm.eval())
         torch.testing.assert_close(layer.eval()(x), want)
 
 
 def test_frozen_batch_norm_stays_as_it_is():
-    layer = layer_of("dot", 4)
+    layer = layer_of("dot")
     layer.norm.eval()  # the layer itself is training
     before = copy.deepcopy(layer.norm.state_dict())
     layer(torch.randn(2, 8, 6, 6, dtype=torch.float64))
@@ -61,27 +61,28 @@ def test_one_value_per_channel_is_refused_in_training():
         layer(torch.randn(1, 8, 1, 1))
 
 
-@pytest.mark.parametrize(
-    ("similarity", "k"), [("dot", 4), ("dot", ((1, 4), (0, 3))), ("linear_softmax", 3)]
-)
-def test_two_processes_are_one(similarity, k):
-    layer = layer_of(similarity, k)
-    state = copy.deepcopy(layer.state_dict())
-    x = torch.randn(3, 8, 7, 6, dtype=torch.float64)
-    whole = x.clone().requires_grad_()
-    y = layer(whole)
-    y.square().sum().backward()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(work, (port, similarity, k, x, state, out), nprocs=2)
-        results = [out[0], out[1]]
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory):
+    """Results of two processes, this one and a spawned one, for every case."""
+    folder = tmp_path_factory.mktemp("sync")
+    other = mp.get_context("spawn").Process(
+        target=work, args=(1, folder / "store", folder / "1.pt"), daemon=True
+    )
+    other.start()
+    work(0, folder / "store", folder / "0.pt")
+    other.join(60)
+    assert other.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case, shares):
+    first, second = (share[case] for share in shares)
+    y, grad, running_mean, running_var, weight_grad = step(layer_of(case), images())
     close = torch.testing.assert_close
-    close(torch.cat([r[0] for r in results]), y.detach())
-    close(torch.cat([r[1] for r in results]), whole.grad)
-    for r in results:
-        close(r[2], layer.norm.running_mean)
-        close(r[3], layer.norm.running_var)
-    close(results[0][4] + results[1][4], layer.value.weight.grad)
+    close(torch.cat([first[0], second[0]]), y)
+    close(torch.cat([first[1], second[1]]), grad)
+    for share in (first, second):
+        close(share[2], running_mean)
+        close(share[3], running_var)
+    close(first[4] + second[4], weight_grad)

@@ -1,6 +1,7 @@
 """Every recipe, and every row of docs/recipes.md, on a miniature of its data set."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def test_whole_network_of_a_row(name, options):
             assert logits.shape == (2, 19, 65, 129)
             assert network == "SegformerFsa" or auxiliary.shape == (2, 19, 65, 129)
     (attention,) = (m for m in model.modules() if isinstance(m, FrequencySelfAttention))
-    wanted = dict(zip(*[iter(options.replace("--model.", "").split())] * 2, strict=True))
+    wanted = dict(re.findall(r"--model\.(\w+) (\S+)", options))
     assert attention.similarity == wanted.get("similarity", given["similarity"])
     assert attention.recurrence == int(wanted.get("recurrence", given["recurrence"]))
     assert attention.band == (0, int(wanted.get("k", given["k"]))) * 2

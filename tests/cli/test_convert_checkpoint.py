@@ -5,7 +5,7 @@ import torch
 from support.published_networks import THIN, ccnet_shapes, mmseg_shapes, random_state
 
 from fsanet import FsaNet
-from fsanet.cli.convert_checkpoint import run
+from fsanet.cli.convert import run
 from fsanet.errors import InputError
 
 SIZES = {**THIN, "blocks": (3, 4, 6, 3)}
@@ -29,7 +29,7 @@ def test_ccnet_with_the_papers_defaults(files, tmp_path, capsys):
     assert run(["--from", "ccnet", str(files / "ccnet.pth"), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "CCNet-lineage FsaNet, resnet50s" in printed
-    assert "assumed, as the file does not say: similarity=dot, recurrence=2" in printed
+    assert "assumed, as the file does not tell: similarity=dot, recurrence=2" in printed
     config = json.loads((out / "config.json").read_text())
     assert (config["k"], config["recurrence"], config["similarity"]) == (8, 2, "dot")
     assert config["block"] == "ccnet"
@@ -77,11 +77,11 @@ def test_every_option(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nonlocal", ["--k", "8x8"], "--k 8x8: give a side"),
-        ("nonlocal", ["--k", "1,2,3"], "--k 1,2,3: give a side"),
+        ("nonlocal", ["--k", "8x8"], "k=8x8: give a number"),
+        ("nonlocal", ["--k", "1,2,3"], "k=1,2,3: give a number"),
         ("nonlocal", ["--k", "0"], "k=0: at least 1 row frequency"),
         ("nonlocal", ["--recurrence", "0"], "recurrence=0"),
-        ("nonlocal", ["--similarity", "cosine"], "invalid choice: 'cosine'"),
+        ("nonlocal", ["--similarity", "cosine"], "Given value: cosine"),
         (
             "nonlocal",
             ["--classes", "coco"],
@@ -89,7 +89,7 @@ def test_every_option(files, tmp_path, capsys):
         ),
         ("nonlocal", ["--classes", "voc"], "has 3 classes, but voc has 21"),
         ("anonymous", [], "does not name its 3 classes; give --classes"),
-        ("nonlocal", ["--from", "other"], "invalid choice: 'other'"),
+        ("nonlocal", ["--from", "other"], "Got value: other"),
     ],
 )
 def test_bad_options_are_one_line(files, tmp_path, name, options, message):
@@ -109,7 +109,7 @@ def test_out_is_a_file(files, tmp_path):
 
 def test_help_states_the_assumptions(capsys):
     with pytest.raises(SystemExit):
-        run(["--help"])
-    printed = capsys.readouterr().out
-    assert "the paper's FSA head" in printed
-    assert "no retraining" in printed
+        run(["--from", "mmseg", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "usage: fsanet convert FILE --from FROM --out OUT" in printed
+    assert "mmseg, the paper's FSA head: dot, k=5, recurrence 2" in printed

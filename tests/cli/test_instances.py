@@ -117,8 +117,8 @@ def test_predict_writes_what_the_network_finds(trained, folder, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--model.positons=[p4]"], r"unknown option 'model.positons'; did you mean 'model.pos"),
-        (["--data.init_args.bath_size=2"], r"did you mean 'data.init_args.batch_size'"),
+        (["--model.positons=[p4]"], r"MaskRcnnFsa': Option 'positons' is not accepted"),
+        (["--data.init_args.bath_size=2"], r"Option 'bath_size' is not accepted"),
         (["--model.positions=[p9]"], r"positions"),
         (["--data.init_args.root=/nowhere"], r"/nowhere/train/instances.json: no such annotation"),
         (["--steps=0"], r"steps=0"),

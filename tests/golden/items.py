@@ -428,10 +428,13 @@ def signatures(work: Path) -> dict[str, Any]:
             for p in parameters
             if not p.name.startswith("_")
         }
-        if "options" in accepted:  # of a conversion, as **options since 0.2
-            from fsanet.convert import ConversionOptions
-
-            for p in inspect.signature(ConversionOptions).parameters.values():
+        if "options" in accepted:  # declared once since 0.2: by a base class or for conversions
+            shared = getattr(fsanet, name)
+            if inspect.isclass(shared):
+                shared = shared.__mro__[1]
+            else:
+                from fsanet.convert import ConversionOptions as shared
+            for p in inspect.signature(shared).parameters.values():
                 default = "tuple" if p.name == "kinds" else _default(p.default)
                 accepted.setdefault(p.name, ["KEYWORD_ONLY", default])
         found[name] = at_least(accepted)
@@ -1230,7 +1233,12 @@ def options_of_help(work: Path) -> dict[str, Any]:
     for command, more in _COMMANDS.items():
         said = call(*command.removesuffix(" published").split(), *more, "--help")
         assert said.code == 0, (command, said)
-        found[command] = {"code": said.code, "options": _options(said.out)}
+        options = _options(said.out)
+        for part in ("names", "defaults"):
+            listed = options[part]["values"]
+            for name in [name for name in listed if name.startswith("--model.")]:
+                del listed[name]
+        found[command] = {"code": said.code, "options": options}
     said = call("--help")
     return found | {
         "fsanet": {"code": said.code, "options": _options(said.out)},
@@ -1266,7 +1274,7 @@ def _options(text: str) -> dict[str, Any]:
         name = line.split()[0].rstrip(",")
         # Underscores are accepted; options of the model are those of a class, see its own help.
         name = name if "." in name else name.replace("_", "-").replace("--no-", "--", 1)
-        if name.endswith(".help") or name.startswith("--model"):
+        if name.endswith(".help") or name == "--model":
             continue
         names[name] = True
         default = re.search(r"type: .*default: (\([^)]*\)|[^),]*)", line)

@@ -11,16 +11,15 @@ from fsanet.attention.dct import Band
 from fsanet.convert.variants import Variant, attention_variants
 from fsanet.errors import InputError
 from fsanet.metrics.confusion import scores_of
-from fsanet.report import sweep as sweep_run
-from fsanet.report.sweep import SweepRecord, sweep_without_training, train_point
+from fsanet.report.sweep import Sweep
 
 
 @pytest.fixture
-def evaluated(monkeypatch):
-    """Bands given to a stand-in for `evaluate`; fails at k=4 as long as it is told to."""
+def evaluated():
+    """The bands that were evaluated, by a stand-in that fails at k=4 while ``broken`` is set."""
     calls, broken = [], [False]
 
-    def evaluate(model, data, **options):
+    def evaluate(model):
         band = getattr(model.attention, "band", None)
         calls.append(band)
         if broken[0] and band is not None and band.h1 == 4:
@@ -28,8 +27,7 @@ def evaluated(monkeypatch):
         hits = 50 if band is None or band.h1 is None else 10 * band.h1
         return scores_of(torch.tensor([[hits, 100 - hits], [0, 100]]), ("a", "b"))
 
-    monkeypatch.setattr(sweep_run, "evaluate", evaluate)
-    return calls, broken
+    return evaluate, calls, broken
 
 
 def model_of_one_layer():
@@ -39,21 +37,21 @@ def model_of_one_layer():
 
 
 def test_each_band_once_and_goes_on_after_a_failure(evaluated, tmp_path):
-    calls, broken = evaluated
+    evaluate, calls, broken = evaluated
     points = attention_variants(["2", "4", "full"], ["low", "full", "3:"], (2, 4))
     about = {"weights": "abc", "split": "test"}
     broken[0] = True
-    record = SweepRecord.open(tmp_path, about, points)
+    record = Sweep.open(tmp_path, about, points)
     with pytest.raises(InputError, match="k=4: no such image"):
-        sweep_without_training(model_of_one_layer(), None, points, record)
+        list(record.evaluate(model_of_one_layer(), points, evaluate))
     assert len(calls) == 4  # as trained, removed, k=2, k=4
     broken[0] = False
     calls.clear()
-    record = SweepRecord.open(tmp_path, about, points)
-    assert list(record.plain) == ["as trained", "attention removed", "k=2"]
-    sweep_without_training(model_of_one_layer(), None, points, record)
+    record = Sweep.open(tmp_path, about, points)
+    assert list(record.converted) == ["as trained", "attention removed", "k=2"]
+    list(record.evaluate(model_of_one_layer(), points, evaluate))
     assert [str(band) for band in calls] == ["[0:4) x [0:4)", "[0:) x [0:)", "[3:) x [3:)"]
-    assert record.plain["low 0:2"] == record.plain["k=2"]
+    assert record.converted["low 0:2"] == record.converted["k=2"]
     content = json.loads((tmp_path / "sweep.json").read_text())
     rows = {row["name"]: row for row in content["points"]}
     assert rows["k=4"]["band"] == [[0, 4], [0, 4]]
@@ -62,10 +60,11 @@ def test_each_band_once_and_goes_on_after_a_failure(evaluated, tmp_path):
 
 
 def test_table_and_files(evaluated, tmp_path):
+    evaluate, _, _ = evaluated
     points = attention_variants(["2", "full"])
-    record = SweepRecord.open(tmp_path, {"weights": "abc"}, points)
-    sweep_without_training(model_of_one_layer(), None, points, record)
-    record.again["k=2"] = {str(seed): {"miou": m} for seed, m in enumerate((0.5, 0.6, 0.7))}
+    record = Sweep.open(tmp_path, {"weights": "abc"}, points)
+    list(record.evaluate(model_of_one_layer(), points, evaluate))
+    record.retrained["k=2"] = {str(seed): {"miou": m} for seed, m in enumerate((0.5, 0.6, 0.7))}
     header, *rows = record.table(points)
     assert header[-2:] == ["spread (std)", "seeds"]
     base = (0.5 + 100 / 150) / 2
@@ -79,22 +78,19 @@ def test_table_and_files(evaluated, tmp_path):
 
 
 def test_folder_of_another_sweep(evaluated, tmp_path):
+    evaluate, _, _ = evaluated
     points = attention_variants(["2"], ["low"])
-    record = SweepRecord.open(tmp_path, {"weights": "abc"}, points)
-    sweep_without_training(model_of_one_layer(), None, points, record)
+    record = Sweep.open(tmp_path, {"weights": "abc"}, points)
+    list(record.evaluate(model_of_one_layer(), points, evaluate))
     with pytest.raises(InputError, match="a sweep with weights 'abc', not 'xyz'"):
-        SweepRecord.open(tmp_path, {"weights": "xyz"}, points)
+        Sweep.open(tmp_path, {"weights": "xyz"}, points)
     other = attention_variants([], ["low"], (3, 4))
-    assert SweepRecord.open(tmp_path, {"weights": "abc"}, other).plain.keys() == record.plain.keys()
+    assert (
+        Sweep.open(tmp_path, {"weights": "abc"}, other).converted.keys() == record.converted.keys()
+    )
     low = Variant("low 0:8", "band", Band.of(3))
-    with pytest.raises(InputError, match="low 0:8 was another band there"):
-        SweepRecord.open(tmp_path, {"weights": "abc"}, [low])
+    with pytest.raises(InputError, match="low 0:8 is another band there"):
+        Sweep.open(tmp_path, {"weights": "abc"}, [low])
     (tmp_path / "sweep.json").write_text("[]")
     with pytest.raises(InputError, match="not the file of a sweep"):
-        SweepRecord.open(tmp_path, {"weights": "abc"}, points)
-
-
-def test_trained_point_of_other_options_is_refused(tmp_path):
-    (tmp_path / "config.yaml").write_text("steps: 3\n")
-    with pytest.raises(InputError, match="a run with other options"):
-        train_point(lambda: (None, None, "steps: 4\n"), tmp_path, training={}, testing={})
+        Sweep.open(tmp_path, {"weights": "abc"}, points)

@@ -1,11 +1,26 @@
-"""The layer once more, as plainly as it can be written: N x N matrices, SciPy's DCT, loops.
+"""The layer written as plainly as possible: N x N matrices, SciPy's DCT, loops, in float64.
 
-Shares no code with ``fsanet``; float64 all through. Used by the tests as the truth.
+It shares no code with ``fsanet``; the tests compare against it.
 """
 
 import numpy as np
 import scipy.fft
 import torch
+
+
+def dct_rows(size, start, stop):
+    """Rows ``start:stop`` of the orthonormal DCT-II matrix of an axis."""
+    matrix = scipy.fft.dct(np.eye(size), type=2, norm="ortho", axis=0)
+    return torch.from_numpy(matrix[start:stop].copy())
+
+
+def dense_basis(rows, columns, extended=False):
+    """The matrix P (N, K): one column per basis function; the constant last if ``extended``."""
+    functions = [torch.outer(r, c).flatten() for r in rows for c in columns]
+    n = rows.shape[1] * columns.shape[1]
+    if extended:
+        functions.append(torch.full((n,), n**-0.5, dtype=torch.float64))
+    return torch.stack(functions, 1)
 
 
 def low_pass(x, band):

@@ -2,23 +2,23 @@
 
 Source: FsaNet (arXiv 2211.15595), section III, "individual treatment" of the bands.
 
-Legend: B batch, C channels, H x W grid, kh x kw frequencies.
+Legend: B batch, C channels, H x W grid, kh x kw frequencies of a band, bh x bw frequencies of the
+box around all bands that change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise, product
 from math import inf
 from typing import Literal
 
 from torch import Tensor, nn
 
-from fsanet.attention.dct import Band, BandLike, dct_bases, full_precision, synthesise
+from fsanet.attention.dct import Band, BandLike, Basis, full_precision
 from fsanet.attention.dot import dot_rounds
 from fsanet.attention.frequency import FrequencySelfAttention
-from fsanet.attention.kernels import analyse_and_keep
-from fsanet.attention.spectrum import Spectrum
+from fsanet.attention.kernels import analyse_with_residual, synthesise
 from fsanet.errors import InputError
 
 __all__ = ["BandTreatments"]
@@ -30,17 +30,16 @@ class BandTreatments(nn.Module):
     """Cut the frequency plane into bands and treat each in its own way.
 
     Args:
-        treatments: pairs of a band (as :meth:`fsanet.attention.dct.Band.of` reads it; ranges may
-            be open, ``(8, None)``) and what happens to it: ``"identity"``, ``"drop"``, a
-            :class:`FrequencySelfAttention` (its own ``k`` is set aside; the band is the one given
-            here) or an ``nn.Conv2d`` with kernel 1 and no bias, acting on coefficients (the same
-            as on the map). One module may treat several bands: they then share its weights.
-        rest: treatment of all frequencies that no band covers, "identity" or "drop"; with None
-            the bands have to cover the whole plane.
+        treatments: pairs of a band (see :meth:`fsanet.attention.dct.Band.of`; a range may be open,
+            ``(8, None)``) and its treatment: ``"identity"``, ``"drop"``, a
+            :class:`FrequencySelfAttention` (the band given here replaces its own ``k``) or an
+            ``nn.Conv2d`` with kernel 1 and no bias, which acts on coefficients as it does on the
+            map. Several bands may share one module and so its weights.
+        rest: treatment of all other frequencies, "identity" or "drop"; with None the bands have
+            to cover the whole plane.
 
     Raises:
-        InputError: if bands overlap (it says where), leave a gap with ``rest=None``, or a
-            treatment is none of the above.
+        InputError: bands overlap, leave a gap although ``rest=None``, or have another treatment.
 
     >>> import torch
     >>> layer = BandTreatments(
@@ -66,9 +65,7 @@ class BandTreatments(nn.Module):
         if not treatments:
             raise InputError("no band is given: list at least one (band, treatment) pair")
         self.bands = [Band.of(band) for band, _ in treatments]
-        _check_disjoint(self.bands)
-        if rest is None:
-            _check_covering(self.bands)
+        _check_cut(self.bands, covering=rest is None)
         self.rest = rest
         self.kinds: list[str] = []
         self.layers = nn.ModuleList()
@@ -79,55 +76,55 @@ class BandTreatments(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` in any float dtype to the same shape and dtype."""
         height, width = x.shape[-2:]
-        # Either change what is not kept as it is, or build up what is kept: never both.
+        # Either the map is changed where it differs, or built up from zero of all that is kept.
         build_up = self.rest == "drop" or (self.rest is None and "identity" not in self.kinds)
-        untouched = "drop" if build_up else "identity"
-        active = []
-        for band, kind, layer in zip(self.bands, self.kinds, self.layers, strict=True):
-            if kind != untouched and band.h0 < height and band.w0 < width:
-                active.append((band, kind, layer))
+        no_change = "drop" if build_up else "identity"
+        active = [
+            (band, kind, layer)
+            for band, kind, layer in zip(self.bands, self.kinds, self.layers, strict=True)
+            if kind != no_change and band.h0 < height and band.w0 < width
+        ]
         if not active:
             return x.new_zeros(x.shape) if build_up else x
-        box = _around([band for band, *_ in active]).clip(height, width)
+        box = _box([band for band, *_ in active]).clip(height, width)
+        constant: Tensor | None = None
+        on_map: list[tuple[FrequencySelfAttention, Tensor, Basis]] = []
         with full_precision(x):
-            rows, columns = dct_bases(x, box)
-            kept, coefficients = analyse_and_keep(x, rows, columns)  # (B, C, box height, box width)
-            total = coefficients.new_zeros(coefficients.shape)
-            constants: list[Tensor] = []
-            later: list[tuple] = []
-            for wide, kind, layer in active:
-                band = wide.clip(height, width)
+            box_basis = Basis.of(x, box)
+            residual, coefficients = analyse_with_residual(x, box_basis.rows, box_basis.columns)
+            total = coefficients.new_zeros(coefficients.shape)  # (B, C, bh, bw)
+            for open_band, kind, layer in active:
+                band = open_band.clip(height, width)
                 top, left = band.h0 - box.h0, band.w0 - box.w0
                 kh, kw = band.h1 - band.h0, band.w1 - band.w0  # type: ignore[operator]
-                c = coefficients[:, :, top : top + kh, left : left + kw]
+                c = coefficients[:, :, top : top + kh, left : left + kw]  # (B, C, kh, kw)
+                change = c.new_zeros(c.shape)
                 if isinstance(layer, FrequencySelfAttention):
-                    change = c.new_zeros(c.shape)
-                    band_rows, band_columns = dct_bases(x, band)  # a slice would pin H at export
+                    basis = Basis.of(x, band)  # a slice of the box's would fix H at export
                     if layer.similarity == "dot":
-                        spectrum = Spectrum.of(c, band_rows, band_columns, band.has_dc)
-                        tokens, constant = dot_rounds(layer, spectrum)
-                        change = spectrum.plane(tokens)
-                        if constant is not None:
-                            constants.append(constant)
-                    else:  # its output leaves the band, so it is added to the map
-                        later.append((layer, c, band_rows, band_columns, band.has_dc))
+                        tokens, added = dot_rounds(layer, basis.to_tokens(c), basis)
+                        change = basis.to_plane(tokens)
+                        if added is not None:
+                            constant = added if constant is None else constant + added
+                    else:  # the output of other similarities leaves the band: added to the map
+                        on_map.append((layer, c, basis))
                 elif isinstance(layer, nn.Conv2d):
                     weight = layer.weight.to(c.dtype)
                     change = nn.functional.conv2d(c, weight, groups=layer.groups) - c
-                else:  # "drop", or "identity" while building up
-                    change = -c if kind == "drop" else c.new_zeros(c.shape)
+                elif kind == "drop":
+                    change = -c
                 part = c + change if build_up else change
                 edges = (left, total.shape[3] - left - kw, top, total.shape[2] - top - kh)
                 total = total + nn.functional.pad(part, edges)
             y = synthesise(
                 total,
-                rows,
-                columns,
-                residual=None if build_up else kept,
-                constant=sum(constants[1:], constants[0]) if constants else None,
+                box_basis.rows,
+                box_basis.columns,
+                residual=None if build_up else residual,
+                constant=constant,
             ).to(x.dtype)
-        for layer, c, band_rows, band_columns, has_dc in later:
-            y = layer.add(y, c, band_rows, band_columns, has_dc)
+        for layer, c, basis in on_map:
+            y = layer.add(y, c, basis)
         return y
 
     def extra_repr(self) -> str:
@@ -139,40 +136,22 @@ def _kind(band: Band, treatment: object) -> str:
     if isinstance(treatment, FrequencySelfAttention):
         return "attention"
     if isinstance(treatment, nn.Conv2d):
-        if (
-            treatment.kernel_size != (1, 1)
-            or treatment.stride != (1, 1)
-            or treatment.padding
-            != (
-                0,
-                0,
-            )
-        ):
+        pointwise = treatment.kernel_size == treatment.stride == (1, 1)
+        if not pointwise or treatment.padding != (0, 0):
             raise InputError(
                 f"band {band}: only a convolution with kernel 1, stride 1 and no padding commutes "
                 f"with the transform, got {treatment}"
             )
         if treatment.bias is not None:
             raise InputError(
-                f"band {band}: a bias on coefficients is no bias on the map; use bias=False"
+                f"band {band}: a bias on coefficients is not a bias on the map; use bias=False"
             )
         return "convolution"
     if treatment in ("identity", "drop"):
         return str(treatment)
     raise InputError(
-        f'band {band}: {treatment!r} is no treatment; use "identity", "drop", a '
+        f'band {band}: {treatment!r} is not a treatment; use "identity", "drop", a '
         "FrequencySelfAttention or a 1x1 nn.Conv2d without bias"
-    )
-
-
-def _around(bands: Sequence[Band]) -> Band:
-    """The smallest band that holds all of ``bands``."""
-    h1, w1 = max(_stop(b.h1) for b in bands), max(_stop(b.w1) for b in bands)
-    return Band(
-        min(b.h0 for b in bands),
-        None if h1 == inf else int(h1),
-        min(b.w0 for b in bands),
-        None if w1 == inf else int(w1),
     )
 
 
@@ -180,39 +159,44 @@ def _stop(stop: int | None) -> float:
     return inf if stop is None else stop
 
 
-def _check_disjoint(bands: Sequence[Band]) -> None:
-    for (i, a), (j, b) in combinations(enumerate(bands), 2):
-        top, bottom = max(a.h0, b.h0), min(_stop(a.h1), _stop(b.h1))
-        left, right = max(a.w0, b.w0), min(_stop(a.w1), _stop(b.w1))
-        if top < bottom and left < right:
-            twice = Band(
-                top,
-                None if bottom == inf else int(bottom),
-                left,
-                None if right == inf else int(right),
-            )
-            raise InputError(
-                f"frequencies {twice} (rows x columns) are covered twice: by band {i} {a} and by "
-                f"band {j} {b}; cut one of them"
-            )
+def _band(h0: float, h1: float, w0: float, w1: float) -> Band:
+    """The band with these bounds, infinity for an open end."""
+    rows, columns = ((int(a), None if b == inf else int(b)) for a, b in ((h0, h1), (w0, w1)))
+    return Band(*rows, *columns)
 
 
-def _check_covering(bands: Sequence[Band]) -> None:
+def _box(bands: Sequence[Band]) -> Band:
+    """The smallest band that contains all of ``bands``."""
+    return _band(
+        min(b.h0 for b in bands),
+        max(_stop(b.h1) for b in bands),
+        min(b.w0 for b in bands),
+        max(_stop(b.w1) for b in bands),
+    )
+
+
+def _check_cut(bands: Sequence[Band], *, covering: bool) -> None:
+    """Raise an InputError unless at most one band (``covering``: exactly one) holds each frequency.
+
+    All borders together cut the plane into cells, each inside a band or outside.
+    """
     row_cuts = sorted({0, inf, *(b.h0 for b in bands), *(_stop(b.h1) for b in bands)})
     column_cuts = sorted({0, inf, *(b.w0 for b in bands), *(_stop(b.w1) for b in bands)})
-    for top, bottom in pairwise(row_cuts):
-        for left, right in pairwise(column_cuts):
-            if not any(
-                b.h0 <= top and bottom <= _stop(b.h1) and b.w0 <= left and right <= _stop(b.w1)
-                for b in bands
-            ):
-                gap = Band(
-                    int(top),
-                    None if bottom == inf else int(bottom),
-                    int(left),
-                    None if right == inf else int(right),
-                )
-                raise InputError(
-                    f"frequencies {gap} (rows x columns) are covered by no band; add one, or give "
-                    'rest="identity" or rest="drop"'
-                )
+    for (top, bottom), (left, right) in product(pairwise(row_cuts), pairwise(column_cuts)):
+        holding = [
+            (index, b)
+            for index, b in enumerate(bands)
+            if b.h0 <= top and bottom <= _stop(b.h1) and b.w0 <= left and right <= _stop(b.w1)
+        ]
+        cell = _band(top, bottom, left, right)
+        if len(holding) > 1:
+            (i, a), (j, b) = holding[:2]
+            raise InputError(
+                f"frequencies {cell} (rows x columns) are covered twice: by band {i} {a} and by "
+                f"band {j} {b}; cut one of them"
+            )
+        if covering and not holding:
+            raise InputError(
+                f"frequencies {cell} (rows x columns) are covered by no band; add one, or give "
+                'rest="identity" or rest="drop"'
+            )

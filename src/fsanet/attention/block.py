@@ -1,9 +1,11 @@
 """The parameters of an attention block, shared by the frequency and the spatial layer.
 
-Two published shapes (method: "Two published block shapes"):
+Two published shapes (docs/method.md):
 
 * "nonlocal": q, k, v with C/2 channels, output projection and batch norm, no gate;
 * "ccnet": q, k with C/8 channels, v with C, a learned bias per channel and a scalar gate.
+
+Legend: B batch, C channels, H x W grid, K' coefficients, d query/key channels, e value channels.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fsanet.attention.dct import Basis
+from fsanet.attention.norm import Statistics, batch_norm_affine
 from fsanet.attention.similarity import SIMILARITIES, Similarity
 from fsanet.errors import InputError
+
+__all__ = ["PUBLISHED_KEYS", "AttentionBlock", "Block", "project", "rename_published_keys"]
 
 Block = Literal["nonlocal", "ccnet"]
 
@@ -40,14 +46,14 @@ PUBLISHED_KEYS: dict[str, dict[str, str]] = {
 
 
 def rename_published_keys(state_dict: Mapping[str, Tensor], block: Block) -> dict[str, Tensor]:
-    """A published block's state_dict under this library's names; tensors are not touched.
+    """A published block's state_dict under this library's names; the tensors stay the same.
 
     Args:
         state_dict: keys as published, without a prefix.
-        block: which lineage the keys are of.
+        block: shape of the block that the keys come from.
 
     Raises:
-        InputError: naming the keys that belong to no published block of that lineage.
+        InputError: some keys belong to no published block of that shape; it names them.
 
     >>> rename_published_keys({"gamma": torch.zeros(1)}, "ccnet")
     {'gate': tensor([0.])}
@@ -66,25 +72,27 @@ def rename_published_keys(state_dict: Mapping[str, Tensor], block: Block) -> dic
 
 
 class AttentionBlock(nn.Module):
-    """Projections, batch norm, bias and gate of one attention block, and how they are applied.
+    """Projections, batch norm, bias and gate of one attention block.
 
-    Not used by itself: see ``FrequencySelfAttention`` and ``SpatialSelfAttention``, whose
-    ``state_dict`` is this one. They add the residual: ``y = x + gate * (norm(Wo a) + bias)``.
+    The base of ``FrequencySelfAttention`` and ``SpatialSelfAttention``, which compute
+    ``y = x + gate * (norm(Wo a) + bias)`` from attended values a. Both have this ``state_dict``,
+    so weights move between them.
 
     Args:
         channels: C.
         similarity: "dot", "linear_softmax", "linear" or "softmax".
-        recurrence: how often the block is applied, with the same weights.
-        block: "nonlocal" or "ccnet" (module docstring).
+        recurrence: rounds, all with the same weights.
+        block: "nonlocal" or "ccnet", the published shapes.
         qk_channels: channels of queries and keys; by default C/2 ("nonlocal"), C/8 ("ccnet").
-        value_channels: channels of values; by default C/2 ("nonlocal"). "ccnet" has no output
-            projection, so there it can only be C.
+        value_channels: channels of values; by default C/2 ("nonlocal"). Always C for "ccnet",
+            which has no output projection.
         qkv_bias: learned biases on queries, keys and values (MMSegmentation's own non-local
-            networks have them, the paper's blocks do not).
+            networks have them; the paper's blocks do not).
         norm: batch norm after the output projection ("nonlocal" only).
         scale: factor on ``q.k`` for "linear" and "softmax"; by default ``1 / sqrt(qk_channels)``.
         zero_init: start as the identity (batch norm weight, projection or gate at zero), so that
-            the block can be put into a trained network. False starts it open.
+            the block can be inserted into a trained network. With False it acts from the start.
+        device, dtype: of the parameters.
 
     Raises:
         InputError: for a size below 1 or an unknown option.
@@ -112,7 +120,7 @@ class AttentionBlock(nn.Module):
         if block not in get_args(Block):
             raise InputError(f"block={block!r}: use one of {', '.join(get_args(Block))}")
         if channels < 1 or recurrence < 1:
-            raise InputError(f"channels={channels} and recurrence={recurrence} have to be >= 1")
+            raise InputError(f"channels={channels}, recurrence={recurrence}: give at least 1")
         # The floors of 2 and 1 are the published ones.
         qk_default = max(channels // 8, 2) if block == "ccnet" else max(channels // 2, 1)
         inner = qk_default if qk_channels is None else qk_channels
@@ -120,13 +128,13 @@ class AttentionBlock(nn.Module):
             if value_channels not in (None, channels):
                 raise InputError(
                     f'value_channels={value_channels}: block="ccnet" has no output projection, so '
-                    f'its values have the {channels} channels of the map; use block="nonlocal"'
+                    f'its values have {channels} channels like the map; use block="nonlocal"'
                 )
             values = channels
         else:
             values = max(channels // 2, 1) if value_channels is None else value_channels
         if inner < 1 or values < 1:
-            raise InputError(f"qk_channels={inner} and value_channels={values} have to be >= 1")
+            raise InputError(f"qk_channels={inner}, value_channels={values}: give at least 1")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.block, self.recurrence = channels, block, recurrence
         self.similarity: Similarity = similarity
@@ -156,7 +164,7 @@ class AttentionBlock(nn.Module):
         return self.query.bias is not None
 
     def check_input(self, x: Tensor) -> None:
-        """Raise an InputError that says what is wrong with the shape or dtype of ``x``, if any."""
+        """Raise an InputError unless ``x`` is a floating-point map ``(B, C, H, W)``."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise InputError(
                 f"expected a feature map (B, {self.channels}, H, W), got {tuple(x.shape)}"
@@ -164,14 +172,38 @@ class AttentionBlock(nn.Module):
         if not x.is_floating_point():
             raise InputError(f"expected a floating-point feature map, got {x.dtype}")
 
-    def finish_map(self, attended: Tensor) -> Tensor:
-        """Output projection, batch norm, bias and gate on a map.
+    def output_affine(
+        self, dtype: torch.dtype, statistics: Statistics | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Batch norm, bias and gate as one affine map, ``out * scale + shift``.
 
         Args:
-            attended: ``(B, e, H, W)``, e value channels.
+            dtype: of the computation.
+            statistics: of ``out``, see :func:`batch_norm_affine`.
 
         Returns:
-            ``(B, C, H, W)``: what is added to the input.
+            ``scale`` and ``shift``, each ``(C,)`` or ``(1,)``, or None where there is none.
+        """
+        scale = shift = None
+        if self.norm is not None:
+            scale, shift = batch_norm_affine(self.norm, dtype, statistics)
+        if self.bias is not None:
+            bias = self.bias.to(dtype)
+            shift = bias if shift is None else shift + bias
+        if self.gate is not None:
+            gate = self.gate.to(dtype)
+            scale = gate if scale is None else scale * gate
+            shift = None if shift is None else shift * gate
+        return scale, shift
+
+    def finish_map(self, attended: Tensor) -> Tensor:
+        """Output projection, batch norm, bias and gate on a map of attended values.
+
+        Args:
+            attended: ``(B, e, H, W)``.
+
+        Returns:
+            ``(B, C, H, W)``, the change of the input.
         """
         out = attended
         if self.out is not None:
@@ -189,7 +221,7 @@ class AttentionBlock(nn.Module):
         )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        # Published weights are those of 1x1 convolutions: (out, in, 1[, 1]) and (1, C, 1).
+        # Published blocks hold 1x1 convolutions, (out, in, 1[, 1]), and a bias (1, C, 1).
         for name in ("query.weight", "key.weight", "value.weight", "out.weight"):
             weight = state_dict.get(prefix + name)
             if weight is not None and weight.ndim > 2 and weight[0, 0].numel() == 1:
@@ -198,3 +230,18 @@ class AttentionBlock(nn.Module):
         if bias is not None and bias.ndim == 3 and bias.shape[0] == bias.shape[2] == 1:
             state_dict[prefix + "bias"] = bias.flatten()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def project(layer: nn.Linear, s: Tensor, basis: Basis) -> Tensor:
+    """A 1x1 convolution of the map, on its coefficients.
+
+    Args:
+        layer: weight ``(c, C)``; its bias is a constant map, so it changes DC alone.
+        s: ``(B, K', C)``.
+        basis: of the coefficients; it has to contain the constant if there is a bias.
+
+    Returns:
+        ``(B, K', c)``.
+    """
+    out = nn.functional.linear(s, layer.weight.to(s.dtype))
+    return out if layer.bias is None else out + basis.constant(layer.bias.to(s.dtype))

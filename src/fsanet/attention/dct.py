@@ -1,47 +1,47 @@
-"""Orthonormal DCT-II: bases, bands of frequencies, analysis and synthesis of feature maps.
+"""The orthonormal DCT-II as plain mathematics: bands of frequencies, bases, analysis, synthesis.
+
+``kernels.py`` holds the same transforms of whole feature maps, written for speed.
 
 Source: FsaNet (arXiv 2211.15595), section III; the type-II transform in its orthonormal scaling.
 
-Legend: B batch, C channels, H x W grid, N = H*W positions, kh x kw kept frequencies, K = kh*kw.
+Legend: B batch, C channels, H x W grid, N = H*W positions, kh x kw kept frequencies, K = kh*kw,
+K' = K, or K + 1 where the constant is one more basis function, P (N, K') the basis as one matrix.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fsanet.errors import InputError
 
 __all__ = [
     "Band",
-    "add_in_parts",
-    "add_product",
+    "BandLike",
+    "Basis",
     "analyse",
+    "autocast_dtype",
     "basis_dtype",
-    "channels_last",
     "dct_bases",
     "dct_basis",
     "dense_basis",
     "full_precision",
-    "fuses",
-    "in_parts",
+    "is_transformed",
     "synthesise",
-    "transformed",
 ]
-
-MOST_UNROLLED = 18  # addends a compiled synthesis adds one by one: 16 frequencies and constants
 
 
 class Band(NamedTuple):
     """A rectangle of the frequency plane, half-open on both axes: ``[h0:h1) x [w0:w1)``.
 
-    ``None`` as a stop means "to the highest frequency of whatever map comes".
+    A stop of ``None`` is the highest frequency of the map at hand.
 
     >>> Band.of(8)
     Band(h0=0, h1=8, w0=0, w1=8)
@@ -60,7 +60,7 @@ class Band(NamedTuple):
 
     @classmethod
     def of(cls, k: BandLike) -> Band:
-        """Read a band from what users write.
+        """The band that a user's ``k`` stands for.
 
         Args:
             k: ``int`` (the lowest k x k), ``(kh, kw)`` (the lowest kh x kw), two ranges
@@ -68,7 +68,7 @@ class Band(NamedTuple):
                 whole plane.
 
         Raises:
-            InputError: for a count below 1, an empty or negative range, or another shape.
+            InputError: for a count below 1, an empty or negative range, or any other value.
         """
         if isinstance(k, cls):
             return k
@@ -87,10 +87,10 @@ class Band(NamedTuple):
         return cls(*rows, *columns)
 
     def clip(self, height: int, width: int) -> Band:
-        """The part of the band that an ``height x width`` map has.
+        """The part of the band that exists on a ``height x width`` map.
 
         Raises:
-            InputError: if the map has none of the band's frequencies.
+            InputError: the map has none of the band's frequencies.
         """
         h1 = height if self.h1 is None else min(self.h1, height)
         w1 = width if self.w1 is None else min(self.w1, width)
@@ -103,7 +103,7 @@ class Band(NamedTuple):
 
     @property
     def has_dc(self) -> bool:
-        """Whether the band holds the constant (frequency 0, 0)."""
+        """Whether the band contains the constant, frequency (0, 0)."""
         return self.h0 == 0 and self.w0 == 0
 
     def __str__(self) -> str:
@@ -134,9 +134,70 @@ def _axis_range(side: object, k: object, axis: str) -> tuple[int, int | None]:
     raise InputError(f"k={k!r}: {side!r} is neither a count nor a range of {axis} frequencies")
 
 
-def basis_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a map of ``dtype`` is transformed in: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
+class Basis(NamedTuple):
+    """The DCT functions of a band on an H x W grid, each a product of a row and a column function.
+
+    ``rows`` (kh, H) and ``columns`` (kw, W) are orthonormal. ``has_dc`` says whether frequency
+    (0, 0) is in the band; it is then the first. In an ``extended`` basis the constant
+    ``1 / sqrt(N)`` is one more function, the last: it makes constants exact in a band without DC.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    has_dc: bool
+    extended: bool = False
+
+    @classmethod
+    def of(cls, x: Tensor, band: Band) -> Basis:
+        """The basis for a map ``x`` (..., H, W) and a band already clipped to it."""
+        return cls(*dct_bases(x, band), band.has_dc)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.rows.shape[1], self.columns.shape[1]
+
+    @property
+    def positions(self) -> int:
+        """N."""
+        return self.rows.shape[1] * self.columns.shape[1]
+
+    @property
+    def frequencies(self) -> int:
+        """K."""
+        return self.rows.shape[0] * self.columns.shape[0]
+
+    @property
+    def size(self) -> int:
+        """K'."""
+        return self.frequencies + self.extended
+
+    @property
+    def constant_index(self) -> int | None:
+        """Index of the constant among the K' functions; None if it is none of them."""
+        if self.has_dc:
+            return 0
+        return self.frequencies if self.extended else None
+
+    def to_tokens(self, coefficients: Tensor) -> Tensor:
+        """``(B, C, kh, kw)`` as tokens ``(B, K, C)``, one per frequency."""
+        return coefficients.flatten(2).mT.contiguous()
+
+    def to_plane(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(B, K, C)`` as coefficients ``(B, C, kh, kw)``."""
+        return tokens.mT.unflatten(2, (self.rows.shape[0], self.columns.shape[0]))
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(B, K, C)`` as ``(B, K', C)``: 0 for the constant that extends the basis."""
+        return pad(tokens, (0, 0, 0, 1)) if self.extended else tokens
+
+    def constant(self, value: Tensor) -> Tensor:
+        """Tokens ``(1, K', C)`` of the map that is ``value`` (C,) at every position."""
+        index = self.constant_index
+        if index is None:
+            raise ValueError("a basis without the constant cannot represent one")
+        edges = (0, 0, index, self.size - 1 - index)
+        return pad(value[None, None] * self.positions**0.5, edges)
 
 
 def dct_basis(
@@ -161,7 +222,7 @@ def dct_basis(
     phase = (u * (2 * i + 1)) % period  # (m, size)
     wide = torch.float32 if device.type == "mps" else torch.float64
     cosine = torch.cos(phase.to(wide) * (math.pi / 2) / size)
-    scale = torch.sqrt(torch.where(u == 0, 1.0, 2.0).to(wide) / size)
+    scale = torch.sqrt(torch.where(u == 0, 1.0, 2.0).to(wide) / size)  # (m, 1)
     return (cosine * scale).to(dtype)
 
 
@@ -169,7 +230,7 @@ def dct_basis(
 def _cached_basis(
     size: int, start: int, stop: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    # A tensor born in inference mode could not take part in a later training step.
+    # A tensor created in inference mode could not take part in a later training step.
     with torch.inference_mode(False), torch.no_grad():
         return dct_basis(size, start, stop, dtype=dtype, device=device)
 
@@ -189,8 +250,8 @@ def dct_bases(x: Tensor, band: Band) -> tuple[Tensor, Tensor]:
     """
     height, width = x.shape[-2:]
     dtype = basis_dtype(x.dtype)
-    plain = type(x) in (Tensor, torch.nn.Parameter) and type(height) is type(width) is int
-    if plain and not torch.compiler.is_compiling() and not transformed(x):
+    ordinary = type(x) in (Tensor, torch.nn.Parameter) and type(height) is type(width) is int
+    if ordinary and not torch.compiler.is_compiling() and not is_transformed(x):
         return (
             _cached_basis(height, band.h0, band.h1, dtype, x.device),  # type: ignore[arg-type]
             _cached_basis(width, band.w0, band.w1, dtype, x.device),  # type: ignore[arg-type]
@@ -201,7 +262,7 @@ def dct_bases(x: Tensor, band: Band) -> tuple[Tensor, Tensor]:
     )
 
 
-def transformed(x: Tensor) -> bool:
+def is_transformed(x: Tensor) -> bool:
     """Whether ``x`` belongs to a torch.func transform, whose tensors must not outlive it."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
@@ -221,155 +282,36 @@ def dense_basis(rows: Tensor, columns: Tensor) -> Tensor:
     return grid.reshape(height * width, kh * kw)
 
 
-def channels_last(x: Tensor) -> bool:
-    """Whether ``x`` (B, C, H, W) is stored with the channel innermost, and only so."""
-    if torch.compiler.is_exporting():  # a stride question would pin the dynamic sizes
-        return False
-    if x.is_contiguous() or (not torch.compiler.is_compiling() and transformed(x)):
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
 def analyse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Coefficients of the kept band: ``rows @ x @ columns.T`` for each channel.
-
-    The map is read once, along H first (the long strides stay out of the inner loop), in its own
-    memory layout.
-
-    Args:
-        x: ``(B, C, H, W)``, any float dtype.
-        rows: ``(kh, H)``.
-        columns: ``(kw, W)``.
-
-    Returns:
-        ``(B, C, kh, kw)`` in the dtype of the bases.
-    """
-    batch, channels, height, width = x.shape
-    kh, kw = rows.shape[0], columns.shape[0]
-    if x.dtype != rows.dtype:
-        if in_parts(x):  # the wider copy never exists as a whole
-            parts = [analyse(x[:, part].to(rows.dtype), rows, columns) for part in _parts(channels)]
-            return torch.cat(parts, 1)
-        x = x.to(rows.dtype)
-    if channels_last(x):
-        lines = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        t = torch.bmm(rows.expand(batch, kh, height), lines)  # (B, kh, W*C)
-        t = t.reshape(batch * kh, width, channels)
-        c = torch.bmm(columns.expand(batch * kh, kw, width), t)  # (B*kh, kw, C)
-        return c.reshape(batch, kh, kw, channels).permute(0, 3, 1, 2)  # (B, C, kh, kw)
-    planes = x.reshape(batch * channels, height, width)
-    t = torch.bmm(rows.expand(batch * channels, kh, height), planes)  # (B*C, kh, W)
-    c = t.reshape(batch * channels * kh, width) @ columns.T
-    return c.reshape(batch, channels, kh, kw)
+    """Coefficients of the kept band, ``rows @ x @ columns.T``: (..., H, W) to (..., kh, kw)."""
+    return rows @ x @ columns.T
 
 
-def synthesise(
-    coefficients: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    *,
-    residual: Tensor | None = None,
-    constant: Tensor | None = None,
-) -> Tensor:
-    """The map of band coefficients: ``rows.T @ c @ columns``, added to ``residual`` in one pass.
-
-    Args:
-        coefficients: ``(B, C, kh, kw)`` in the dtype of the bases.
-        rows: ``(kh, H)``.
-        columns: ``(kw, W)``.
-        residual: ``(B, C, H, W)`` to add to; the result has its dtype and memory layout.
-        constant: ``(B, C)``, one value per image and channel to add at every position.
-
-    Returns:
-        ``(B, C, H, W)``.
-    """
-    batch, channels, kh, kw = coefficients.shape
-    height, width = rows.shape[1], columns.shape[1]
-    if residual is not None and residual.dtype != coefficients.dtype and in_parts(residual):
-        return add_in_parts(
-            residual,
-            lambda part: synthesise(
-                coefficients[:, part],
-                rows,
-                columns,
-                constant=None if constant is None else constant[:, part],
-            ),
-        )
-    if residual is not None and channels_last(residual):
-        c = coefficients.permute(0, 2, 3, 1).reshape(batch * kh, kw, channels)
-        t = torch.bmm(columns.T.expand(batch * kh, width, kw), c)  # (B*kh, W, C)
-        t = t.reshape(batch, kh, width * channels)
-        if constant is not None:
-            line = constant.unsqueeze(1).expand(batch, width, channels)
-            t = torch.cat([t, line.reshape(batch, 1, width * channels)], 1)
-            rows = torch.cat([rows, rows.new_ones(1, height)])
-        lines = residual.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        y = _add_rows(lines, rows, t).reshape(batch, height, width, channels)
-        return y.permute(0, 3, 1, 2)  # (B, C, H, W), channel innermost
-    lines = coefficients.contiguous().reshape(batch * channels * kh, kw)  # one product, no strides
-    t = (lines @ columns).reshape(batch * channels, kh, width)
-    if constant is not None:  # one more row frequency: the map of ones
-        line = constant.reshape(batch * channels, 1, 1).expand(batch * channels, 1, width)
-        t = torch.cat([t, line], 1)
-        rows = torch.cat([rows, rows.new_ones(1, height)])
-    planes = None if residual is None else residual.reshape(batch * channels, height, width)
-    return _add_rows(planes, rows, t).reshape(batch, channels, height, width)
+def synthesise(coefficients: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The map of coefficients, ``rows.T @ c @ columns``: (..., kh, kw) to (..., H, W)."""
+    return rows.T @ coefficients @ columns
 
 
-def _add_rows(residual: Tensor | None, rows: Tensor, t: Tensor) -> Tensor:
-    """``residual (n, H, L) + rows.T @ t``, for rows (kh, H) and t (n, kh, L)."""
-    kh, height = rows.shape
-    if residual is None or not fuses() or kh > MOST_UNROLLED:
-        return add_product(residual, rows.T.expand(t.shape[0], height, kh), t)
-    y = residual.to(t.dtype)
-    for u in range(kh):  # no product that a compiler calls as a whole: one loop over the map
-        y = y + rows[u, :, None] * t[:, u, None]
-    return y.to(residual.dtype)
-
-
-def fuses() -> bool:
-    """Whether a compiler is at work that makes one loop of element-wise steps."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
-def add_product(residual: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """``residual + left @ right``, batched, rounded once to the residual's dtype."""
-    if residual is None:
-        return torch.bmm(left, right)
-    if residual.dtype == left.dtype:
-        return torch.baddbmm(residual, left, right)
-    return (residual + torch.bmm(left, right)).to(residual.dtype)
-
-
-def in_parts(x: Tensor) -> bool:
-    """Whether a half-precision map is worked on some channels at a time.
-
-    A compiler fuses the change of dtype by itself, and channels that lie innermost do not part.
-    """
-    return x.shape[1] >= 16 and not torch.compiler.is_compiling() and not channels_last(x)
-
-
-def add_in_parts(residual: Tensor, product: Callable[[slice], Tensor]) -> Tensor:
-    """``residual + product(all channels)``, an eighth of the channels at a time, rounded once.
-
-    Args:
-        residual: ``(B, C, H, W)`` in half precision.
-        product: gives ``(B, c, H, W)`` in float32 for a slice of c channels.
-    """
-    y = torch.empty_like(residual)
-    for part in _parts(residual.shape[1]):
-        y[:, part] = residual[:, part] + product(part)
-    return y
+def basis_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a map of ``dtype`` is transformed: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
-    """No autocast around coefficients: their products are few, their rounding is not small."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
+    """Context without autocast on the device of ``x``.
+
+    Products of coefficients are small, so half precision would gain no speed there, and its
+    rounding errors would spread over the whole map.
+    """
+    if _autocasts(x):
+        return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 
 
-def _parts(channels: int) -> list[slice]:
-    size = -(-channels // 8)
-    return [slice(start, start + size) for start in range(0, channels, size)]
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of products at positions: autocast's where it is on, else that of ``x``."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+
+
+def _autocasts(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)

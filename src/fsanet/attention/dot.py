@@ -1,6 +1,7 @@
-"""Dot-product attention on coefficients, and what every similarity does to them.
+"""Rounds of dot-product attention on coefficients.
 
-Source: FsaNet (arXiv 2211.15595), section III; the identities go past it (docs/method.md).
+Source: FsaNet (arXiv 2211.15595), section III; the identities that keep all rounds on coefficients
+go beyond it (docs/method.md).
 
 Legend: B batch, C channels, N = H*W positions, K kept frequencies, K' = K, or K + 1 where the
 constant is one more coefficient, d query/key channels, e value channels. Tokens are frequencies.
@@ -9,110 +10,80 @@ constant is one more coefficient, d query/key channels, e value channels. Tokens
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch import Tensor
+from torch.nn.functional import linear
 
-from fsanet.attention.block import AttentionBlock
-from fsanet.attention.norm import Statistics, batch_norm_affine, uses_batch_statistics
-from fsanet.attention.spectrum import Spectrum
+from fsanet.attention.block import AttentionBlock, project
+from fsanet.attention.dct import Basis
+from fsanet.attention.norm import Statistics, uses_batch_statistics
 
-__all__ = ["dot_rounds", "on_dc", "output_affine", "project"]
-
-Affine = tuple[Tensor | None, Tensor | None]
+__all__ = ["dot_product", "dot_rounds"]
 
 
-def dot_rounds(layer: AttentionBlock, spectrum: Spectrum) -> tuple[Tensor, Tensor | None]:
-    """All rounds of dot-product attention: ``s <- s + affine(Wo (Wv s) (Wk s)^T (Wq s) / N)``.
-
-    Returns:
-        ``(B, K, C)``, the coefficients of what is added to the input, and ``(B, C)``, a value to
-        add at every position, or None: the constant part of it where the band lacks the DC term.
-    """
-    positions = spectrum.positions
-    # Biases and batch norm make constants: a band without DC gets it as one more coefficient.
-    makes_constants = layer.norm is not None or layer.bias is not None or layer.qkv_bias
-    extended = makes_constants and not spectrum.has_dc
-    dc = spectrum.size if extended else 0
-    edge = (0, 0, 0, 1)
-    band = spectrum.tokens
-    s = pad(band, edge) if extended else band  # (B, K', C)
-    uses_batch = uses_batch_statistics(layer.norm)
-    affine: Affine | None = None
-    total: Tensor | None = None
-    for round_ in range(layer.recurrence):
-        q = project(layer.query, s, dc, positions)  # (B, K', d)
-        k = project(layer.key, s, dc, positions)
-        v = project(layer.value, s, dc, positions)  # (B, K', e)
-        d, e, size = q.shape[2], v.shape[2], s.shape[1]
-        if size * (d + e) <= 2 * d * e:  # the cheaper bracket; never N x N, even at full band
-            out = ((q @ k.mT) / positions) @ v
-        else:
-            out = q @ ((k.mT @ v) / positions)
-        if layer.out is not None:
-            out = linear(out, layer.out.weight.to(out.dtype))  # (B, K', C)
-        if affine is None or uses_batch:
-            scale, constant = output_affine(layer, s, _statistics(out, dc, positions))
-            affine = scale, None if constant is None else on_dc(constant, dc, size, positions)
-        out = _apply(out, *affine)
-        total = out if total is None else total + out
-        if round_ + 1 < layer.recurrence:
-            band = band + out[:, : spectrum.size]
-            s = pad(band, edge) if extended else band
-    if not extended or total is None:
-        return spectrum.tokens if total is None else total, None
-    return total[:, :-1], total[:, -1] / positions**0.5
-
-
-def output_affine(
-    layer: AttentionBlock,
-    like: Tensor,
-    statistics: Statistics | None = None,
-) -> Affine:
-    """Batch norm, bias and gate of a block as ``o * scale + constant``, each ``(C,)`` or None.
+def dot_rounds(block: AttentionBlock, tokens: Tensor, basis: Basis) -> tuple[Tensor, Tensor | None]:
+    """All rounds of "dot": ``s <- s + gate * norm(Wo (Wv s) (Wk s)^T (Wq s) / N)``.
 
     Args:
-        layer: whose norm, bias and gate.
-        like: a tensor of the dtype to compute in.
-        statistics: gives mean and energy of ``o``, each (B, C), and N, for a batch norm that
-            uses those of the batch; not called otherwise.
+        block: weights, batch norm, bias and gate.
+        tokens: ``(B, K, C)``, coefficients of the map.
+        basis: of the band, not extended.
+
+    Returns:
+        ``(B, K, C)``, coefficients of the change of the map; and ``(B, C)``, a constant to add to
+        it at every position, or None where there is none outside the band.
     """
-    scale = constant = None
-    if layer.norm is not None:
-        scale, constant = batch_norm_affine(layer.norm, like.dtype, statistics)
-    if layer.bias is not None:
-        bias = layer.bias.to(like.dtype)
-        constant = bias if constant is None else constant + bias
-    if layer.gate is not None:
-        gate = layer.gate.to(like.dtype)
-        scale = gate if scale is None else scale * gate
-        constant = None if constant is None else constant * gate
-    return scale, constant
+    makes_constants = block.norm is not None or block.bias is not None or block.qkv_bias
+    basis = basis._replace(extended=makes_constants and not basis.has_dc)
+    affine: tuple[Tensor | None, Tensor | None] | None = None
+    change: Tensor | None = None
+    for round_ in range(block.recurrence):
+        s = basis.pad(tokens)  # (B, K', C)
+        q, k, v = (project(layer, s, basis) for layer in (block.query, block.key, block.value))
+        out = dot_product(q, k, v, basis.positions)  # (B, K', e)
+        if block.out is not None:
+            out = linear(out, block.out.weight.to(out.dtype))  # (B, K', C)
+        if affine is None or uses_batch_statistics(block.norm):
+            scale, shift = block.output_affine(s.dtype, _statistics(out, basis))
+            affine = scale, None if shift is None else basis.constant(shift)  # (C,), (1, K', C)
+        out = _apply_affine(out, *affine)
+        change = out if change is None else change + out
+        if round_ + 1 < block.recurrence:
+            tokens = tokens + out[:, : basis.frequencies]
+    if change is None:
+        raise ValueError(f"recurrence={block.recurrence}: at least 1 round is needed")
+    if not basis.extended:
+        return change, None
+    return change[:, :-1], change[:, -1] / basis.positions**0.5
 
 
-def project(layer: nn.Linear, s: Tensor, dc: int, positions: int) -> Tensor:
-    """A 1x1 map on coefficients (B, K', C); its bias is a constant, so it sits on DC alone."""
-    out = linear(s, layer.weight.to(s.dtype))
-    if layer.bias is None:
-        return out
-    return out + on_dc(layer.bias.to(s.dtype), dc, s.shape[1], positions)
+def dot_product(q: Tensor, k: Tensor, v: Tensor, positions: int) -> Tensor:
+    """``(q k^T) v / N`` in the cheaper order of products.
+
+    Args:
+        q, k: ``(B, K', d)``.
+        v: ``(B, K', e)``.
+        positions: N.
+
+    Returns:
+        ``(B, K', e)``.
+    """
+    size, d, e = q.shape[1], q.shape[2], v.shape[2]
+    if size * (d + e) <= 2 * d * e:
+        return ((q @ k.mT) / positions) @ v  # (B, K', K') first
+    return q @ ((k.mT @ v) / positions)  # (B, d, e) first
 
 
-def on_dc(constant: Tensor, dc: int, size: int, positions: int) -> Tensor:
-    """Coefficients (1, size, C) of the map that is ``constant`` (C,) at every position."""
-    return pad(constant[None, None] * positions**0.5, (0, 0, dc, size - 1 - dc))
-
-
-def _apply(out: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def _apply_affine(out: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     if scale is None:
         return out if shift is None else out + shift
     return out * scale if shift is None else torch.addcmul(shift, out, scale)
 
 
-def _statistics(out: Tensor, dc: int, positions: int) -> Statistics:
-    def of_coefficients() -> tuple[Tensor, Tensor, int]:
-        mean = out[:, dc] / positions**0.5  # (B, C)
-        rest = out[:, 1:] if dc == 0 else out[:, :dc]  # DC comes first or last
-        energy = rest.square().sum(1)  # Parseval: all but DC is the spread around the mean
-        return mean, energy, positions
+def _statistics(out: Tensor, basis: Basis) -> Statistics:
+    """Statistics of the map of coefficients ``out`` (B, K', C), by Parseval's theorem."""
 
-    return of_coefficients
+    def statistics() -> tuple[Tensor, Tensor, int]:
+        dc, others = (out[:, 0], out[:, 1:]) if basis.has_dc else (out[:, -1], out[:, :-1])
+        return dc / basis.positions**0.5, others.square().sum(1), basis.positions  # (B, C) each
+
+    return statistics

@@ -1,57 +1,53 @@
 """Frequency self-attention: analyse once, work on K coefficients, synthesise once.
 
-Source: FsaNet (arXiv 2211.15595), section III; the coefficient-space identities go past it
+Source: FsaNet (arXiv 2211.15595), section III; the coefficient-space identities go beyond it
 (docs/method.md).
 
 Legend: B batch, C channels, H x W grid, N = H*W positions, kh x kw kept frequencies, K = kh*kw,
-d query/key channels, e value channels, P (N, K) the dense basis, s (B, C, K) the coefficients.
+d query/key channels, e value channels. Tokens (B, K, C) are frequencies.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
-from fsanet.attention.block import AttentionBlock, Block
-from fsanet.attention.dct import Band, BandLike, analyse, dct_bases, full_precision, synthesise
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from fsanet.attention.block import AttentionBlock
+from fsanet.attention.dct import Band, BandLike, Basis, autocast_dtype, full_precision
 from fsanet.attention.dot import dot_rounds
-from fsanet.attention.kernels import analyse_and_keep
+from fsanet.attention.kernels import add_row_products, analyse, analyse_with_residual, synthesise
 from fsanet.attention.linear import linear_rounds
-from fsanet.attention.similarity import Similarity, attend
-from fsanet.attention.spectrum import Spectrum
-from fsanet.attention.terms import add_terms
+from fsanet.attention.similarity import attend
 
 __all__ = ["FrequencySelfAttention"]
 
 
 class FrequencySelfAttention(AttentionBlock):
-    """Self-attention over the low frequencies of a map; the high ones pass untouched.
+    """Self-attention over the low frequencies of a map; the high frequencies pass unchanged.
 
-    ``y = x + attention(low-pass(x))``, with the low-pass the ``k x k`` lowest frequencies of the
-    2-D DCT. It is the very function that :class:`SpatialSelfAttention` computes on the low-passed
-    map (equal to it in exact arithmetic for every similarity, recurrence and batch norm mode), at
-    a cost of O(N k) per channel.
+    ``y = x + attention(low-pass(x))``, where the low-pass keeps the ``k x k`` lowest frequencies of
+    the 2-D DCT. In exact arithmetic it equals :class:`SpatialSelfAttention` on the low-passed map,
+    for every similarity, recurrence and batch norm mode, at a cost of O(N k) per channel.
 
-    For "dot", "linear_softmax" and "linear" the map is read once and written once however large
-    ``recurrence`` is; projections, batch norm, bias and gate act on coefficients. "softmax" keeps
-    the exponential and so attends over all N positions. Coefficients, bases and norms are float32
-    at least, under autocast too. Any H and W at any call; a band larger than the map is clipped.
+    With "dot", "linear_softmax" and "linear" the map is read once and written once for any
+    ``recurrence``; projections, batch norm, bias and gate act on coefficients. "softmax" attends
+    over all N positions of the low-passed map. Coefficients, bases and norms are at least float32,
+    under autocast too. H and W may differ from call to call; a band larger than the map is clipped.
 
     Args:
         channels: C of the input ``(B, C, H, W)``.
         k: the band: ``int`` (lowest k x k), ``(kh, kw)``, ranges ``((h0, h1), (w0, w1))``, or
             ``None`` for all frequencies. The paper uses 8 and 5.
-        similarity: "dot" (``v (k^T q) / N``), "linear_softmax" (``1 + cos``, normalised),
-            "linear" (``1 + scale * q.k``, normalised: the first order of softmax) or "softmax".
-            With "linear" the normaliser can come near zero or turn negative, as ``1 + s`` is not
-            positive by itself; it is kept ``1e-6 * N`` away from zero.
-        recurrence: applications with the same weights (the paper: 2).
-        block, qk_channels, value_channels, qkv_bias, norm, scale, zero_init: the block's shape,
-            see :class:`fsanet.attention.block.AttentionBlock`.
+        **options: similarity, recurrence, block and further arguments of
+            :class:`fsanet.attention.block.AttentionBlock`. The weights of "linear", ``1 + s``, can
+            sum to zero or less; the sum is kept ``1e-6 * N`` away from zero.
 
     Raises:
-        InputError: for a band or an option that makes no sense; at run time for an input of
-            another shape, or a map that has none of the band's frequencies.
+        InputError: for an invalid band or option; at run time for an input of another shape, or a
+            map without any of the band's frequencies.
 
     Source: arXiv 2211.15595, section III; recurrence: section IV.
 
@@ -60,110 +56,67 @@ class FrequencySelfAttention(AttentionBlock):
     torch.Size([2, 64, 33, 47])
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        k: BandLike = 8,
-        similarity: Similarity = "dot",
-        recurrence: int = 1,
-        block: Block = "nonlocal",
-        qk_channels: int | None = None,
-        value_channels: int | None = None,
-        qkv_bias: bool = False,
-        norm: bool = True,
-        scale: float | None = None,
-        zero_init: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            channels,
-            similarity=similarity,
-            recurrence=recurrence,
-            block=block,
-            qk_channels=qk_channels,
-            value_channels=value_channels,
-            qkv_bias=qkv_bias,
-            norm=norm,
-            scale=scale,
-            zero_init=zero_init,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(self, channels: int, *, k: BandLike = 8, **options: Any) -> None:
+        super().__init__(channels, **options)
         self.band = Band.of(k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` in any float dtype; the same shape, dtype and memory layout back."""
+        """``(B, C, H, W)`` in any float dtype to the same shape, dtype and memory layout."""
         self.check_input(x)
         band = self.band.clip(x.shape[-2], x.shape[-1])
         with full_precision(x):
-            rows, columns = dct_bases(x, band)
-            x, coefficients = analyse_and_keep(x, rows, columns)  # (B, C, kh, kw)
-        return self.add(x, coefficients, rows, columns, band.has_dc)
+            basis = Basis.of(x, band)
+            residual, coefficients = analyse_with_residual(x, basis.rows, basis.columns)
+        return self.add(residual, coefficients, basis)
 
-    def add(
-        self, residual: Tensor, coefficients: Tensor, rows: Tensor, columns: Tensor, has_dc: bool
-    ) -> Tensor:
+    def add(self, residual: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
         """Attention over given coefficients, added to a map.
 
         Args:
             residual: ``(B, C, H, W)``.
             coefficients: ``(B, C, kh, kw)`` of the attention's input.
-            rows: ``(kh, H)`` basis of the band.
-            columns: ``(kw, W)`` basis of the band.
-            has_dc: whether the band holds frequency (0, 0), first in both bases.
+            basis: of the band.
+
+        Returns:
+            ``(B, C, H, W)`` in the dtype of ``residual``.
         """
-        map_dtype = _map_dtype(residual)
+        position_dtype = autocast_dtype(residual)  # softmax runs under autocast, coefficients not
         with full_precision(residual):
-            spectrum = Spectrum.of(coefficients, rows, columns, has_dc)
+            tokens = basis.to_tokens(coefficients)  # (B, K, C)
             if self.similarity == "dot":
-                tokens, constant = dot_rounds(self, spectrum)
+                change, constant = dot_rounds(self, tokens, basis)  # (B, K, C), (B, C)
+                change = basis.to_plane(change)  # (B, C, kh, kw)
                 return synthesise(
-                    spectrum.plane(tokens), rows, columns, residual=residual, constant=constant
+                    change, basis.rows, basis.columns, residual=residual, constant=constant
                 )
-            if self._on_map(spectrum.size):
-                return self._add_on_map(residual, spectrum, map_dtype)
-            terms, grid, constant = linear_rounds(self, spectrum)
-            return add_terms(residual, terms, grid, constant)
+            if self.similarity == "softmax":
+                return self._add_over_positions(residual, tokens, basis, position_dtype)
+            if basis.frequencies > 2 * self.query.out_features + self.value.out_features:
+                # q, k and v at N positions are cheaper than products of N and K
+                return self._add_over_positions(residual, tokens, basis, tokens.dtype)
+            return add_row_products(residual, *linear_rounds(self, tokens, basis))
 
-    # -- softmax, and bands so wide that K coefficients are more than d channels
-
-    def _on_map(self, size: int) -> bool:
-        """Whether tokens at N positions (d, d and e channels) cost less than N x K."""
-        if self.similarity == "softmax":
-            return True
-        return size > 2 * self.query.out_features + self.value.out_features
-
-    def _add_on_map(self, residual: Tensor, spectrum: Spectrum, dtype: torch.dtype) -> Tensor:
-        rows, columns, s = spectrum.rows, spectrum.columns, spectrum.tokens  # (B, K, C)
-        attended_dtype = dtype if self.similarity == "softmax" else s.dtype
+    def _add_over_positions(
+        self, residual: Tensor, tokens: Tensor, basis: Basis, dtype: torch.dtype
+    ) -> Tensor:
+        """Rounds of attention over queries, keys and values at all N positions, in ``dtype``."""
         y = residual
         for round_ in range(self.recurrence):
-            tokens = []
-            for linear in (self.query, self.key, self.value):
-                coefficients = spectrum.plane(nn.functional.linear(s, linear.weight.to(s.dtype)))
-                token = synthesise(coefficients, rows, columns).flatten(2)  # (B, ., N)
-                if linear.bias is not None:
-                    token = token + linear.bias.to(s.dtype)[:, None]
-                tokens.append(token.to(attended_dtype))
-            q, k, v = tokens
-            out = attend(q, k, v, self.similarity, self.scale)  # (B, e, N)
-            out = out.unflatten(2, (rows.shape[1], columns.shape[1]))
-            parameter_dtype = self.query.weight.dtype
-            out = self.finish_map(out.to(parameter_dtype))  # (B, C, H, W)
+            qkv = []
+            for layer in (self.query, self.key, self.value):
+                c = basis.to_plane(linear(tokens, layer.weight.to(tokens.dtype)))  # (B, ., kh, kw)
+                part = synthesise(c, basis.rows, basis.columns).flatten(2)  # (B, ., N)
+                if layer.bias is not None:
+                    part = part + layer.bias.to(part.dtype)[:, None]
+                qkv.append(part.to(dtype))
+            q, k, v = qkv
+            out = attend(q, k, v, self.similarity, self.scale).unflatten(2, basis.grid)
+            out = self.finish_map(out.to(self.query.weight.dtype))  # (B, C, H, W)
             y = y + out.to(y.dtype)
             if round_ + 1 < self.recurrence:
-                s = s + analyse(out.to(s.dtype), rows, columns).flatten(2).mT
+                c = analyse(out.to(tokens.dtype), basis.rows, basis.columns)  # (B, C, kh, kw)
+                tokens = tokens + c.flatten(2).mT
         return y
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, band={self.band}"
-
-
-def _map_dtype(x: Tensor) -> torch.dtype:
-    """The dtype softmax attention over the map runs in: autocast's, or that of ``x``."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype

@@ -1,40 +1,125 @@
-"""Analysis that keeps its input, so that the backward pass writes the gradient map once.
+"""The transforms of dct.py on whole feature maps, fast: one function per route, one rule.
 
-Legend: B batch, C channels, H x W grid, kh x kw kept frequencies.
+Every operation reads the map once and writes it at most once. :func:`choose_route` says which
+function does it.
+
+Legend: B batch, C channels, H x W grid, kh x kw kept frequencies, J products added at a position.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fsanet.attention.dct import analyse, full_precision, synthesise
+from fsanet.attention.dct import full_precision, is_transformed
 
-__all__ = ["analyse_and_keep"]
+__all__ = ["add_row_products", "analyse", "analyse_with_residual", "choose_route", "synthesise"]
+
+Route = Literal["compiled", "channels_last", "channel_groups", "planes"]
+
+MOST_UNROLLED = 18  # products that compiled code adds one by one: 16 frequencies and constants
+FEWEST_GROUPED = 16  # channels
 
 
-def analyse_and_keep(x: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def choose_route(x: Tensor, dtype: torch.dtype, *, products: int | None = None) -> Route:
+    """The rule by which every operation of this file picks its function.
+
+    * "compiled": element-wise sums, which torch.compile fuses into one loop over the map.
+    * "channels_last": one matrix for all channels of a row of the map.
+    * "channel_groups": eager half precision, an eighth of the channels at a time, so that the
+      float32 copy never exists as a whole. A compiler fuses the change of dtype by itself.
+    * "planes": one matrix per channel (:func:`add_row_products`: per row).
+
+    Args:
+        x: ``(B, C, H, W)``.
+        dtype: of the computation.
+        products: J, for an operation that adds J products to each value of the map.
+    """
+    compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
+    if products is not None and products <= MOST_UNROLLED and compiling and not exporting:
+        return "compiled"
+    if not exporting and _is_channels_last(x):  # at export, asking for strides would fix the sizes
+        return "channels_last"
+    if x.dtype != dtype and x.shape[1] >= FEWEST_GROUPED and not compiling:
+        return "channel_groups"
+    return "planes"
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether ``x`` (B, C, H, W) is stored with the channel innermost and fits no other layout."""
+    if x.is_contiguous() or (not torch.compiler.is_compiling() and is_transformed(x)):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+# -- analysis
+
+
+def analyse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Coefficients of the kept band: ``rows @ x @ columns.T`` for each channel.
+
+    The product along H comes first, which keeps long strides out of the inner loop.
+
+    Args:
+        x: ``(B, C, H, W)``, any float dtype.
+        rows: ``(kh, H)``.
+        columns: ``(kw, W)``.
+
+    Returns:
+        ``(B, C, kh, kw)`` in the dtype of the bases.
+    """
+    route = choose_route(x, rows.dtype)
+    if route == "channel_groups":
+        return _analyse_channel_groups(x, rows, columns)
+    if route == "channels_last":
+        return _analyse_channels_last(x.to(rows.dtype), rows, columns)
+    return _analyse_planes(x.to(rows.dtype), rows, columns)
+
+
+def _analyse_planes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    (batch, channels, height, width), kh, kw = x.shape, rows.shape[0], columns.shape[0]
+    planes = x.reshape(batch * channels, height, width)
+    t = torch.bmm(rows.expand(batch * channels, kh, height), planes)  # (B*C, kh, W)
+    c = t.reshape(batch * channels * kh, width) @ columns.T  # (B*C*kh, kw)
+    return c.reshape(batch, channels, kh, kw)
+
+
+def _analyse_channels_last(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    (batch, channels, height, width), kh, kw = x.shape, rows.shape[0], columns.shape[0]
+    lines = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    t = torch.bmm(rows.expand(batch, kh, height), lines)  # (B, kh, W*C)
+    t = t.reshape(batch * kh, width, channels)
+    c = torch.bmm(columns.expand(batch * kh, kw, width), t)  # (B*kh, kw, C)
+    return c.reshape(batch, kh, kw, channels).permute(0, 3, 1, 2)  # (B, C, kh, kw)
+
+
+def _analyse_channel_groups(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    groups = [x[:, group].to(rows.dtype) for group in _channel_groups(x)]
+    return torch.cat([_analyse_planes(group, rows, columns) for group in groups], 1)
+
+
+def analyse_with_residual(x: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """``x`` for the residual path, and its coefficients.
 
     The gradient of ``x`` is the sum of what comes back on both paths. Autograd would synthesise
-    the one into a map of its own and then add the other: two maps written, one more read.
+    one into a map of its own and then add the other: two maps written where one is enough.
 
     Args:
         x: ``(B, C, H, W)``.
         rows: ``(kh, H)``.
-        columns: ``(kw, W)``; both without gradient.
+        columns: ``(kw, W)``; neither basis gets a gradient.
 
     Returns:
-        ``x`` and ``(B, C, kh, kw)`` in the dtype of the bases.
+        ``x``, and ``(B, C, kh, kw)`` in the dtype of the bases.
     """
     if x.requires_grad and torch.is_grad_enabled():
-        return _Analysis.apply(x, rows, columns)
+        return _AnalyseWithResidual.apply(x, rows, columns)
     return x, analyse(x, rows, columns)
 
 
-class _Analysis(torch.autograd.Function):
+class _AnalyseWithResidual(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -47,7 +132,209 @@ class _Analysis(torch.autograd.Function):
         ctx.save_for_backward(rows, columns)
 
     @staticmethod
-    def backward(ctx: Any, of_x: Tensor, of_coefficients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(
+        ctx: Any, grad_residual: Tensor, grad_coefficients: Tensor
+    ) -> tuple[Tensor, None, None]:
         rows, columns = ctx.saved_tensors
-        with full_precision(of_x):
-            return synthesise(of_coefficients, rows, columns, residual=of_x), None, None
+        with full_precision(grad_residual):
+            grad = synthesise(grad_coefficients, rows, columns, residual=grad_residual)
+        return grad, None, None
+
+
+# -- synthesis
+
+
+def synthesise(
+    coefficients: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    residual: Tensor | None = None,
+    constant: Tensor | None = None,
+) -> Tensor:
+    """The map ``rows.T @ c @ columns`` of coefficients c, added to ``residual`` in one pass.
+
+    Args:
+        coefficients: ``(B, C, kh, kw)`` in the dtype of the bases.
+        rows: ``(kh, H)``.
+        columns: ``(kw, W)``.
+        residual: ``(B, C, H, W)`` to add to; the result has its dtype and memory layout.
+        constant: ``(B, C)``, one value per image and channel, added at every position.
+
+    Returns:
+        ``(B, C, H, W)``.
+    """
+    if residual is None:
+        return _synthesise_planes(coefficients, rows, columns, None, constant)
+    products = rows.shape[0] + (constant is not None)
+    route = choose_route(residual, coefficients.dtype, products=products)
+    if route == "compiled":
+        return _synthesise_compiled(coefficients, rows, columns, residual, constant)
+    if route == "channels_last":
+        return _synthesise_channels_last(coefficients, rows, columns, residual, constant)
+    if route == "channel_groups":
+        return _synthesise_channel_groups(coefficients, rows, columns, residual, constant)
+    return _synthesise_planes(coefficients, rows, columns, residual, constant)
+
+
+def _synthesise_planes(
+    c: Tensor, rows: Tensor, columns: Tensor, residual: Tensor | None, constant: Tensor | None
+) -> Tensor:
+    (batch, channels, kh, _), (height, width) = c.shape, (rows.shape[1], columns.shape[1])
+    t = _along_columns(c, columns).reshape(batch * channels, kh, width)
+    if constant is not None:  # the constant is one more row function, the map of ones
+        line = constant.reshape(batch * channels, 1, 1).expand(batch * channels, 1, width)
+        t = torch.cat([t, line], 1)  # (B*C, kh + 1, W)
+        rows = torch.cat([rows, rows.new_ones(1, height)])  # (kh + 1, H)
+    left = rows.T.expand(batch * channels, height, rows.shape[0])
+    if residual is None:
+        y = torch.bmm(left, t)  # (B*C, H, W)
+    else:
+        y = _add_product(residual.reshape(batch * channels, height, width), left, t)
+    return y.reshape(batch, channels, height, width)
+
+
+def _synthesise_channels_last(
+    c: Tensor, rows: Tensor, columns: Tensor, residual: Tensor, constant: Tensor | None
+) -> Tensor:
+    (batch, channels, height, width), kh = residual.shape, rows.shape[0]
+    t = _along_columns_channels_last(c, columns).reshape(batch, kh, width * channels)
+    if constant is not None:  # the constant is one more row function, the map of ones
+        line = constant.unsqueeze(1).expand(batch, width, channels)
+        t = torch.cat([t, line.reshape(batch, 1, width * channels)], 1)  # (B, kh + 1, W*C)
+        rows = torch.cat([rows, rows.new_ones(1, height)])  # (kh + 1, H)
+    lines = residual.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    y = _add_product(lines, rows.T.expand(batch, height, rows.shape[0]), t)  # (B, H, W*C)
+    return y.reshape(batch, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+def _synthesise_channel_groups(
+    c: Tensor, rows: Tensor, columns: Tensor, residual: Tensor, constant: Tensor | None
+) -> Tensor:
+    y = torch.empty_like(residual)
+    for group in _channel_groups(residual):
+        part = None if constant is None else constant[:, group]
+        y[:, group] = residual[:, group] + _synthesise_planes(
+            c[:, group], rows, columns, None, part
+        )
+    return y
+
+
+def _synthesise_compiled(
+    c: Tensor, rows: Tensor, columns: Tensor, residual: Tensor, constant: Tensor | None
+) -> Tensor:
+    if _is_channels_last(residual):
+        t = _along_columns_channels_last(c, columns).permute(0, 3, 1, 2)
+    else:
+        t = _along_columns(c, columns)
+    y = residual.to(c.dtype)
+    for u in range(rows.shape[0]):
+        y = y + rows[u, :, None] * t[:, :, u, None]  # (B, C, H, W)
+    if constant is not None:
+        y = y + constant[:, :, None, None]
+    return y.to(residual.dtype)
+
+
+def _along_columns(c: Tensor, columns: Tensor) -> Tensor:
+    """``c @ columns``: ``(B, C, kh, kw)`` to ``(B, C, kh, W)``, contiguous."""
+    batch, channels, kh, kw = c.shape
+    t = c.contiguous().reshape(batch * channels * kh, kw) @ columns  # one product, no strides
+    return t.reshape(batch, channels, kh, columns.shape[1])
+
+
+def _along_columns_channels_last(c: Tensor, columns: Tensor) -> Tensor:
+    """``c @ columns``, channel last: ``(B, C, kh, kw)`` to ``(B, kh, W, C)``, contiguous."""
+    (batch, channels, kh, kw), width = c.shape, columns.shape[1]
+    c = c.permute(0, 2, 3, 1).reshape(batch * kh, kw, channels)
+    t = torch.bmm(columns.T.expand(batch * kh, width, kw), c)  # (B*kh, W, C)
+    return t.reshape(batch, kh, width, channels)
+
+
+# -- one product per row of the grid
+
+
+def add_row_products(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``residual + left^T @ right`` in each row of the grid, rounded once to the residual's dtype.
+
+    Args:
+        residual: ``(B, C, H, W)``; the result has its dtype and memory layout.
+        left: ``(B, H, J, C)``.
+        right: ``(B, H, J, W)``.
+
+    Returns:
+        ``(B, C, H, W)``.
+    """
+    route = choose_route(residual, left.dtype, products=left.shape[2])
+    if route == "compiled":
+        return _add_row_products_compiled(residual, left, right)
+    if route == "channels_last":
+        return _add_row_products_channels_last(residual, left, right)
+    if route == "channel_groups":
+        return _add_row_products_channel_groups(residual, left, right)
+    return _add_row_products_planes(residual, left, right)
+
+
+def _add_row_products_planes(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    captured = torch.compiler.is_compiling() or is_transformed(residual)
+    if captured or residual.dtype != left.dtype or residual.shape[0] == 0:
+        return (residual + _row_products(left, right)).to(residual.dtype)
+    return _AddRowProducts.apply(residual, left, right)
+
+
+class _AddRowProducts(torch.autograd.Function):
+    """Added in place to a copy: channels of a row have a fixed stride, which BLAS can write to."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        y = residual.clone(memory_format=torch.contiguous_format)
+        for image, image_left, image_right in zip(y, left, right, strict=True):
+            image.transpose(0, 1).baddbmm_(image_left.mT, image_right)  # (H, C, W)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        left, right = ctx.saved_tensors
+        rows = [image.transpose(0, 1) for image in grad.contiguous()]  # (H, C, W) each
+        grad_left = [r @ g.mT for r, g in zip(right, rows, strict=True)]  # (H, J, C)
+        grad_right = [i @ g for i, g in zip(left, rows, strict=True)]  # (H, J, W)
+        return grad, torch.stack(grad_left), torch.stack(grad_right)
+
+
+def _add_row_products_channels_last(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    batch, channels, height, width = residual.shape
+    lines = residual.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
+    y = _add_product(lines, right.flatten(0, 1).mT, left.flatten(0, 1))  # (B*H, W, C)
+    return y.reshape(batch, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+def _add_row_products_channel_groups(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    y = torch.empty_like(residual)
+    for group in _channel_groups(residual):
+        y[:, group] = residual[:, group] + _row_products(left[..., group], right)
+    return y
+
+
+def _add_row_products_compiled(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    y = residual.to(left.dtype)
+    for j in range(left.shape[2]):
+        y = y + left[:, :, j].mT[..., None] * right[:, None, :, j]  # (B, C, H, W)
+    return y.to(residual.dtype)
+
+
+def _row_products(left: Tensor, right: Tensor) -> Tensor:
+    """``(B, H, J, C)`` and ``(B, H, J, W)`` to ``(B, C, H, W)``."""
+    return (left.mT @ right).transpose(1, 2)
+
+
+def _add_product(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``residual + left @ right``, batched, rounded once to the residual's dtype."""
+    if residual.dtype == left.dtype:
+        return torch.baddbmm(residual, left, right)
+    return (residual + torch.bmm(left, right)).to(residual.dtype)
+
+
+def _channel_groups(x: Tensor) -> list[slice]:
+    """Slices of an eighth of the channels of ``x`` (B, C, H, W)."""
+    size = -(-x.shape[1] // 8)
+    return [slice(start, start + size) for start in range(0, x.shape[1], size)]

@@ -1,4 +1,9 @@
-"""Batch norm of a map that is known by sums alone (method: Parseval on DCT coefficients)."""
+"""Batch norm of a map of which only sums over positions are known.
+
+Source: Parseval's theorem on DCT coefficients (docs/method.md, "What stays in coefficient space").
+
+Legend: B batch, C channels, N positions.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsanet.errors import InputError
 
+__all__ = ["Statistics", "batch_norm_affine", "uses_batch_statistics"]
+
+#: Computes, when called, of a map: the mean of each image over positions, (B, C); the sum over
+#: positions of the squared distance to that mean, (B, C); and N.
 Statistics = Callable[[], tuple[Tensor, Tensor, int]]
 
 
 def uses_batch_statistics(norm: _BatchNorm | None) -> bool:
-    """Whether ``norm`` would take mean and variance from the batch, not from running averages."""
+    """Whether ``norm`` takes mean and variance from the batch rather than from running averages."""
     if norm is None:
         return False
     return norm.training or norm.running_mean is None or norm.running_var is None
@@ -24,29 +33,27 @@ def uses_batch_statistics(norm: _BatchNorm | None) -> bool:
 def batch_norm_affine(
     norm: _BatchNorm, dtype: torch.dtype, statistics: Statistics | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The per-channel affine map ``o * scale + shift`` that ``norm`` would apply to a map.
+    """The affine map per channel, ``o * scale + shift``, that ``norm`` applies to a map.
 
-    Where ``norm`` uses the statistics of the batch they are those over all processes if it is a
-    ``SyncBatchNorm``, and in training mode the running averages are updated. Differentiable.
+    In training mode the running averages are updated, and a ``SyncBatchNorm`` takes the statistics
+    of all processes. Differentiable.
 
     Args:
-        norm: ``BatchNorm2d`` or ``SyncBatchNorm``, used for its parameters and buffers.
+        norm: ``BatchNorm2d`` or ``SyncBatchNorm``; only its parameters and buffers are used.
         dtype: of the computation.
-        statistics: called only where ``norm`` uses those of the batch. Gives the mean of each
-            image over positions, (B, C); the sum over positions of ``(o - mean)^2``, (B, C),
-            centred per image so that no large mean cancels against a large mean of squares; and
-            the number of positions N.
+        statistics: of the map; called only where ``norm`` uses statistics of the batch. They are
+            centred per image, so no large mean cancels against a large mean of squares.
 
     Returns:
         ``scale`` and ``shift``, each ``(C,)``, of ``dtype``.
 
     Raises:
-        InputError: in training with one value per channel, as torch's batch norm does.
+        InputError: one value per channel in training, as in torch's batch norm.
     """
     running_mean, running_var = norm.running_mean, norm.running_var
     if uses_batch_statistics(norm) or running_mean is None or running_var is None:
         if statistics is None:
-            raise ValueError("this batch norm needs the statistics of the batch")
+            raise ValueError("batch norm in training mode needs the statistics of the batch")
         centre, variance = _batch_statistics(norm, *statistics())
     else:
         centre, variance = running_mean.to(dtype), running_var.to(dtype)
@@ -64,13 +71,15 @@ def _batch_statistics(
 ) -> tuple[Tensor, Tensor]:
     group = _process_group(norm)
     count = mean.new_tensor(float(mean.shape[0] * positions))
-    total = mean.sum(0) * positions
+    total = mean.sum(0) * positions  # (C,)
     if group is not None:
         total, count = _all_reduce(total, group), _all_reduce(count, group)
     elif mean.shape[0] * positions == 1:
-        raise InputError("batch norm in training needs more than 1 value per channel")
+        raise InputError(
+            "batch norm in training needs more than 1 value per channel; give a larger map or batch"
+        )
     centre = total / count  # (C,)
-    spread = energy.sum(0) + positions * (mean - centre).square().sum(0)
+    spread = energy.sum(0) + positions * (mean - centre).square().sum(0)  # (C,)
     if group is not None:
         spread = _all_reduce(spread, group)
     if norm.training:
@@ -91,7 +100,7 @@ def _update_running(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 def _process_group(norm: _BatchNorm) -> dist.ProcessGroup | None:
-    """The processes to average over, or None where the statistics are local."""
+    """The processes to reduce over, or None where the statistics are local."""
     if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
         return None
     if not (dist.is_available() and dist.is_initialized()):
@@ -101,6 +110,6 @@ def _process_group(norm: _BatchNorm) -> dist.ProcessGroup | None:
 
 
 def _all_reduce(value: Tensor, group: dist.ProcessGroup) -> Tensor:
-    from torch.distributed.nn.functional import all_reduce  # imports much: only where needed
+    from torch.distributed.nn.functional import all_reduce  # a slow import
 
     return all_reduce(value, group=group)

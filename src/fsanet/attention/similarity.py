@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+__all__ = ["SIMILARITIES", "Similarity", "attend", "floor_squared_norm", "guard_denominator"]
+
 Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 
 def floor_squared_norm(squared: Tensor) -> Tensor:
-    """Keep squared lengths ``(..., N)`` off zero, relative to their mean over positions.
+    """Squared lengths ``(..., N)``, kept away from zero relative to their mean over positions.
 
-    A length under sqrt(4 eps) of the root mean square drowns in rounding, so its direction means
-    nothing; such positions count as being that long.
+    Below sqrt(4 eps) times the root mean square, a length consists of rounding errors and has no
+    meaningful direction; such positions are given that length.
     """
     limits = torch.finfo(squared.dtype)
     floor = squared.mean(-1, keepdim=True) * (4 * limits.eps) + limits.tiny**0.75
@@ -27,10 +29,10 @@ def floor_squared_norm(squared: Tensor) -> Tensor:
 
 
 def guard_denominator(denominator: Tensor, keys: int) -> Tensor:
-    """Keep a sum of ``keys`` weights at least ``1e-6 * keys`` away from zero, sign kept.
+    """A sum of ``keys`` weights, kept at least ``1e-6 * keys`` away from zero with its sign.
 
-    Needed by "linear", whose weights 1 + s can be negative, and by "linear_softmax", whose sum can
-    reach zero (all keys exactly opposite to the query).
+    Weights of "linear", 1 + s, can be negative, and those of "linear_softmax" can sum to zero (all
+    keys exactly opposite to the query).
     """
     least = 1e-6 * keys
     sign = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
@@ -38,7 +40,7 @@ def guard_denominator(denominator: Tensor, keys: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, similarity: Similarity, scale: float) -> Tensor:
-    """Attention of every query position over every key position; no N x M matrix is stored.
+    """Attention of every query position over every key position, without an N x M matrix.
 
     Args:
         q: queries ``(B, d, N)``.
@@ -54,11 +56,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, similarity: Similarity, scale: float
     """
     keys = k.shape[-1]
     if similarity == "softmax":
-        # Without a head axis, or with another stride than 1 on channels, no fused kernel runs.
+        # The fused kernel needs a head axis and contiguous channels.
         q, k, v = (t.mT.contiguous().unsqueeze(1) for t in (q, k, v))  # (B, 1, N, .)
         return scaled_dot_product_attention(q, k, v, scale=scale).squeeze(1).mT
     if similarity == "dot":
-        return (v @ k.mT) @ q / keys  # e x d in the middle, in place of M x N
+        return (v @ k.mT) @ q / keys  # (B, e, d) first, not (B, M, N)
     if similarity == "linear_softmax":
         q = q * floor_squared_norm(q.square().sum(1)).rsqrt().unsqueeze(1)
         k = k * floor_squared_norm(k.square().sum(1)).rsqrt().unsqueeze(1)

@@ -1,7 +1,9 @@
-"""Regular self-attention over all positions: the layer that frequency attention stands in for.
+"""Regular self-attention over all positions: the layer that frequency attention replaces.
 
 Sources: non-local networks (arXiv 1711.07971), section 3.2; the linear forms: FsaNet
 (arXiv 2211.15595), section III.
+
+Legend: B batch, C channels, H x W grid, N = H*W positions, e value channels.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ __all__ = ["SpatialSelfAttention"]
 class SpatialSelfAttention(AttentionBlock):
     """Self-attention of every position over every position, ``y = x + attention(x)``.
 
-    Same arguments (but ``k``), parameters and ``state_dict`` as :class:`FrequencySelfAttention`,
-    so weights move between the two. Softmax runs through
+    Arguments (except ``k``), parameters and ``state_dict`` are those of
+    :class:`FrequencySelfAttention`, so weights move between the two. Softmax runs through
     :func:`torch.nn.functional.scaled_dot_product_attention`; the other similarities are bracketed
-    so that no N x N matrix arises.
+    so that there is no N x N matrix.
 
     Raises:
-        InputError: for an option that makes no sense, or an input of another shape.
+        InputError: for an invalid option, or an input of another shape.
 
     >>> import torch
     >>> layer = SpatialSelfAttention(32, similarity="softmax")

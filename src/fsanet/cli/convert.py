@@ -77,6 +77,8 @@ def convert(
     folder = Path(out)
     by_miou = calibrate is not None and by == "miou"
     needs_images = (calibrate is not None or route_error) and not images
+    if folder.resolve() in (Path(model).resolve(), Path(model, "model").resolve()):
+        raise InputError(f"--out {out}: is the folder of the model; give another one")
     if (folder / "config.json").exists() and not overwrite:
         raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
     if calibrate is not None and k is not None:
@@ -101,8 +103,6 @@ def convert(
     from fsanet.report.figures import draw_calibration
 
     network: Any = load_model(model, task="semantic").eval()
-    if folder.resolve() in (Path(model).resolve(), Path(model, "model").resolve()):
-        raise InputError(f"--out {out}: is the folder of the model; give another one")
     options: dict[str, Any] = {"similarity": similarity, "match": tuple(match or ["*"])}
     options |= {"route": route, "grid": grid}
     report: dict[str, Any] = {"model": model, "options": options}
@@ -280,7 +280,7 @@ def _compare(before: Any, after: nn.Module, test: Test) -> dict[str, dict[str, f
         figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
         rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
     height, width = picture.shape[-2:]
-    print(f"\n{split} split; time and memory for one {width} x {height} image on {device}:")
+    print(f"\n{split} split; time and memory of one {width} x {height} image on {device}:")
     print("\n".join(align_columns(rows, left=1)))
     return found
 

@@ -73,7 +73,7 @@ class CommandParser(ArgumentParser):
 
     def __init__(self, command: str = "", description: str = "", **options: Any) -> None:
         own: dict[str, Any] = {
-            "prog": f"fsanet {command}",
+            "prog": f"fsanet {command}".strip(),
             "description": " ".join(description.split()),
         }
         own |= {"exit_on_error": False, "formatter_class": _HyphenFormatter}

@@ -343,7 +343,11 @@ def _short(token: str) -> str:
     """``--data=fsanet.data.module.CamVidData`` of another version as ``--data=CamVidData``."""
     name, _, value = token.partition("=")
     names_class = name in ("--data", "--model", "--data.class_path", "--model.class_path")
-    return f"{name}={value.rpartition('.')[2]}" if names_class and "fsanet." in value else token
+    return (
+        f"{name}={value.rpartition('.')[2]}"
+        if names_class and value.startswith("fsanet.")
+        else token
+    )
 
 
 def _class_name(part: Any) -> str | None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fsanet.attention.block import AttentionBlock
-from fsanet.attention.dct import Band, BandLike, analyse, dct_bases
+from fsanet.attention.dct import Band, BandLike, dct_bases
+from fsanet.attention.kernels import analyse
 from fsanet.convert.conversion import (
     align_columns,
     convert_attention,

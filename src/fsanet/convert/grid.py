@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from fsanet.attention import FrequencySelfAttention
-from fsanet.attention.dct import analyse, full_precision
+from fsanet.attention.dct import Basis, autocast_dtype, full_precision
+from fsanet.attention.kernels import analyse
 from fsanet.attention.similarity import attend
-from fsanet.convert.token_attention import check_route, compute_dtype
+from fsanet.convert.token_attention import check_route
 from fsanet.convert.token_spectrum import TokenSpectrum, grid_points
 
 __all__ = ["GridSelfAttention"]
@@ -46,14 +47,12 @@ class GridSelfAttention(FrequencySelfAttention):
         super().__init__(channels, **options)
         self.grid = grid
 
-    def add(
-        self, residual: Tensor, coefficients: Tensor, rows: Tensor, columns: Tensor, has_dc: bool
-    ) -> Tensor:
+    def add(self, residual: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
         """Add the attention over the given coefficients to a map; see the base class."""
-        height, width = rows.shape[1], columns.shape[1]
+        rows, columns, (height, width) = basis.rows, basis.columns, basis.grid
         points = grid_points(self.grid, height, width)
         band = self.band.clip(height, width)
-        y, dtype = residual, compute_dtype(residual)
+        y, dtype = residual, autocast_dtype(residual)
         for round_ in range(self.recurrence):
             with full_precision(residual):
                 s = TokenSpectrum(coefficients.permute(0, 2, 3, 1), rows, columns, band)

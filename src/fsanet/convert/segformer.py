@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fsanet.attention.dct import full_precision
-from fsanet.convert.token_attention import TokenAttention, compute_dtype, split_heads
+from fsanet.attention.dct import autocast_dtype, full_precision
+from fsanet.convert.token_attention import TokenAttention, split_heads
 from fsanet.convert.token_spectrum import TokenSpectrum
 from fsanet.errors import InputError
 
@@ -59,7 +59,7 @@ class SegformerFrequencyAttention(TokenAttention):
         """``(B, N, C)`` to the same shape, and None in place of attention weights."""
         if attention_mask is not None:
             raise InputError("frequency attention over a map takes no attention mask")
-        dtype = compute_dtype(hidden_states)
+        dtype = autocast_dtype(hidden_states)
         with full_precision(hidden_states):
             spectrum = TokenSpectrum.of(hidden_states, height, width, self.band)
             q = spectrum.project(self.q_proj.weight, self.q_proj.bias)  # (B, N, C)

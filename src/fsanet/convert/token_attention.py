@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as dropout_
 from torch.nn.functional import scaled_dot_product_attention
@@ -21,7 +20,7 @@ from fsanet.attention.similarity import SIMILARITIES, Similarity, attend
 from fsanet.convert.token_spectrum import grid_points
 from fsanet.errors import InputError
 
-__all__ = ["Route", "TokenAttention", "check_route", "compute_dtype", "split_heads"]
+__all__ = ["Route", "TokenAttention", "check_route", "split_heads"]
 
 Route = Literal["tokens", "grid"]
 
@@ -108,11 +107,3 @@ def check_route(route: str, grid: object, similarity: str) -> None:
             f"route='grid' is for softmax; the cost of similarity={similarity!r} is linear in the "
             "number of keys already: use route='tokens'"
         )
-
-
-def compute_dtype(tokens: Tensor) -> torch.dtype:
-    """The dtype for attention over evaluated tokens: autocast's where it is enabled."""
-    kind = tokens.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return tokens.dtype

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fsanet.attention.dct import Band, analyse, dct_bases
+from fsanet.attention.dct import Band, dct_bases
+from fsanet.attention.kernels import analyse
 from fsanet.errors import InputError
 
 __all__ = ["TokenSpectrum", "grid_points", "patch_basis"]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fsanet.attention.dct import full_precision
-from fsanet.convert.token_attention import TokenAttention, compute_dtype, split_heads
+from fsanet.attention.dct import autocast_dtype, full_precision
+from fsanet.convert.token_attention import TokenAttention, split_heads
 from fsanet.convert.token_spectrum import TokenSpectrum
 from fsanet.errors import InputError
 
@@ -77,7 +77,7 @@ class VitFrequencyAttention(TokenAttention):
         height, width = self._grid_size(x)
         points = self.key_points(height, width)
         prefix, patches = x[:, : self.prefix], x[:, self.prefix :]
-        dtype = compute_dtype(x)
+        dtype = autocast_dtype(x)
         weights = self.qkv.weight.chunk(3)
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
         with full_precision(x):

@@ -170,5 +170,5 @@ def test_inputs_that_are_refused(variant):
         layer(torch.zeros(1, 4, 2, 2))
     with pytest.raises(ValueError, match="expected a floating-point feature map"):
         layer(torch.zeros(1, CHANNELS, 2, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"channels=0 .*at least 1|channels=0 and .*>= 1"):
+    with pytest.raises(ValueError, match=r"channels=0.*(at least 1|>= 1)"):
         type(layer)(0)
