@@ -18,6 +18,7 @@ from typing import Any
 
 from common import mean_and_spread, print_environment
 
+from fsanet.cli.main import silence_libraries
 from fsanet.files import write_json
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     options = parser.parse_args()
+    silence_libraries()
     results: dict[str, list[dict]] = {head: [] for head in options.heads}
     for seed in options.seeds:
         for head in options.heads:

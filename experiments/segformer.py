@@ -48,8 +48,10 @@ def table(arguments: argparse.Namespace) -> None:
 def sweep(arguments: argparse.Namespace) -> None:
     """mIoU of a trained SegFormer whose encoder attention sees only k x k low frequencies."""
     from fsanet import convert_attention, load_model
+    from fsanet.cli.main import silence_libraries
     from fsanet.cli.recipe import call_with_data
 
+    silence_libraries()
     file = arguments.json or arguments.model / "sweep.json"
     about = {"model": str(arguments.model), "split": arguments.split}
     done = json.loads(file.read_text()) if file.is_file() else {**about, "miou": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,19 +10,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from fsanet.bench.compare_layers import LayerReport, LayerRow
 from fsanet.bench.measure import Timing
 from fsanet.files import write_whole
+from fsanet.report.figures import LIGHT, new_figure, png, style
 
 __all__ = ["draw_scaling", "write_figures"]
 
 Value = Callable[[LayerRow], float | None]
 
-_INK, _GRID, _GREY = "#2b3138", "#e3e7eb", "#59626b"
 # The colours of Okabe and Ito, which readers with any colour vision can distinguish.
 _OURS = {"dot": "#0072B2", "linear_softmax": "#009E73", "linear": "#56B4E9"}
 _REGULAR = {"softmax": "#D55E00", "sdpa": "#E69F00", "sdpa-compiled": "#CC79A7"}
@@ -76,10 +73,18 @@ def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:
         A PNG file, 2200 pixels wide.
     """
     lines = _lines(report, value)
-    figure = Figure(figsize=(11, max(5.0, 0.235 * len(lines) + 2)), dpi=200, facecolor="#fff")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.075, 0.13, 0.585, 0.79))
-    _style(axes, axis, report.sizes())
+    figure, (axes,) = new_figure(11, max(5.0, 0.235 * len(lines) + 2), 1, LIGHT)
+    figure.set_layout_engine("none")
+    axes.set_position((0.075, 0.13, 0.585, 0.79))
+    axes.set(xscale="log", yscale="log")
+    style(axes, axis, LIGHT)
+    axes.set_xlabel("positions N = H x W", color=LIGHT.ink)
+    sizes = {h * w: f"{h * w:,}\n{h}x{w}" for h, w in report.sizes()}
+    axes.set_xticks(list(sizes), list(sizes.values()), fontsize=8)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="both", length=0)
     for line in lines:
         n, y = np.array(line.points).T
         axes.plot(
@@ -95,7 +100,7 @@ def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:
     if lines:
         _label_ends(axes, lines)
     else:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_INK)
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=LIGHT.ink)
     s, about = report.settings, report.environment
     figure.text(
         0.075,
@@ -104,11 +109,9 @@ def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:
         f"threads {s.threads}, torch {about.get('torch', '?')}, "
         f"commit {about.get('commit', 'unknown')}",
         fontsize=7,
-        color=_INK,
+        color=LIGHT.ink,
     )
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
+    return png(figure)
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def _label_ends(axes: Axes, lines: Sequence[_Line]) -> None:
             textcoords="axes fraction",
             va="center",
             fontsize=8,
-            color=line.colour if line.width > 1 else _GREY,
+            color=line.colour if line.width > 1 else "#59626b",
             weight="bold" if line.width > 2 else "normal",
             arrowprops={
                 "arrowstyle": "-",
@@ -202,21 +205,3 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
         mean = max(min(mean, 1 - (count - 1) * gap), 0.0)
         blocks.append((mean, count))
     return [mean + index * gap for mean, count in blocks for index in range(count)]
-
-
-def _style(axes: Axes, axis: str, sizes: Sequence[tuple[int, int]]) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_title(axis, loc="left", fontsize=11, weight="bold", color=_INK)
-    axes.set_xlabel("positions N = H x W", color=_INK)
-    axes.set_xticks(
-        [h * w for h, w in sizes], [f"{h * w:,}\n{h}x{w}" for h, w in sizes], fontsize=8
-    )
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="both", colors=_INK, length=0)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)

@@ -13,6 +13,7 @@ from fsanet.bench.compare_layers import LayerReport, LayerRow
 from fsanet.bench.compare_networks import NetworkReport, NetworkRow
 from fsanet.bench.measure import Findings, Timing
 from fsanet.cost import Quartiles
+from fsanet.metrics.confusion import markdown_table
 
 __all__ = [
     *("Grid", "cost_grid", "describe_layers", "describe_network", "layers_markdown"),
@@ -57,12 +58,8 @@ class Grid:
 
     def markdown(self) -> str:
         """The table in Markdown, under its title as a heading of the third level."""
-        lines = [
-            f"| {' | '.join(self.heading)} |",
-            f"| --- |{' ---: |' * (len(self.heading) - 1)}",
-            *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in self.rows),
-        ]
-        return f"### {self.title}\n\n" + "\n".join(lines) + "\n"
+        table = markdown_table([list(self.heading), *map(list, self.rows)])
+        return f"### {self.title}\n\n{table}\n"
 
 
 def cost_grid(report: LayerReport, size: tuple[int, int]) -> Grid:

@@ -24,7 +24,7 @@ _ENCODER = "resnet101s"
 
 
 def run(given: Sequence[str]) -> int:
-    arguments = ["--backward=false" if text == "--no-backward" else text for text in given]
+    arguments = list(given)
     for index, text in enumerate(given):  # --model may stand alone
         if text == "--model" and (index + 1 == len(given) or given[index + 1].startswith("--")):
             arguments[index] = f"--model={_ENCODER}"
@@ -183,7 +183,7 @@ def _size(text: str, option: str) -> tuple[int, int]:
 
 def _watch(progress: Progress) -> Watch:
     """One bar, which starts again at each phase."""
-    task = progress.add_task("", total=None, current="")
+    task = progress.add_task("", total=None)
 
     def watch(title: str, count: int) -> Any:
         progress.reset(task, total=count, description=title, current="")
