@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.blocks import write_blocks
 
 from fsanet.cli import main as cli
 
@@ -22,17 +23,7 @@ COMMANDS = ("train", "eval", "predict", "demo")
 def folder(tmp_path_factory):
     """A data set of blocks of three colours, 64 x 64."""
     root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2), ("test", 3)):
-        for part in ("images", "masks"):
-            (root / split / part).mkdir(parents=True)
-        for index in range(count):
-            mask = rng.integers(0, 3, (4, 4)).repeat(16, 0).repeat(16, 1).astype(np.uint8)
-            colours = np.stack([mask == c for c in range(3)], -1) * 150
-            image = (colours + rng.integers(0, 80, colours.shape)).astype(np.uint8)
-            mask[:4] = 255
-            Image.fromarray(image).save(root / split / "images" / f"{index}.png")
-            Image.fromarray(mask).save(root / split / "masks" / f"{index}.png")
+    write_blocks(root)
     return root
 
 

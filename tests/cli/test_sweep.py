@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from support.blocks import write_blocks
 
 from fsanet import FsaNet
 from fsanet.cli import main as cli
@@ -19,17 +19,7 @@ from fsanet.train import evaluate
 def config(tmp_path_factory):
     """Blocks of three colours, 64 x 64, and the file of a training on them."""
     root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2), ("test", 3)):
-        for part in ("images", "masks"):
-            (root / split / part).mkdir(parents=True)
-        for index in range(count):
-            mask = rng.integers(0, 3, (4, 4)).repeat(16, 0).repeat(16, 1).astype(np.uint8)
-            colours = np.stack([mask == c for c in range(3)], -1) * 150
-            image = (colours + rng.integers(0, 80, colours.shape)).astype(np.uint8)
-            mask[:4] = 255
-            Image.fromarray(image).save(root / split / "images" / f"{index}.png")
-            Image.fromarray(mask).save(root / split / "masks" / f"{index}.png")
+    write_blocks(root)
     model = {"encoder": "resnet10t", "head_channels": 16, "aux_channels": 0, "output_stride": 16}
     options = {
         "model": model | {"attention": "spatial", "similarity": "softmax", "zero_init": False},
