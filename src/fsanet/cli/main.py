@@ -2,7 +2,7 @@
 
 Each command is a file of this folder, imported when it is called.
 
-Exit codes: 0 done, 2 wrong input (one line on stderr says what), 130 interrupted.
+Exit codes: 0 done, 2 wrong input (one line on stderr says what), 128 + signal if interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fsanet.errors import InputError
+from fsanet.signals import Interrupted, handled
 
 __all__ = ["main"]
 
@@ -58,12 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        return _run(given)
-    except KeyboardInterrupt:
+        with handled(to_the_end=arguments is None):
+            return _run(given)
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("fsanet: interrupted", file=sys.stderr)
-        return 130
+        interrupted = stop if isinstance(stop, Interrupted) else Interrupted()
+        print(f"fsanet: {interrupted}", file=sys.stderr)
+        return 128 + interrupted.number
     except SystemExit as stop:  # after --help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BrokenPipeError:

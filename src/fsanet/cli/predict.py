@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -36,11 +37,11 @@ def run(given: list[str]) -> int:
             raise
         report_error(error)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if this_process().rank == 0 and not is_launched():
             again = "" if options["resume"] else " with --resume"
             print(f"fsanet: interrupted; the same command{again} goes on", file=sys.stderr)
-        return 130
+        return 128 + getattr(stop, "number", signal.SIGINT)
 
 
 def predict(

@@ -26,6 +26,7 @@ from fsanet.data.labelled import CompactItems, DecodedDataset
 from fsanet.data.masks import Colour, class_names, class_palette
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
 from fsanet.errors import InputError
+from fsanet.signals import outlive_parent_signals
 
 __all__ = ["InstanceData", "Loader", "SeededData", "SegmentationData"]
 
@@ -151,6 +152,7 @@ class SeededData(LightningDataModule):
             batch_size=batch_size,
             collate_fn=self.collate,
             num_workers=self.workers,
+            worker_init_fn=outlive_parent_signals,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             # A generator of its own: otherwise each epoch draws from the global random state.

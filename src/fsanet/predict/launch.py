@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fsanet.errors import InputError
+from fsanet.signals import Interrupted
 
 __all__ = [
     "Process",
@@ -149,7 +150,7 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
         try:
             elastic_launch(config, sys.executable)("-m", "fsanet", *arguments)
         except SignalException as stop:
-            raise KeyboardInterrupt from stop
+            raise Interrupted(stop.sigval) from stop
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             message: Any = failure.error_file_data["message"]
