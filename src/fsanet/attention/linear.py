@@ -167,7 +167,7 @@ def _statistics(out: ScaledMap, basis: Basis) -> Statistics:
         mean_scale = out.scale.mean((-2, -1), keepdim=True)  # (B, 1, 1)
         deviation = out.scale - mean_scale  # (B, H, W)
         deviation_sums = _to_coefficients(deviation, basis)  # (B, K'): P^T deviation
-        varying = torch.ones_like(deviation_sums[0])  # (K',): 0 for the constant, which is level
+        varying = torch.ones_like(deviation_sums[0])  # (K',): 0 for the constant, 1 for all others
         basis_sums = deviation_sums  # (B, K'): sums over positions of scale * P
         if dc is not None:
             varying = varying - pad(varying.new_ones(1), (dc, varying.shape[0] - 1 - dc))
