@@ -29,7 +29,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-import fsanet.data
+import fsanet.data.modules  # noqa: F401  so that jsonargparse finds their names
 from fsanet.data.batches import SeededData
 from fsanet.data.images import read_file
 from fsanet.errors import InputError
@@ -232,7 +232,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_data(config: str | None, arguments: Sequence[str]) -> SeededData:
-    fsanet.data.data_modules()  # makes short names known
     parser = ArgumentParser(prog="data_loading.py")
     parser.add_subclass_arguments(SeededData, "data", required=config is None)
     if config is not None:

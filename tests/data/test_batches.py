@@ -1,7 +1,5 @@
-import importlib
 import logging
 import multiprocessing
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +11,7 @@ from support.miniature import write_cityscapes, write_coco, write_voc
 from torch import Tensor
 
 import fsanet.data
-from fsanet.data import CamVidData, FolderData, SceneData, SegmentationData, SegmentationFolder
+from fsanet.data import FolderData, SceneData, SegmentationFolder
 from fsanet.data.batches import SeededData
 from fsanet.errors import InputError
 
@@ -157,15 +155,6 @@ def test_scenes_keep_their_signs():
         SceneData(test_length=0)
 
 
-def test_camvid_module(write):
-    for split in ("train", "val", "test"):
-        write.pairs(split, ["a", "b"], classes=11)
-    data = CamVidData(write.root, crop=(8, 8), batch_size=1, steps_per_epoch=1, workers=0)
-    assert data.num_classes == 11
-    assert epoch(data)[0][0].shape == (1, 3, 8, 8)
-    assert next(iter(data.test_dataloader()))[0].shape == (2, 3, 12, 16)
-
-
 @pytest.mark.parametrize(
     ("name", "write_data", "classes", "options"),
     [
@@ -178,7 +167,6 @@ def test_command_line_options(tmp_path, capsys, name, write_data, classes, optio
     """jsonargparse finds a class by its short name, and its options with their help."""
     if name == "CocoData":
         pytest.importorskip("faster_coco_eval")
-    fsanet.data.data_modules()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SeededData, "data")
     given = {"root": write_data(tmp_path), "batch_size": 2, "steps_per_epoch": 1, "workers": 0}
@@ -201,6 +189,11 @@ def test_command_line_options(tmp_path, capsys, name, write_data, classes, optio
     ):
         assert line in text
     assert "--data.classes" not in text
+
+
+@pytest.mark.parametrize("name", fsanet.data.__all__)
+def test_public_names(name):
+    assert hasattr(fsanet.data, name)
 
 
 # ---- bad input
@@ -227,13 +220,6 @@ def test_sizes_that_differ_in_a_batch(root, write, workers):
     assert len(list(folder(root, eval_batch_size=1).val_dataloader())) == 5
 
 
-def test_collate_gives_plain_tensors():
-    pair = (torch.zeros(3, 2, 2), torch.zeros(2, 2))
-    images, masks = SegmentationData.collate([pair, pair])
-    assert images.shape == (2, 3, 2, 2)
-    assert masks.shape == (2, 2, 2)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -243,8 +229,6 @@ def test_collate_gives_plain_tensors():
         ({"accumulate": 0}, "accumulate=0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
         ({"seed": -2}, "seed=-2"),
-        ({"crop": (0, 1)}, "crop="),
-        ({"scale": (2, 1)}, "scale="),
         ({"num_classes": None}, "give classes="),
     ],
 )
@@ -323,33 +307,3 @@ def test_resumed_training_sees_what_the_uninterrupted_one_does(root, tmp_path, w
     assert first == whole[:6]
     second, _ = fit(root, tmp_path / "part", 4, workers, checkpoint=last)
     assert second == whole[6:]
-
-
-def test_images_and_masks_need_no_lightning(monkeypatch):
-    """Lightning takes seconds to import, and prediction does without."""
-    monkeypatch.setattr(fsanet, "data", fsanet.data)  # bound again by the import below
-    for name in [m for m in sys.modules if m.startswith("fsanet.data")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("lightning", "torchmetrics"):
-        monkeypatch.setitem(sys.modules, name, None)
-    for name in ("annotations", "augment", "images", "masks", "sampling"):
-        importlib.import_module(f"fsanet.data.{name}")
-    fresh = sys.modules["fsanet.data"]
-    assert fresh.read_image(torch.zeros(3, 2, 2)).shape == (3, 2, 2)
-    with pytest.raises(ImportError, match="lightning"):
-        _ = fresh.SceneData
-    with pytest.raises(AttributeError, match="SceneDatas"):
-        _ = fresh.SceneDatas
-
-
-def test_data_modules_are_found_by_name():
-    found = fsanet.data.data_modules()
-    assert set(found) == {
-        *("Ade20kData", "CamVidData", "CityscapesData", "CocoData"),
-        *("FolderData", "InstanceSceneData", "SceneData", "VocAugData"),
-    }
-    for name, cls in found.items():
-        assert cls.__name__ == name
-        assert issubclass(cls, SeededData)
-    for name in fsanet.data.__all__:
-        getattr(fsanet.data, name)

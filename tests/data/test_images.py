@@ -56,16 +56,6 @@ def test_format_is_taken_from_the_content_not_the_name(tmp_path: Path, rgb: np.n
     check(path, chw(rgb))
 
 
-def test_jpeg_rgb_and_cmyk_are_close(tmp_path: Path) -> None:
-    flat = np.full((16, 24, 3), (200, 60, 20), dtype=np.uint8)
-    Image.fromarray(flat).save(tmp_path / "rgb.jpg", quality=95)
-    Image.fromarray(flat).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    for name in ("rgb.jpg", "cmyk.jpg"):
-        image = read_image(tmp_path / name)
-        assert image.shape == (3, 16, 24)
-        assert np.abs(image.numpy().astype(int) - chw(flat)).max() <= 6
-
-
 def photo(size: tuple[int, int] = (37, 51)) -> np.ndarray:
     """Smooth colours with edges: what a JPEG is of."""
     y, x = np.mgrid[: size[0], : size[1]]

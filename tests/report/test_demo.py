@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fsanet.data import AMBIGUOUS_PAIRS
+from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS
 from fsanet.errors import InputError
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor

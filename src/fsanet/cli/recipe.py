@@ -21,13 +21,10 @@ from jsonargparse import ArgumentError, Namespace
 from torch import nn
 
 from fsanet.cli.parsing import CommandParser, one_line
-from fsanet.data import data_modules
-from fsanet.data.batches import InstanceData, SegmentationData
+from fsanet.data.modules import InstanceData, SegmentationData
 from fsanet.errors import InputError
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 from fsanet.train import InstanceSegmentation, SemanticSegmentation, evaluate, train
-
-data_modules()  # so that jsonargparse finds them by name
 
 __all__ = ["Recipe", "Test", "call_with_data", "read_yaml", "run_config"]
 

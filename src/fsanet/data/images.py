@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-import torchvision
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -189,11 +188,15 @@ def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
     Returns ``None`` for all other files, and for those that torchvision refuses, so that Pillow
     decodes them or says what is wrong.
     """
-    # torchvision is going to remove its decoders, and warns about it at each call.
-    decode = getattr(torchvision.io, "decode_jpeg", None)
-    if decode is None or image.format != "JPEG" or image.mode != "RGB":
+    if image.format != "JPEG" or image.mode != "RGB":
         return None
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    import torchvision.io  # here, because it takes seconds: other formats do without it
+
+    # torchvision is going to remove its decoders, and warns about it at each call.
+    decode = getattr(torchvision.io, "decode_jpeg", None)
+    if decode is None:
         return None
     stream.seek(0)
     data = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)

@@ -5,13 +5,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 __all__ = ["CompactItems", "DecodedDataset", "LabelledImages"]
 
@@ -23,16 +21,13 @@ class LabelledImages(Dataset[tuple[Any, Any]]):
     int64 (H, W).
     """
 
-    transform: Callable[..., Any] | None = None
-
     @abstractmethod
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Load an image, uint8 (3, H, W) in any memory order, and its class ids, uint8 (H, W)."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         pixels, ids = self.load(index)
-        image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(ids.long())
-        return (image, mask) if self.transform is None else self.transform(image, mask)
+        return _item(pixels, ids.long())
 
 
 class CompactItems(Dataset[tuple[Any, Any]]):
@@ -48,11 +43,9 @@ class CompactItems(Dataset[tuple[Any, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        dataset = self.dataset
-        if not isinstance(dataset, LabelledImages) or dataset.transform is not None:
-            return dataset[index]
-        pixels, ids = dataset.load(index)
-        return tv_tensors.Image(pixels), tv_tensors.Mask(ids)
+        if not isinstance(self.dataset, LabelledImages):
+            return self.dataset[index]
+        return _item(*self.dataset.load(index))
 
 
 class DecodedDataset(LabelledImages):
@@ -91,3 +84,10 @@ class DecodedDataset(LabelledImages):
         # Copies, because a transform may write in place.
         image = self.pixels[3 * start : 3 * end].view(height, width, 3).clone()
         return image.permute(2, 0, 1), self.ids[start:end].view(height, width).clone()
+
+
+def _item(pixels: Tensor, ids: Tensor) -> tuple[Any, Any]:
+    # Checking and listing a data set do without torchvision, which takes seconds to import.
+    from torchvision import tv_tensors
+
+    return tv_tensors.Image(pixels), tv_tensors.Mask(ids)

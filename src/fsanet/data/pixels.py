@@ -10,11 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as nn_functional
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-__all__ = ["Region", "look_up", "offset_and_scale", "resized_ids", "resized_pixels", "shift_hue"]
+from fsanet.data.masks import look_up
+
+__all__ = ["Region", "offset_and_scale", "resized_ids", "resized_pixels", "shift_hue"]
 
 _PIXELS = 65536  # converted to floating point at a time, so that they stay in the CPU cache
 
@@ -89,16 +90,6 @@ def _nearest(length: int, size: int) -> NDArray[np.int64]:
     # float32, which torchvision uses for masks: in float64 some centres round to the other side.
     index: Any = torch.arange(length, dtype=torch.float32)[None, None]  # (1, 1, length)
     return nn_functional.interpolate(index, size=size, mode="nearest-exact")[0, 0].long().numpy()
-
-
-def look_up(values: Tensor, table: Tensor) -> Tensor:
-    """Return ``table[values]`` for uint8 values of any shape and a uint8 table (256,).
-
-    Pillow does this several times as fast as indexing in torch or NumPy.
-    """
-    flat = Image.fromarray(values.contiguous().reshape(1, -1).numpy())
-    found = bytearray(flat.point(table.tolist()).tobytes())
-    return torch.frombuffer(found, dtype=torch.uint8).reshape(values.shape)
 
 
 def offset_and_scale(image: Tensor, offset: float, scale: float) -> Tensor:

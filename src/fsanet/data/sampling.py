@@ -54,7 +54,7 @@ class TrainSampler(Sampler[SampleKey]):
     `set_epoch`; their number is ``steps_per_epoch * accumulate * batch_size``.
 
     Raises:
-        InputError: a number is out of range.
+        InputError: the data set is empty, or the rank is out of range.
     """
 
     def __init__(
@@ -68,16 +68,8 @@ class TrainSampler(Sampler[SampleKey]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        counts = {
-            "length": length,
-            "batch_size": batch_size,
-            "steps_per_epoch": steps_per_epoch,
-            "accumulate": accumulate,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise InputError(f"{name}={value}: must be at least 1")
-        check_seed(seed)
+        if length < 1:
+            raise InputError("the data set is empty")
         _check_rank(rank, world)
         self.length_of_data = length
         self.batch_size = batch_size

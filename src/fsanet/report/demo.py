@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fsanet.data import AMBIGUOUS_PAIRS, SceneData
+from fsanet.data import SceneData
+from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS
 from fsanet.errors import InputError
 from fsanet.files import environment, write_json, write_whole
 from fsanet.models import FsaNet

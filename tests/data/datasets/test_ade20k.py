@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from support.miniature import ADE20K, write_ade20k
 
-from fsanet.data import Ade20k, Ade20kData
+from fsanet.data import Ade20k
 from fsanet.data.datasets.ade20k import CLASSES, check_object_info
 from fsanet.errors import InputError
 
@@ -28,14 +28,6 @@ def test_items_have_ids_reduced_by_one_and_zero_ignored(tmp_path):
 def test_root_may_be_the_folder_itself(tmp_path):
     root = write_ade20k(tmp_path)
     assert len(Ade20k(root / "ADEChallengeData2016", "val")) == len(ADE20K["validation"])
-
-
-def test_id_151_is_a_fault(tmp_path):
-    root = write_ade20k(tmp_path)
-    path = root / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png"
-    Image.fromarray(np.full((32, 48), 151, np.uint8)).save(path)
-    with pytest.raises(InputError, match=r"ADE_val_00000001.png: id 151 is out of .*0\.\.150"):
-        Ade20k(root, "val")[0]
 
 
 def test_missing_download_and_unknown_split(tmp_path):
@@ -66,14 +58,3 @@ def test_object_info_is_compared_with_the_classes(tmp_path):
     assert "class 5 is 'synonym of ceiling, ceiling', expected 'tree'" in problem.message
     file.write_text(info(rows[:4]))
     assert "class 5 is 'nothing', expected 'tree'" in check_object_info(root)[0].message
-
-
-def test_data_module(tmp_path):
-    data = Ade20kData(
-        write_ade20k(tmp_path), crop=(24, 24), batch_size=2, steps_per_epoch=1, workers=0
-    )
-    images, masks = next(iter(data.train_dataloader()))
-    assert images.shape == (2, 3, 24, 24)
-    assert masks.shape == (2, 24, 24)
-    assert [tuple(m.shape[1:]) for _, m in data.val_dataloader()] == [(32, 48), (48, 32)]
-    assert len(data.test_dataloader()) == 2

@@ -72,21 +72,6 @@ def test_item_types_and_values(write):
     assert np.array_equal(mask.numpy(), ids)
 
 
-def test_palette_masks_give_their_indices(write):
-    ids = np.random.default_rng(0).integers(0, 3, (12, 16))
-    write.image("images/a.png")
-    write.mask("masks/a.png", ids, mode="P")
-    assert np.array_equal(load(write.root)[0][1].numpy(), ids)
-
-
-def test_transform_gets_both(write):
-    write.pairs("", ["a"])
-    flipped = load(write.root, transform=lambda image, mask: (image.flip(-1), mask.flip(-1)))[0]
-    plain = load(write.root)[0]
-    assert torch.equal(flipped[0], plain[0].flip(-1))
-    assert torch.equal(flipped[1], plain[1].flip(-1))
-
-
 def test_ignore_index_is_free(write):
     write.image("images/a.png")
     write.mask("masks/a.png", np.full((12, 16), 9))
@@ -219,27 +204,6 @@ def test_turned_image_gets_a_hint_at_exif(write):
     write.mask("masks/a.png", np.zeros((12, 16)))
     with pytest.raises(InputError, match="EXIF orientation"):
         load(write.root)[0]
-
-
-def test_id_out_of_range_names_file_and_values(write):
-    write.image("images/a.png")
-    values = np.zeros((12, 16))
-    values[0, :3] = 7, 40, 255
-    mask = write.mask("masks/a.png", values)
-    with pytest.raises(InputError) as error:
-        load(write.root)[0]
-    assert f"{mask}: class ids 7, 40 out of range for 3 classes (0..2" in one_line(error)
-    assert "255, " not in one_line(error).split("out of range")[0]
-
-
-def test_truncated_jpeg_is_named(write):
-    image = write.image("images/a.jpg", size=(64, 64))
-    write.mask("masks/a.png", np.zeros((64, 64)))
-    image.write_bytes(image.read_bytes()[:900])
-    with pytest.raises(InputError) as error:
-        load(write.root)[0]
-    assert str(image) in one_line(error)
-    assert "truncated" in one_line(error)
 
 
 def test_bad_ignore_index(tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image
 from support.miniature import SBD, VOC, VOC_TRAIN_AUG, write_voc
 from torchvision import datasets
 
-from fsanet.data import VocAug, VocAugData
+from fsanet.data import VocAug
 from fsanet.data.datasets.voc import read_labels
 from fsanet.errors import InputError
 
@@ -119,13 +119,3 @@ def test_mat_of_another_kind(tmp_path):
         read_labels(tmp_path / "a.mat")
     with pytest.raises(InputError, match=r"b.mat: no such label file"):
         read_labels(tmp_path / "b.mat")
-
-
-def test_data_module(tmp_path):
-    data = VocAugData(write_voc(tmp_path), crop=(24, 24), batch_size=2, workers=0)
-    assert len(data.dataset("train")) == 5
-    assert data.num_classes == 21
-    images, masks = next(iter(data.train_dataloader()))
-    assert images.shape == (2, 3, 24, 24)
-    assert set(masks.unique().tolist()) <= {*range(21), 255}
-    assert len(data.test_dataloader()) == 2

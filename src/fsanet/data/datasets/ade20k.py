@@ -7,12 +7,10 @@ categories of the MIT Scene Parsing benchmark.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets.base import Layout, Listing, PairedImages, Problem, Split, pair_up
 from fsanet.data.masks import IGNORE, IdTable, class_palette
 from fsanet.errors import InputError
@@ -52,7 +50,6 @@ class Ade20k(PairedImages):
     Args:
         root: the folder ``ADEChallengeData2016``, or its parent.
         split: ``"train"`` (20210 images) or ``"val"`` (2000).
-        transform: called as ``transform(image, mask)``.
 
     Raises:
         InputError: see `PairedImages`; for a missing split the message says what to download.
@@ -64,36 +61,11 @@ class Ade20k(PairedImages):
         self,
         root: str | Path,
         split: str = "train",
-        *,
-        transform: Callable[..., Any] | None = None,
     ) -> None:
         folders = {"train": "training", "val": "validation"}
         if split not in folders:
             raise InputError(f"split={split!r}: ADE20K has {', '.join(folders)}")
-        super().__init__(list_split(Path(root), folders[split]), transform)
-
-
-class Ade20kData(SegmentationData):
-    """Data module of `Ade20k`. Its validation split is also the test split: no other has labels.
-
-    Args:
-        root: the folder ``ADEChallengeData2016``, or its parent.
-        crop: (h, w) of training images.
-        **options: see `SegmentationData`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        crop: tuple[int, int] | None = (512, 512),
-        **options: Any,
-    ) -> None:
-        super().__init__(classes=CLASSES, palette=PALETTE, crop=crop, **options)
-        self.root = root
-
-    def make_dataset(self, stage: str) -> Ade20k:
-        return Ade20k(self.root, "train" if stage == "train" else "val")
+        super().__init__(list_split(Path(root), folders[split]))
 
 
 def list_split(root: Path, folder: str) -> Listing:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +103,6 @@ class PairedImages(LabelledImages):
 
     Args:
         listing: an image without labels is an error, labels without an image are ignored.
-        transform: called as ``transform(image, mask)``.
 
     Attributes:
         classes: class names, set by subclasses.
@@ -126,7 +125,7 @@ class PairedImages(LabelledImages):
     read_labels: Callable[[Path], Tensor] = staticmethod(read_mask)
     ignore_index = IGNORE
 
-    def __init__(self, listing: Listing, transform: Callable[..., Any] | None = None) -> None:
+    def __init__(self, listing: Listing) -> None:
         unlabelled = [p for p in listing.problems if p.kind == "no labels"]
         if unlabelled:
             more = f" (and {len(unlabelled) - 1} more like it)" if len(unlabelled) > 1 else ""
@@ -137,7 +136,6 @@ class PairedImages(LabelledImages):
         if listing.require is not None:
             listing.require()
         self.pairs = listing.pairs
-        self.transform = transform
         self.names = [pair.name for pair in self.pairs]
         self.image_paths = [pair.image for pair in self.pairs]
         self.mask_paths = [pair.labels for pair in self.pairs]

@@ -5,12 +5,10 @@ Source of classes, colours and splits: the SegNet tutorial.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets import folder
 from fsanet.data.datasets.base import Layout, Listing, PairedImages, Split
 from fsanet.data.masks import IGNORE, Colour, IdTable
@@ -43,7 +41,6 @@ class CamVid(PairedImages):
     Args:
         root: folder with ``train``, ``val`` and ``test``.
         split: ``"train"`` (367 images), ``"val"`` (101) or ``"test"`` (233).
-        transform: called as ``transform(image, mask)``.
 
     Raises:
         InputError: see `PairedImages`; for a missing split the message says what to download.
@@ -55,36 +52,8 @@ class CamVid(PairedImages):
         self,
         root: str | Path,
         split: str = "train",
-        transform: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(_list_split(Path(root), split), transform)
-
-
-class CamVidData(SegmentationData):
-    """Data module of `CamVid`.
-
-    Args:
-        root: folder with ``train``, ``val`` and ``test``.
-        crop: (h, w) of training images; evaluation takes the whole 360 x 480 images.
-        eval_batch_size: images per process and batch in evaluation.
-        **options: see `SegmentationData`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        crop: tuple[int, int] | None = (360, 480),
-        eval_batch_size: int = 4,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            classes=CLASSES, palette=PALETTE, crop=crop, eval_batch_size=eval_batch_size, **options
-        )
-        self.root = root
-
-    def make_dataset(self, stage: str) -> CamVid:
-        return CamVid(self.root, stage)
+        super().__init__(_list_split(Path(root), split))
 
 
 def _list_split(root: Path, split: str) -> Listing:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
-from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Split, pair_up
 from fsanet.data.masks import IGNORE, Colour, IdTable
 from fsanet.errors import InputError
@@ -78,7 +77,6 @@ class Cityscapes(PairedImages):
         split: ``"train"`` (2975 images), ``"val"`` (500), ``"test"`` (1525) or ``"trainval"``; with
             coarse labels ``"train"``, ``"val"`` or ``"train_extra"`` (19998).
         labels: ``"fine"`` or ``"coarse"``.
-        transform: called as ``transform(image, mask)``.
 
     Raises:
         InputError: see `PairedImages`; for a missing split the message says what to download.
@@ -92,7 +90,6 @@ class Cityscapes(PairedImages):
         split: str = "train",
         *,
         labels: Literal["fine", "coarse"] = "fine",
-        transform: Callable[..., Any] | None = None,
     ) -> None:
         if labels not in _PARTS:
             raise InputError(f"labels={labels!r}: Cityscapes has fine and coarse ones")
@@ -103,40 +100,7 @@ class Cityscapes(PairedImages):
         listings = [list_split(Path(root), part, labels) for part in _PARTS[labels][split]]
         pairs = [pair for listing in listings for pair in listing.pairs]
         problems = [problem for listing in listings for problem in listing.problems]
-        super().__init__(Listing(pairs, problems), transform)
-
-
-class CityscapesData(SegmentationData):
-    """Data module of `Cityscapes`.
-
-    Args:
-        root: folder with ``leftImg8bit`` and ``gtFine``.
-        train_split: ``"train"``, ``"trainval"`` for a submission to the test server, or
-            ``"train_extra"`` (with coarse labels).
-        train_labels: labels of training, ``"fine"`` or ``"coarse"``; evaluation uses fine ones.
-        test_split: ``"val"``, or ``"test"``, whose images have no labels: every pixel is 255.
-        crop: (h, w) of training images; evaluation takes the whole 1024 x 2048 images.
-        **options: see `SegmentationData`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        train_split: Literal["train", "trainval", "train_extra"] = "train",
-        train_labels: Literal["fine", "coarse"] = "fine",
-        test_split: Literal["val", "test"] = "val",
-        crop: tuple[int, int] | None = (769, 769),
-        **options: Any,
-    ) -> None:
-        super().__init__(classes=CLASSES, palette=PALETTE, crop=crop, **options)
-        self.root = root
-        self.splits = {"train": train_split, "val": "val", "test": test_split}
-        self.train_labels = train_labels
-
-    def make_dataset(self, stage: str) -> Cityscapes:
-        labels = self.train_labels if stage == "train" else "fine"
-        return Cityscapes(self.root, self.splits[stage], labels=labels)
+        super().__init__(Listing(pairs, problems))
 
 
 def list_split(root: Path, split: str, labels: str = "fine") -> Listing:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from fsanet.data.annotations import (
     CocoFile,
@@ -19,7 +18,6 @@ from fsanet.data.annotations import (
     read_annotations,
     scan_annotations,
 )
-from fsanet.data.batches import InstanceData
 from fsanet.data.datasets.base import Layout, Listing, Pair, Problem, Split
 from fsanet.data.images import IMAGE_SUFFIXES, read_file
 from fsanet.errors import InputError
@@ -84,6 +82,8 @@ class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        from torchvision import tv_tensors  # here, because checking a data set does without it
+
         entry, path = self.file.images[index], self.image_paths[index]
         image = read_file(path)
         size = (entry.height, entry.width)
@@ -104,62 +104,7 @@ class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
         }
 
 
-class CocoData(InstanceData):
-    """Data module of annotation files in COCO's format, one file and image folder per split.
-
-    Args:
-        root: folder that the other paths start from.
-        train_annotations: file of the training split.
-        train_images: folder of its images.
-        val_annotations: file of the validation split.
-        val_images: folder of its images.
-        test_annotations: file of the test split; by default that of validation.
-        test_images: folder of its images.
-        label_by: see `InstanceDataset`.
-        **options: see `InstanceData`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        train_annotations: str = "annotations/instances_train2017.json",
-        train_images: str = "train2017",
-        val_annotations: str = "annotations/instances_val2017.json",
-        val_images: str = "val2017",
-        test_annotations: str | None = None,
-        test_images: str | None = None,
-        label_by: Literal["rank", "id"] = "rank",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self.root = Path(root)
-        self.label_by = label_by
-        self.paths = {
-            "train": (train_annotations, train_images),
-            "val": (val_annotations, val_images),
-            "test": (test_annotations or val_annotations, test_images or val_images),
-        }
-        # Evaluation needs no training file: the first existing file defines the classes.
-        splits = [s for s in self.paths if (self.root / self.paths[s][0]).is_file()]
-        first = self.dataset(splits[0] if splits else "train")
-        self.classes, self.category_ids = first.classes, first.category_ids
-
-    def make_dataset(self, stage: str) -> InstanceDataset:
-        annotations, images = self.paths[stage]
-        path = self.root / annotations
-        _check_published(self.root, path)
-        dataset = InstanceDataset(self.root / images, path, label_by=self.label_by)
-        known = getattr(self, "classes", dataset.classes)
-        if dataset.classes != known:
-            raise InputError(
-                f"{path}: categories {', '.join(dataset.classes[:5])} differ from those of the "
-                f"other splits, {', '.join(known[:5])}"
-            )
-        return dataset
-
-
-def _check_published(root: Path, file: Path) -> None:
+def check_published(root: Path, file: Path) -> None:
     """Raise `MissingData` if a file of the published names is not there."""
     published = [root / f"annotations/instances_{split}2017.json" for split in _COUNTS]
     if file in published and not file.is_file():
@@ -171,7 +116,7 @@ def _list_split(root: Path, split: str) -> Listing:
     images, file = root / f"{split}2017", root / f"annotations/instances_{split}2017.json"
     if not images.is_dir():
         raise LAYOUT.missing(root, images, (f"{split}2017.zip",))
-    _check_published(root, file)
+    check_published(root, file)
     content, faults, skipped = scan_annotations(file)
     problems = [Problem("annotation", str(file), fault) for fault in faults]
     if len(content.categories) != _NUM_CATEGORIES:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets.base import Layout, Listing, MissingData, PairedImages, Split, pair_up
 from fsanet.data.images import IMAGE_SUFFIXES
 from fsanet.data.masks import (
@@ -42,7 +41,6 @@ class SegmentationFolder(PairedImages):
         num_classes: number of classes, if there are no names; one of the two is needed.
         palette: an (r, g, b) in 0..255 for each class; by default distinct hues.
         ignore_index: id in 0..255 of unlabelled pixels.
-        transform: called as ``transform(image, mask)``.
 
     Raises:
         InputError: at construction for a missing or empty folder, an unknown split, an image
@@ -58,7 +56,6 @@ class SegmentationFolder(PairedImages):
         num_classes: int | None = None,
         palette: Sequence[Colour] | None = None,
         ignore_index: int = IGNORE,
-        transform: Callable[..., Any] | None = None,
     ) -> None:
         self.classes = class_names(classes, num_classes)
         self.palette = class_palette(palette, self.num_classes)
@@ -66,51 +63,13 @@ class SegmentationFolder(PairedImages):
             raise InputError(f"ignore_index={ignore_index}: masks are 8-bit, choose one of 0..255")
         self.ignore_index = ignore_index
         self.ids = partial(check_ids, num_classes=self.num_classes, ignore_index=ignore_index)
-        super().__init__(list_split(Path(root), split), transform)
+        super().__init__(list_split(Path(root), split))
         masks = [path for path in self.mask_paths if path is not None]
         if self.num_classes == 2 and ignore_index == 255 and looks_scaled(masks):
             raise InputError(
                 f"{masks[0].parent}: masks hold only 0 and 255, and 255 means ignore: these look "
                 "like 0/255 masks: divide them by 255, so that they hold 0 and 1"
             )
-
-
-class FolderData(SegmentationData):
-    """Data module of `SegmentationFolder`.
-
-    Args:
-        root: folder of the data set, in a layout of `SegmentationFolder`.
-        classes: class names in the order of their ids, or give ``num_classes``.
-        num_classes: number of classes, if there are no names.
-        train_split: sub-folder or list file of the training split.
-        val_split: the same for validation.
-        test_split: the same for testing; needed only when it is used.
-        **options: see `SegmentationData`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        classes: Sequence[str] | None = None,
-        num_classes: int | None = None,
-        train_split: str = "train",
-        val_split: str = "val",
-        test_split: str = "test",
-        **options: Any,
-    ) -> None:
-        super().__init__(classes=class_names(classes, num_classes), **options)
-        self.root = root
-        self.splits = {"train": train_split, "val": val_split, "test": test_split}
-
-    def make_dataset(self, stage: str) -> SegmentationFolder:
-        return SegmentationFolder(
-            self.root,
-            split=self.splits[stage],
-            classes=self.classes,
-            palette=self.palette,
-            ignore_index=self.ignore_index,
-        )
 
 
 def list_split(root: Path, split: str | None) -> Listing:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
-from fsanet.data.batches import InstanceData
+from fsanet.data.sampling import check_seed
 from fsanet.errors import InputError
 
 CLASSES = ("disc", "box", "triangle")
@@ -61,8 +61,7 @@ class InstanceScenes(Dataset[tuple[Any, dict[str, Any]]]):
             raise InputError(f"split {split!r}: choose one of {', '.join(_SPLITS)}")
         if min(size) < 48:
             raise InputError(f"size={tuple(size)} of the built-in data set: at least 48 pixels")
-        if seed < 0:
-            raise InputError(f"seed={seed}: must not be negative")
+        check_seed(seed)
         self.length, self.split, self.seed = length, split, seed
         self.size = (int(size[0]), int(size[1]))
         self.names = [f"{split}-{index:05d}.png" for index in range(length)]
@@ -87,46 +86,6 @@ class InstanceScenes(Dataset[tuple[Any, dict[str, Any]]]):
             "area": visible.flatten(1).sum(1).float(),
             "image_id": index + 1,
         }
-
-
-class InstanceSceneData(InstanceData):
-    """Data module of `InstanceScenes`.
-
-    Args:
-        picture: (H, W) of the pictures.
-        train_length: number of training pictures.
-        val_length: number of validation pictures.
-        test_length: number of test pictures.
-        scene_seed: seed of the pictures; ``seed`` is that of order and augmentation.
-        size: (H, W) of training images, see `InstanceData`; None takes whole pictures.
-        photometric: see `InstanceData`.
-        **options: see `InstanceData`.
-    """
-
-    classes, category_ids = CLASSES, CATEGORY_IDS
-
-    def __init__(
-        self,
-        *,
-        picture: tuple[int, int] = (128, 160),
-        train_length: int = 500,
-        val_length: int = 50,
-        test_length: int = 100,
-        scene_seed: int = 0,
-        size: tuple[int, int] | None = None,
-        photometric: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(size=size, photometric=photometric, **options)
-        self.picture, self.scene_seed = picture, scene_seed
-        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
-        for stage in self.lengths:
-            self.make_dataset(stage)  # raises for a bad size or length right away
-
-    def make_dataset(self, stage: str) -> InstanceScenes:
-        return InstanceScenes(
-            self.lengths[stage], split=stage, size=self.picture, seed=self.scene_seed
-        )
 
 
 def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[Any, Any, Any]:

@@ -13,14 +13,10 @@ scene gets them right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets.scene_drawing import (
     CLOSED_SHOP,
     MOVING_CAR,
@@ -29,6 +25,7 @@ from fsanet.data.datasets.scene_drawing import (
     render_scene,
 )
 from fsanet.data.labelled import LabelledImages
+from fsanet.data.sampling import check_seed
 from fsanet.errors import InputError
 
 CLASSES = ("sky", "ground", "light", "open shop", "closed shop", "moving car", "stopped car")
@@ -59,7 +56,6 @@ class ProceduralScenes(LabelledImages):
         size: (H, W) in pixels, at least (48, 128), and at least twice as wide as high. The default
             puts at least 100 pixels between the middle of a sign and what it decides.
         seed: another seed is another data set.
-        transform: called as ``transform(image, mask)``.
 
     Raises:
         InputError: the length is below 1, the split unknown, or the size too small.
@@ -79,7 +75,6 @@ class ProceduralScenes(LabelledImages):
         split: str = "train",
         size: tuple[int, int] = (96, 256),
         seed: int = 0,
-        transform: Callable[..., Any] | None = None,
     ) -> None:
         if length < 1:
             raise InputError(f"length={length}: the built-in data set needs at least one scene")
@@ -93,13 +88,11 @@ class ProceduralScenes(LabelledImages):
                 f"size=({height}, {width}) of the built-in data set: "
                 "needs H >= 48, W >= 128 and W >= 2 H, such as (96, 256)"
             )
-        if seed < 0:
-            raise InputError(f"seed={seed}: must not be negative")
+        check_seed(seed)
         self.length = length
         self.split = split
         self.size = (int(height), int(width))
         self.seed = seed
-        self.transform = transform
         self.names = [f"{split}-{index:05d}" for index in range(length)]
 
     def __len__(self) -> int:
@@ -112,57 +105,3 @@ class ProceduralScenes(LabelledImages):
         key = (self.seed, _SPLITS.index(self.split), index % self.length)
         picture, labels = render_scene(np.random.default_rng(key), self.size)
         return torch.from_numpy(picture), torch.from_numpy(labels)
-
-
-class SceneData(SegmentationData):
-    """Data module of `ProceduralScenes`.
-
-    Training takes whole scenes, neither cropped nor distorted in colour: a scene without its signs
-    has no answer.
-
-    Args:
-        size: (H, W) of the scenes.
-        train_length: number of training scenes.
-        val_length: number of validation scenes.
-        test_length: number of test scenes.
-        scene_seed: seed of the scenes; ``seed`` is that of order and augmentation.
-        crop: see `SegmentationData`.
-        scale: see `SegmentationData`.
-        photometric: see `SegmentationData`.
-        eval_batch_size: images per process and batch in evaluation.
-        **options: see `SegmentationData`.
-    """
-
-    def __init__(
-        self,
-        *,
-        size: tuple[int, int] = (96, 256),
-        train_length: int = 2000,
-        val_length: int = 100,
-        test_length: int = 200,
-        scene_seed: int = 0,
-        crop: tuple[int, int] | None = None,
-        scale: tuple[float, float] = (1.0, 1.0),
-        photometric: bool = False,
-        eval_batch_size: int = 10,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            classes=CLASSES,
-            palette=PALETTE,
-            crop=crop,
-            scale=scale,
-            photometric=photometric,
-            eval_batch_size=eval_batch_size,
-            **options,
-        )
-        self.size = size
-        self.scene_seed = scene_seed
-        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
-        for stage in self.lengths:
-            self.make_dataset(stage)  # raises for a bad size or length right away
-
-    def make_dataset(self, stage: str) -> ProceduralScenes:
-        return ProceduralScenes(
-            self.lengths[stage], split=stage, size=self.size, seed=self.scene_seed
-        )

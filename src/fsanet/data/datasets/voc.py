@@ -13,16 +13,15 @@ Sources: Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsanet.data.batches import SegmentationData
 from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Problem, Split
 from fsanet.data.masks import IGNORE, Colour, IdTable, read_mask
 from fsanet.errors import InputError
@@ -129,7 +128,6 @@ class VocAug(PairedImages):
         root: the folder of ``VOCdevkit``, or of ``VOC2012``, or ``VOC2012`` itself.
         split: ``"train"`` (1464 images), ``"val"`` (1449) or ``"train_aug"`` (10582).
         sbd: SBD's folder, the one with ``cls``; by default looked for in ``root``.
-        transform: called as ``transform(image, mask)``.
 
     Raises:
         InputError: see `PairedImages`; for a missing split the message says what to download.
@@ -144,7 +142,6 @@ class VocAug(PairedImages):
         split: str = "train_aug",
         *,
         sbd: str | Path | None = None,
-        transform: Callable[..., Any] | None = None,
     ) -> None:
         if split not in _COUNTS:
             raise InputError(f"split={split!r}: VOC has {', '.join(_COUNTS)}")
@@ -152,36 +149,7 @@ class VocAug(PairedImages):
         for problem in listing.problems:
             if problem.kind in ("no image", "leak"):
                 raise InputError(problem.message)
-        super().__init__(listing, transform)
-
-
-class VocAugData(SegmentationData):
-    """Data module of `VocAug`. Its val is also the test split: VOC's test has no published labels.
-
-    Args:
-        root: the folder of ``VOCdevkit``, or of ``VOC2012``, or ``VOC2012`` itself.
-        sbd: SBD's folder, the one with ``cls``; by default looked for in ``root``.
-        train_split: ``"train_aug"`` (10582 images) or ``"train"`` (1464).
-        crop: (h, w) of training images.
-        **options: see `SegmentationData`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        sbd: str | Path | None = None,
-        train_split: Literal["train_aug", "train"] = "train_aug",
-        crop: tuple[int, int] | None = (512, 512),
-        **options: Any,
-    ) -> None:
-        super().__init__(classes=CLASSES, palette=PALETTE, crop=crop, **options)
-        self.root = root
-        self.sbd = sbd
-        self.train_split = train_split
-
-    def make_dataset(self, stage: str) -> VocAug:
-        return VocAug(self.root, self.train_split if stage == "train" else "val", sbd=self.sbd)
+        super().__init__(listing)
 
 
 def list_split(root: Path, split: str, sbd: str | Path | None = None) -> Listing:

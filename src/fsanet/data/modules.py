@@ -1,0 +1,324 @@
+"""The Lightning data modules of all data sets, which recipes name as ``fsanet.data.CamVidData``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fsanet.data.batches import InstanceData, SegmentationData
+from fsanet.data.datasets.ade20k import Ade20k
+from fsanet.data.datasets.base import PairedImages
+from fsanet.data.datasets.camvid import CamVid
+from fsanet.data.datasets.cityscapes import Cityscapes
+from fsanet.data.datasets.coco import InstanceDataset, check_published
+from fsanet.data.datasets.folder import SegmentationFolder
+from fsanet.data.datasets.instance_scenes import InstanceScenes
+from fsanet.data.datasets.scenes import ProceduralScenes
+from fsanet.data.datasets.voc import VocAug
+from fsanet.data.masks import class_names
+from fsanet.errors import InputError
+
+
+class PublishedData(SegmentationData):
+    """Base of the data modules of published data sets, whose classes and colours are fixed.
+
+    Args:
+        root: folder of the data set.
+        **options: see `SegmentationData`.
+    """
+
+    reader: type[PairedImages]
+
+    def __init__(self, root: str | Path, **options: Any) -> None:
+        super().__init__(classes=self.reader.classes, palette=self.reader.palette, **options)
+        self.root = root
+
+
+class Ade20kData(PublishedData):
+    """Data module of `Ade20k`. Its validation split is also the test split: no other has labels.
+
+    Args:
+        root: the folder ``ADEChallengeData2016``, or its parent.
+        **options: see `SegmentationData`.
+    """
+
+    reader = Ade20k
+
+    def make_dataset(self, stage: str) -> Ade20k:
+        return Ade20k(self.root, "train" if stage == "train" else "val")
+
+
+class CamVidData(PublishedData):
+    """Data module of `CamVid`.
+
+    Args:
+        root: folder with ``train``, ``val`` and ``test``.
+        crop: (h, w) of training images; evaluation takes the whole 360 x 480 images.
+        eval_batch_size: images per process and batch in evaluation.
+        **options: see `SegmentationData`.
+    """
+
+    reader = CamVid
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        crop: tuple[int, int] | None = (360, 480),
+        eval_batch_size: int = 4,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, crop=crop, eval_batch_size=eval_batch_size, **options)
+
+    def make_dataset(self, stage: str) -> CamVid:
+        return CamVid(self.root, stage)
+
+
+class CityscapesData(PublishedData):
+    """Data module of `Cityscapes`.
+
+    Args:
+        root: folder with ``leftImg8bit`` and ``gtFine``.
+        train_split: ``"train"``, ``"trainval"`` for a submission to the test server, or
+            ``"train_extra"`` (with coarse labels).
+        train_labels: labels of training, ``"fine"`` or ``"coarse"``; evaluation uses fine ones.
+        test_split: ``"val"``, or ``"test"``, whose images have no labels: every pixel is 255.
+        crop: (h, w) of training images; evaluation takes the whole 1024 x 2048 images.
+        **options: see `SegmentationData`.
+    """
+
+    reader = Cityscapes
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train_split: Literal["train", "trainval", "train_extra"] = "train",
+        train_labels: Literal["fine", "coarse"] = "fine",
+        test_split: Literal["val", "test"] = "val",
+        crop: tuple[int, int] | None = (769, 769),
+        **options: Any,
+    ) -> None:
+        super().__init__(root, crop=crop, **options)
+        self.splits = {"train": train_split, "val": "val", "test": test_split}
+        self.train_labels = train_labels
+
+    def make_dataset(self, stage: str) -> Cityscapes:
+        labels = self.train_labels if stage == "train" else "fine"
+        return Cityscapes(self.root, self.splits[stage], labels=labels)
+
+
+class VocAugData(PublishedData):
+    """Data module of `VocAug`. Its val is also the test split: VOC's test has no published labels.
+
+    Args:
+        root: the folder of ``VOCdevkit``, or of ``VOC2012``, or ``VOC2012`` itself.
+        sbd: SBD's folder, the one with ``cls``; by default looked for in ``root``.
+        train_split: ``"train_aug"`` (10582 images) or ``"train"`` (1464).
+        **options: see `SegmentationData`.
+    """
+
+    reader = VocAug
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        sbd: str | Path | None = None,
+        train_split: Literal["train_aug", "train"] = "train_aug",
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        self.sbd = sbd
+        self.train_split = train_split
+
+    def make_dataset(self, stage: str) -> VocAug:
+        return VocAug(self.root, self.train_split if stage == "train" else "val", sbd=self.sbd)
+
+
+class FolderData(SegmentationData):
+    """Data module of `SegmentationFolder`.
+
+    Args:
+        root: folder of the data set, in a layout of `SegmentationFolder`.
+        classes: class names in the order of their ids, or give ``num_classes``.
+        num_classes: number of classes, if there are no names.
+        train_split: sub-folder or list file of the training split.
+        val_split: the same for validation.
+        test_split: the same for testing; needed only when it is used.
+        **options: see `SegmentationData`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "test",
+        **options: Any,
+    ) -> None:
+        super().__init__(classes=class_names(classes, num_classes), **options)
+        self.root = root
+        self.splits = {"train": train_split, "val": val_split, "test": test_split}
+
+    def make_dataset(self, stage: str) -> SegmentationFolder:
+        return SegmentationFolder(
+            self.root,
+            split=self.splits[stage],
+            classes=self.classes,
+            palette=self.palette,
+            ignore_index=self.ignore_index,
+        )
+
+
+class SceneData(SegmentationData):
+    """Data module of `ProceduralScenes`.
+
+    Training takes whole scenes, neither cropped nor distorted in colour: a scene without its signs
+    has no answer.
+
+    Args:
+        size: (H, W) of the scenes.
+        train_length: number of training scenes.
+        val_length: number of validation scenes.
+        test_length: number of test scenes.
+        scene_seed: seed of the scenes; ``seed`` is that of order and augmentation.
+        crop: see `SegmentationData`.
+        scale: see `SegmentationData`.
+        photometric: see `SegmentationData`.
+        eval_batch_size: images per process and batch in evaluation.
+        **options: see `SegmentationData`.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] = (96, 256),
+        train_length: int = 2000,
+        val_length: int = 100,
+        test_length: int = 200,
+        scene_seed: int = 0,
+        crop: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (1.0, 1.0),
+        photometric: bool = False,
+        eval_batch_size: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            classes=ProceduralScenes.classes,
+            palette=ProceduralScenes.palette,
+            crop=crop,
+            scale=scale,
+            photometric=photometric,
+            eval_batch_size=eval_batch_size,
+            **options,
+        )
+        self.size = size
+        self.scene_seed = scene_seed
+        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
+        for stage in self.lengths:
+            self.make_dataset(stage)  # raises for a bad size or length right away
+
+    def make_dataset(self, stage: str) -> ProceduralScenes:
+        return ProceduralScenes(
+            self.lengths[stage], split=stage, size=self.size, seed=self.scene_seed
+        )
+
+
+class CocoData(InstanceData):
+    """Data module of annotation files in COCO's format, one file and image folder per split.
+
+    Args:
+        root: folder that the other paths start from.
+        train_annotations: file of the training split.
+        train_images: folder of its images.
+        val_annotations: file of the validation split.
+        val_images: folder of its images.
+        test_annotations: file of the test split; by default that of validation.
+        test_images: folder of its images.
+        label_by: see `InstanceDataset`.
+        **options: see `InstanceData`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train_annotations: str = "annotations/instances_train2017.json",
+        train_images: str = "train2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        val_images: str = "val2017",
+        test_annotations: str | None = None,
+        test_images: str | None = None,
+        label_by: Literal["rank", "id"] = "rank",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.root = Path(root)
+        self.label_by = label_by
+        self.paths = {
+            "train": (train_annotations, train_images),
+            "val": (val_annotations, val_images),
+            "test": (test_annotations or val_annotations, test_images or val_images),
+        }
+        # Evaluation needs no training file: the first existing file defines the classes.
+        splits = [s for s in self.paths if (self.root / self.paths[s][0]).is_file()]
+        first = self.dataset(splits[0] if splits else "train")
+        self.classes, self.category_ids = first.classes, first.category_ids
+
+    def make_dataset(self, stage: str) -> InstanceDataset:
+        annotations, images = self.paths[stage]
+        path = self.root / annotations
+        check_published(self.root, path)
+        dataset = InstanceDataset(self.root / images, path, label_by=self.label_by)
+        known = getattr(self, "classes", dataset.classes)
+        if dataset.classes != known:
+            raise InputError(
+                f"{path}: categories {', '.join(dataset.classes[:5])} differ from those of the "
+                f"other splits, {', '.join(known[:5])}"
+            )
+        return dataset
+
+
+class InstanceSceneData(InstanceData):
+    """Data module of `InstanceScenes`.
+
+    Args:
+        picture: (H, W) of the pictures.
+        train_length: number of training pictures.
+        val_length: number of validation pictures.
+        test_length: number of test pictures.
+        scene_seed: seed of the pictures; ``seed`` is that of order and augmentation.
+        size: (H, W) of training images, see `InstanceData`; None takes whole pictures.
+        photometric: see `InstanceData`.
+        **options: see `InstanceData`.
+    """
+
+    classes, category_ids = InstanceScenes.classes, InstanceScenes.category_ids
+
+    def __init__(
+        self,
+        *,
+        picture: tuple[int, int] = (128, 160),
+        train_length: int = 500,
+        val_length: int = 50,
+        test_length: int = 100,
+        scene_seed: int = 0,
+        size: tuple[int, int] | None = None,
+        photometric: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(size=size, photometric=photometric, **options)
+        self.picture, self.scene_seed = picture, scene_seed
+        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
+        for stage in self.lengths:
+            self.make_dataset(stage)  # raises for a bad size or length right away
+
+    def make_dataset(self, stage: str) -> InstanceScenes:
+        return InstanceScenes(
+            self.lengths[stage], split=stage, size=self.picture, seed=self.scene_seed
+        )
