@@ -24,6 +24,15 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
+def one_thread():
+    """torch computes on one thread: a fork may not use the threads of its parent."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def free_port():
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:

@@ -1,10 +1,6 @@
-"""A network and a data module as small as they can be, with the interface of the real ones.
-
-Run as a script it trains in two processes, which Lightning starts from it.
-"""
+"""A network and a data module as small as they can be, with the interface of the real ones."""
 
 import json
-import sys
 from pathlib import Path
 
 import lightning
@@ -134,7 +130,3 @@ def train_tiny(out, **options):
     data = TinyData(batch_size=4 // options.get("devices", 1), val=5)
     options = {"steps": 8, "accelerator": "cpu", "log_every": 1, "progress": False} | options
     return train(task, data, out=out, **options)
-
-
-if __name__ == "__main__":
-    train_tiny(sys.argv[1], devices=2, strategy="ddp")

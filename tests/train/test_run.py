@@ -3,13 +3,12 @@
 import csv
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
+import torch.multiprocessing as mp
 import yaml
 from safetensors.torch import load_file
 from support import tiny
@@ -239,12 +238,22 @@ def test_steps_do_not_repeat_their_dropout(tmp_path):
 # --- several processes ------------------------------------------------------------------
 
 
-def test_two_processes_train_as_one(tmp_path):
+def as_torchrun(rank, port, out):
+    """Train as one of two processes that torchrun started."""
+    torch.set_num_threads(1)
+    started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {name: str(value) for name, value in {**started, **place}.items()}
+    tiny.train_tiny(out, devices=2, strategy="ddp")
+
+
+def test_two_processes_train_as_one(tmp_path, free_port, one_thread):
     # 5 validation images: one process has 3 of them, the other 2.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, tiny.__file__, str(tmp_path / "two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    context = mp.start_processes(
+        as_torchrun, (free_port, tmp_path / "two"), nprocs=2, join=False, start_method="fork"
+    )
+    while not context.join(timeout=1):
+        pass
     tiny.train_tiny(tmp_path / "one")
     for key in ("train/loss", "val/miou", "val/pixel_accuracy"):
         expected = values(tmp_path / "one", key)
