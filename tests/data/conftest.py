@@ -48,3 +48,42 @@ class FolderWriter:
 @pytest.fixture
 def write(tmp_path: Path) -> FolderWriter:
     return FolderWriter(tmp_path / "set")
+
+
+@pytest.fixture
+def coco_content() -> dict[str, Any]:
+    """An annotation file: three images, the last without annotations, category ids with gaps."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "b.png", "height": 20, "width": 30},
+            {"id": 3, "file_name": "a.png", "height": 20, "width": 30},
+            {"id": 9, "file_name": "c.png", "height": 20, "width": 30},
+        ],
+        "annotations": [
+            {
+                "id": 11,
+                "image_id": 3,
+                "category_id": 5,
+                "bbox": [2, 4, 10, 6],
+                "segmentation": [[2, 4, 12, 4, 12, 10, 2, 10]],
+                "area": 55.5,
+                "iscrowd": 0,
+            },
+            {
+                "id": 12,
+                "image_id": 3,
+                "category_id": 2,
+                "bbox": [0, 0, 30, 20],
+                "segmentation": {"size": [20, 30], "counts": [0, 600]},
+                "iscrowd": 1,
+            },
+            {
+                "id": 13,
+                "image_id": 7,
+                "category_id": 2,
+                "bbox": [20, 10, 10, 10],
+                "segmentation": [[20, 10, 25, 10, 25, 20, 20, 20], [27, 10, 30, 10, 30, 12]],
+            },
+        ],
+        "categories": [{"id": 5, "name": "dog"}, {"id": 2, "name": "cat"}],
+    }

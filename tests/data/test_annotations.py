@@ -1,6 +1,5 @@
 """Annotation files: what is read from them, and the message for each fault."""
 
-import copy
 import json
 
 import pytest
@@ -11,8 +10,6 @@ pytest.importorskip("faster_coco_eval")
 from fsanet.data.annotations import decode_masks, encode_masks, read_annotations
 from fsanet.errors import InputError
 
-HEIGHT, WIDTH = 20, 30
-
 
 @pytest.fixture
 def write(tmp_path):
@@ -22,44 +19,6 @@ def write(tmp_path):
         return file
 
     return write
-
-
-def content():
-    """Three images, the last without annotations; category ids with gaps."""
-    return {
-        "images": [
-            {"id": 7, "file_name": "b.png", "height": HEIGHT, "width": WIDTH},
-            {"id": 3, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
-            {"id": 9, "file_name": "c.png", "height": HEIGHT, "width": WIDTH},
-        ],
-        "annotations": [
-            {
-                "id": 11,
-                "image_id": 3,
-                "category_id": 5,
-                "bbox": [2, 4, 10, 6],
-                "segmentation": [[2, 4, 12, 4, 12, 10, 2, 10]],
-                "area": 55.5,
-                "iscrowd": 0,
-            },
-            {
-                "id": 12,
-                "image_id": 3,
-                "category_id": 2,
-                "bbox": [0, 0, 30, 20],
-                "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 600]},
-                "iscrowd": 1,
-            },
-            {
-                "id": 13,
-                "image_id": 7,
-                "category_id": 2,
-                "bbox": [20, 10, 10, 10],
-                "segmentation": [[20, 10, 25, 10, 25, 20, 20, 20], [27, 10, 30, 10, 30, 12]],
-            },
-        ],
-        "categories": [{"id": 5, "name": "dog"}, {"id": 2, "name": "cat"}],
-    }
 
 
 def test_rle_there_and_back():
@@ -115,11 +74,10 @@ A0 = ("annotations", 0)
         (lambda whole: whole["annotations"][0].pop("bbox"), r"annotation 11.*no 'bbox'"),
     ],
 )
-def test_wrong_file_is_named_with_the_place(write, edit, line):
-    whole = copy.deepcopy(content())
-    edit(whole)
+def test_wrong_file_is_named_with_the_place(write, coco_content, edit, line):
+    edit(coco_content)
     with pytest.raises(InputError, match=line) as raised:
-        read_annotations(write(whole))
+        read_annotations(write(coco_content))
     assert "instances.json" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -132,9 +90,8 @@ def test_unreadable_files(tmp_path):
         read_annotations(tmp_path / "bad.json")
 
 
-def many(count):
+def many(whole, count):
     """A file of ``count`` valid annotations and two boxes of height 0 as in COCO's train2017."""
-    whole = content()
     sound = whole["annotations"][0]
     whole["annotations"] = [{**sound, "id": number} for number in range(count)]
     flat = {"image_id": 7, "bbox": [2, 4, 1.03, 0.0], "segmentation": [[2, 4, 2, 4, 3, 4, 3, 4]]}
@@ -142,9 +99,9 @@ def many(count):
     return whole
 
 
-def test_few_annotations_without_area_are_left_out_with_a_warning(write):
+def test_few_annotations_without_area_are_left_out_with_a_warning(write, coco_content):
     with pytest.warns(UserWarning, match=r"2 of 2000 annotations left out.*1998 \(image b.png\)"):
-        file = read_annotations(write(many(1998)))
+        file = read_annotations(write(many(coco_content, 1998)))
     assert [len(image.annotations) for image in file.images] == [1998, 0, 0]
     with pytest.raises(InputError, match=r"annotation 1997 .*has no area"):
-        read_annotations(write(many(1997)))  # more than one in a thousand
+        read_annotations(write(many(coco_content, 1997)))  # more than one in a thousand

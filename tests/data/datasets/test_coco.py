@@ -17,33 +17,11 @@ HEIGHT, WIDTH = 20, 30
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Three images and their annotations; category ids with gaps; the last has none."""
+def folder(tmp_path, coco_content):
+    """The images of `coco_content` with its file."""
     for name in "abc":
         Image.new("RGB", (WIDTH, HEIGHT), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
-    size = {"height": HEIGHT, "width": WIDTH}
-    square = {"bbox": [2, 4, 10, 6], "segmentation": [[2, 4, 12, 4, 12, 10, 2, 10]], "area": 55.5}
-    counts = {"size": [HEIGHT, WIDTH], "counts": [0, 600]}
-    crowd = {"bbox": [0, 0, 30, 20], "segmentation": counts, "iscrowd": 1}
-    parts = [[20, 10, 25, 10, 25, 20, 20, 20], [27, 10, 30, 10, 30, 12]]
-    content = {
-        "images": [
-            {"id": i, "file_name": f"{n}.png", **size} for i, n in ((7, "b"), (3, "a"), (9, "c"))
-        ],
-        "annotations": [
-            {"id": 11, "image_id": 3, "category_id": 5, "iscrowd": 0, **square},
-            {"id": 12, "image_id": 3, "category_id": 2, **crowd},
-            {
-                "id": 13,
-                "image_id": 7,
-                "category_id": 2,
-                "bbox": [20, 10, 10, 10],
-                "segmentation": parts,
-            },
-        ],
-        "categories": [{"id": 5, "name": "dog"}, {"id": 2, "name": "cat"}],
-    }
-    (tmp_path / "instances.json").write_text(json.dumps(content))
+    (tmp_path / "instances.json").write_text(json.dumps(coco_content))
     return tmp_path
 
 
