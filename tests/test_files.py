@@ -1,24 +1,34 @@
 """Atomic writes, reading weights safely, and the record of what produced a result."""
 
 import copy
+import errno
 import json
 import os
 import re
+import resource
+import signal
+import socket
 import stat
 import subprocess
+import sys
+from functools import partial
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 import fsanet.files
 from fsanet.attention import FrequencySelfAttention
 from fsanet.errors import InputError
 from fsanet.files import (
+    check_writable,
+    check_writable_file,
     environment,
     fingerprint,
     first_process,
+    lock_folder,
     model_summary,
     read_checkpoint,
     read_weights,
@@ -57,13 +67,151 @@ def test_interrupted_write_keeps_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
 
 
-def test_full_disk_is_an_input_error(tmp_path):
-    def full(stream):
-        raise OSError(28, "No space left on device")
+def limited(bytes_):
+    """Let this process write no file beyond a size, as if the disk were full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, resource.RLIM_INFINITY))
 
-    with pytest.raises(InputError, match=r"new\.txt: cannot be written \(No space left"):
-        write_whole(tmp_path / "new.txt", full)
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda stream: stream.write(b"0" * 20_000),  # fails when the buffer is flushed
+        lambda stream: [stream.write(b"0" * 4096) for _ in range(5)],
+        lambda stream: torch.save({"x": torch.zeros(5000)}, stream),
+        partial(Image.effect_noise((200, 200), 50).save, format="PNG"),
+    ],
+    ids=["once", "often", "torch", "image"],
+)
+def test_full_disk_leaves_the_old_file(tmp_path, write):
+    path = write_text(tmp_path / "kept", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        limited(10_000)
+        with pytest.raises(InputError, match=r"kept: cannot be written \(File too large\)"):
+            write_whole(path, write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_full_disk_at_the_last_moment(tmp_path, monkeypatch, call):
+    path = write_text(tmp_path / "kept", "old")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(InputError, match=r"kept: cannot be written \(No space left on device\)"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+    def reads(stream):
+        try:
+            (tmp_path / "missing").read_text()
+        except OSError as error:
+            raise InputError("missing: cannot be read") from error
+
+    with pytest.raises(InputError, match="missing: cannot be read"):
+        write_whole(tmp_path / "new", reads)
+
+
+def test_replaced_file_can_be_kept(tmp_path):
+    path = tmp_path / "a"
+    for text in "123":
+        write_whole(path, lambda stream, text=text: stream.write(text.encode()), keep=f"{path}-old")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "3", "a-old": "2"}
+
+
+def test_links_stay(tmp_path):
+    (tmp_path / "far").mkdir()
+    for name, target in {"link": "far/file", "loop": "loop"}.items():
+        (tmp_path / name).symlink_to(target)
+    for text in ("first", "second"):
+        assert write_text(tmp_path / "link", text).read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "file").read_text() == "second"
+    with pytest.raises(InputError, match="loop: cannot be written"):
+        write_text(tmp_path / "loop", "")
+
+
+def test_only_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "null").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for name in ("pipe", "folder", "null", "socket", "/dev/null"):
+            with pytest.raises(InputError, match=rf"{name}: .*\(it is a .*give the path of a file"):
+                write_text(tmp_path / name, "")
+            with pytest.raises(InputError, match="give the path of a file"):
+                check_writable_file(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "null", "pipe", "socket"]
+
+
+OTHER_PROCESS = """
+import sys
+from fsanet.files import lock_folder, write_whole
+
+def write(stream):
+    stream.write(b"half")
+    print("writing", flush=True)
+    sys.stdin.readline()
+
+def main(folder):
+    with lock_folder(folder, "is in use"):
+        write_whole(folder + "/file", write)
+main(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def other_process(tmp_path):
+    """A process that holds the lock of the folder and is in the middle of writing a file."""
+    command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        yield process
+        process.kill()
+
+
+def test_folder_in_use(tmp_path, other_process):
+    message = rf"{tmp_path.name}: is in use by process {other_process.pid} on .*; wait for its end"
+    with pytest.raises(InputError, match=message), lock_folder(tmp_path, "is in use"):
+        pass
+    write_text(tmp_path / "mine", "")  # does not take what is being written for an old file
+    assert len(list(tmp_path.glob(".file.*.partial"))) == 1
+    other_process.communicate("go on\n", timeout=60)
+    with lock_folder(tmp_path, "is in use"):
+        assert (tmp_path / "file").read_text() == "half"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine"]
+
+
+def test_killed_process_leaves_nothing_in_the_way(tmp_path, other_process):
+    other_process.kill()
+    other_process.wait(timeout=60)
+    (tmp_path / ".mine.partial").touch()
+    assert len(list(tmp_path.glob(".*.partial"))) == 2
+    with lock_folder(tmp_path, "is in use"):
+        write_text(tmp_path / "file", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.partial", "file"]
+
+
+def test_folders_are_checked_before_the_work(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    check_writable_file(tmp_path / "a" / "b.txt")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("nothing")
+    for name in ("file", "file/a/b", "nowhere", "nowhere/a", "/proc/run"):
+        with pytest.raises(InputError, match=rf"{name}: cannot be written \(.*\); give another"):
+            check_writable(tmp_path / name)
 
 
 def test_unwritable_paths_are_named(tmp_path):

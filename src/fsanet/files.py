@@ -6,6 +6,8 @@ record the model, the machine and the library versions that produced them.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -13,10 +15,12 @@ import os
 import pickle
 import platform
 import re
+import stat
 import subprocess
+import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,11 +30,19 @@ from torch import Tensor, nn
 
 from fsanet.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "check_writable",
+    "check_writable_file",
+    "disk_error",
     "environment",
     "fingerprint",
     "first_process",
+    "lock_folder",
     "model_summary",
     "read_checkpoint",
     "read_weights",
@@ -42,39 +54,200 @@ __all__ = [
 
 # --- writing ----------------------------------------------------------------------------
 
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.partial", re.DOTALL)
+_cleaned: set[Path] = set()  # folders that this process has removed old partial files from
 
-def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
+
+def write_whole(
+    path: str | os.PathLike[str],
+    write: Callable[[BinaryIO], object],
+    *,
+    keep: str | os.PathLike[str] | None = None,
+) -> Path:
     """Create or replace a file atomically; missing folders are created.
 
-    ``write(stream)`` fills a temporary file next to ``path`` which then takes its place. Readers
-    see either the old file or the complete new one, and a failure leaves the old file untouched.
+    ``write(stream)`` fills a temporary file next to ``path`` which takes its place when all of it
+    is on the disk. Readers see either the old file or the complete new one, and a failure leaves
+    the old file untouched. A link stays, and the file that it points to is replaced. What a killed
+    process has left in the folder is removed at this process's first write there.
+
+    Args:
+        path: the file.
+        write: called once with a binary stream.
+        keep: where the file that is replaced, if any, is moved to.
 
     Raises:
-        InputError: the path is not writable.
+        InputError: the path is not writable, or the disk is full.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = partial.open("xb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); check the path") from error
-    try:
-        with stream:
-            write(stream)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        target = _regular_file(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_partial_files(target.parent)
+        partial, stream = _open_partial(target)
+        try:
+            with stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+                if fcntl is None:
+                    stream.close()  # Windows does not rename an open file
+                if keep is not None and target.exists():
+                    os.replace(target, keep)
+                os.replace(partial, target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+    except Exception as error:
+        cause = disk_error(error)
+        if isinstance(error, InputError) or cause is None:
+            raise
+        reason = cause.strerror or cause
+        raise InputError(
+            f"{path}: cannot be written ({reason}); check the path and the free space"
+        ) from error
     return path
 
 
+def _regular_file(path: Path) -> Path:
+    """The file to replace: the target of a link; neither a folder nor a device."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return target
+    if stat.S_ISREG(mode):
+        return target
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link to itself", stat.S_IFIFO: "a pipe"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device or socket")
+    raise InputError(f"{path}: cannot be written (it is {kind}); give the path of a file")
+
+
+def _open_partial(target: Path) -> tuple[Path, BinaryIO]:
+    """A new file next to the target, locked for as long as it is open."""
+    start = target.name.encode(errors="ignore")[:100].decode(errors="ignore")
+    while True:
+        partial = target.with_name(f".{start}.{uuid.uuid4().hex[:12]}.partial")
+        stream = partial.open("xb")
+        _lock(stream)
+        if partial.exists():  # else another process took it for an old one before it was locked
+            return partial, stream
+        stream.close()
+
+
+def _remove_partial_files(folder: Path) -> None:
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if _PARTIAL.fullmatch(entry.name)]
+    for name in names:
+        with contextlib.suppress(OSError), (folder / name).open("rb") as stream:
+            if _lock(stream):  # nobody is writing it any more
+                (folder / name).unlink()
+
+
+def _lock(stream: BinaryIO) -> bool:
+    """Lock an open file until it is closed, unless another process has; whether that worked."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names of a folder's files on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind one that another library raises when a disk is full."""
+    if isinstance(error, OSError):
+        return error
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in full:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Raise `InputError` if the folder cannot be written to: before the work, not after it."""
-    write_text(Path(folder) / ".writable", "").unlink()
+    """Raise `InputError` if files cannot be written to a folder: before the work, not after it.
+
+    Nothing is left behind; a folder that is missing is not made.
+    """
+    place = Path(folder)
+    try:
+        while not place.exists():
+            if place.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, "a link to nothing")
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place) as stream:
+            stream.write(b"0")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{folder}: cannot be written ({reason}); give another folder") from error
+
+
+def check_writable_file(path: str | os.PathLike[str]) -> None:
+    """Raise `InputError` if `write_whole` could not write a file: before the work, not after it."""
+    check_writable(_regular_file(Path(path)).parent)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | os.PathLike[str], state: str) -> Iterator[None]:
+    """Let no other process enter this block with the same folder, which must exist.
+
+    The system releases the lock when the process ends, however it ends. Where the file system has
+    no locks, there is none.
+
+    Args:
+        folder: the folder.
+        state: what another process is told about it, such as "is being trained".
+
+    Raises:
+        InputError: another process is within such a block.
+    """
+    file = Path(folder, ".lock")
+    stream = _lock_file(file, f"{folder}: {state}")
+    try:
+        yield
+    finally:
+        if stream is not None:
+            file.unlink(missing_ok=True)
+            stream.close()
+
+
+def _lock_file(file: Path, message: str) -> BinaryIO | None:
+    """Open a file that no other process has locked, and lock it; None where there are no locks."""
+    while fcntl is not None:
+        stream = file.open("a+b")
+        try:
+            # A lock of the process, not of the open file: workers that it forks do not share it.
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            stream.seek(0)
+            holder = stream.read().decode(errors="replace").strip() or "another process"
+            raise InputError(f"{message} by {holder}; wait for its end, or stop it") from error
+        except OSError:
+            return None
+        if file.exists() and os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+            stream.flush()
+            return stream
+        stream.close()  # the process that had the lock has just removed the file
+    return None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
