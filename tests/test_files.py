@@ -279,7 +279,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
     ("name", "content", "message"),
     [
         ("a.pth", None, "no such file"),
-        ("a.pth", b"", "damaged or not a file of weights"),
+        ("a.pth", b"", "the file is empty"),
         ("a.pth", b"not a zip file at all", "damaged or not a file of weights"),
         ("a.safetensors", b"not safetensors at all", "damaged or not a file of weights"),
         ("a.pth", [torch.zeros(1)], "holds a list instead of a state_dict"),

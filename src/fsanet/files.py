@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, one_line, printable
 
 try:
     import fcntl
@@ -271,19 +271,24 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint on the CPU without running any code it may contain.
 
-    A ``.safetensors`` file is read by safetensors, any other by
-    ``torch.load(weights_only=True)``. The state_dict is the ``"state_dict"`` or ``"model"`` entry,
-    or else the whole file. A ``module.`` prefix shared by all names (`nn.DataParallel`) is removed.
+    Every weight in this library comes through here. A ``.safetensors`` file is read by safetensors,
+    any other by ``torch.load(weights_only=True)``. The state_dict is the ``"state_dict"`` or
+    ``"model"`` entry, or else the whole file. A ``module.`` prefix shared by all names
+    (`nn.DataParallel`) is removed.
 
     Returns:
         The state_dict, and the other entries of the file (empty if the whole file is a state_dict).
 
     Raises:
-        InputError: the file is missing or damaged, or holds anything but tensors and plain values.
+        InputError: the file is missing or damaged, holds anything but tensors and plain values, or
+            declares more data than it has.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of a checkpoint")
+        found = "not a file" if path.exists() else "no such file"
+        raise InputError(f"{path}: {found}; give the path of a checkpoint")
+    if not path.stat().st_size:
+        raise InputError(f"{path}: the file is empty")
     content = _read(path)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__} instead of a state_dict")
@@ -299,8 +304,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if others or not state:
-        what = f"{others[0]} is not a tensor" if others else "it is empty"
+        what = f"{printable(str(others[0]))} is not a tensor" if others else "it is empty"
         raise InputError(f"{path}: not a state_dict ({what}); give the weights of a network")
+    for name, value in state.items():
+        if not _is_plain(value):
+            raise InputError(
+                f"{path}: {printable(name)} is not a dense tensor with all its values in the file"
+            )
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(prefix): value for name, value in state.items()}, rest
 
@@ -309,25 +319,40 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_archive(path)
         # Mapped into memory where the format allows, so that unused entries are not read.
-        mmap = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
-    except (pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged or hostile file may cause any of them
         refused = re.search(r"[Uu]nsupported (?:\w+: )?GLOBAL (\S+)", str(error))
-        if refused is not None:
+        if isinstance(error, pickle.UnpicklingError) and refused is not None:
             raise InputError(
                 f"{path}: holds {refused[1]} besides its weights, but only tensors and plain "
                 "values are read, because anything else could run code; if you trust the file, "
                 'save its weights alone first (docs/checkpoints.md, "A file that is refused")'
             ) from error
-        raise _unreadable(path, error) from error
+        # torch's own message for a bad pickle recommends to run what is in it.
+        bad = isinstance(error, pickle.UnpicklingError)
+        reason = "not written by torch.save" if bad else one_line(error)
+        raise InputError(f"{path}: damaged or not a file of weights ({reason})") from error
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return InputError(f"{path}: damaged or not a file of weights ({reason})")
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that would unpack to more than it holds: torch never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > path.stat().st_size:
+        raise ValueError(f"its parts declare {declared} bytes, more than the file has")
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is dense, on the CPU, and no larger than the data behind it."""
+    if type(value) not in (Tensor, nn.Parameter) or value.device.type != "cpu":
+        return False
+    if value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 # --- what produced a result -------------------------------------------------------------

@@ -61,26 +61,3 @@ def test_failed_download(monkeypatch):
         InputError, match=r"cannot be downloaded \(no connection\); without a network connection"
     ):
         build_encoder("resnet18", output_stride=16, pretrained=True)
-
-
-class Refused:
-    """An object that `torch.load(weights_only=True)` does not load."""
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("w.safetensors", b"not safetensors at all"),
-        ("w.pth", b"not a zip file at all"),
-        ("w.pth", b""),
-        ("w.pth", [torch.zeros(1)]),
-        ("w.pth", {"state_dict": {}, "args": Refused()}),
-    ],
-)
-def test_files_that_are_not_weights(tmp_path, name, content):
-    if isinstance(content, bytes):
-        (tmp_path / name).write_bytes(content)
-    else:
-        torch.save(content, tmp_path / name)
-    with pytest.raises(InputError, match=rf"{name} cannot be built: "):
-        build_encoder("mobilenetv3_small_050", weights=tmp_path / name)

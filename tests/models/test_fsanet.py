@@ -126,8 +126,7 @@ def test_encoder_weights_from_a_file(tmp_path):
     )
     model.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert config["encoder_weights"] is None
-    assert config["pretrained"] is False
+    assert not {"encoder_weights", "pretrained"} & config.keys()
     path.unlink()  # loading does not need it
     FsaNet.from_pretrained(tmp_path / "saved")
 
@@ -204,8 +203,8 @@ def test_align_corners():
         ({"encoder": "swin_tiny_patch4_window7_224"}, "has no output_stride=8"),
         ({"encoder": "vgg11"}, "has no output_stride=8"),
         ({"output_stride": 4}, "use 8 or 16"),
-        ({"encoder_weights": "nowhere.safetensors"}, "no file nowhere.safetensors"),
-        ({"encoder_options": {"colour": 1}}, "cannot be built: .*colour"),
+        ({"encoder_weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
+        ({"encoder_options": {"colour": 1}}, "has no option 'colour'; see timm's ResNet"),
         ({"k": 0}, "k=0: at least 1 row"),
         ({"similarity": "cosine"}, "similarity='cosine'"),
         ({"attention": "fourier"}, "attention='fourier'"),

@@ -295,11 +295,11 @@ def _save(conversion: Conversion, source: str, out: Path) -> None:
     if not config.is_file() or "model_type" not in json.loads(config.read_text(encoding="utf-8")):
         save_converted(conversion, out)
         return
-    from transformers import SegformerForSemanticSegmentation
+    from fsanet.models.segformer import load_plain
 
     module = conversion.modules[0]
     again = convert_attention(
-        SegformerForSemanticSegmentation.from_pretrained(folder),
+        load_plain(folder),
         {glob.escape(one.name): one.k for one in conversion.modules},
         module.similarity,  # type: ignore[arg-type]
         route=module.route,  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ similarity, route and grid.
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fsanet.convert.conversion import Conversion, convert_attention
-from fsanet.errors import InputError
+from fsanet.convert.conversion import Conversion, Converted, convert_attention
+from fsanet.errors import InputError, printable
 from fsanet.files import write_json
 
 __all__ = [
@@ -27,13 +26,13 @@ __all__ = [
     "load_model",
     "network_folder",
     "save_converted",
-    "saved_task",
 ]
 
 Task = Literal["semantic", "instances"]
 
 CONVERSION_FILE = "fsanet_conversion.json"
 _FORMAT = 1
+_MOST_MODULES = 1_000
 _PURPOSES: dict[Task, str] = {
     "semantic": "semantic segmentation",
     "instances": "instance segmentation",
@@ -66,54 +65,60 @@ def load_model(
     """
     if isinstance(source, nn.Module):
         return source
+    # Imported here because convert_attention needs neither the hub nor the networks.
     from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
+    from fsanet.models.config import find_file, read_json
+    from fsanet.models.saving import find_folder
 
-    source = network_folder(source)
-    name = _class_name(source)
-    if task is not None and _task_of(name) != task:
-        raise InputError(
-            f"{source}: a {name}, which is a network for {_PURPOSES[_task_of(name)]}; this needs "
-            f"one for {_PURPOSES[task]}"
-        )
-    loaders: dict[str, Callable[..., nn.Module]] = {
-        "FsaNet": FsaNet.from_pretrained,
-        "MaskRcnnFsa": MaskRcnnFsa.from_pretrained,
-        "SegformerFsa": SegformerFsa.from_pretrained,
-        "segformer": SegformerFsa.from_transformers,
+    folder = network_folder(find_folder(os.fspath(source)))
+    file = find_file(folder, "config.json")
+    config = {} if file is None else read_json(file)  # from_pretrained reports a missing file
+    name = config.get("network", "FsaNet")  # files before 0.2 name no class
+    if config.get("model_type") == "segformer":
+        name = "segformer"
+    loaders: dict[object, tuple[Task, Callable[..., nn.Module]]] = {
+        "FsaNet": ("semantic", FsaNet.from_pretrained),
+        "MaskRcnnFsa": ("instances", MaskRcnnFsa.from_pretrained),
+        "SegformerFsa": ("semantic", SegformerFsa.from_pretrained),
+        "segformer": ("semantic", SegformerFsa.from_transformers),
     }
-    if name not in loaders:
+    if not isinstance(name, str) or name not in loaders:
         raise InputError(
-            f"{source}: config.json names the network {name!r}, which this version does not know; "
-            "update fsanet"
+            f"{folder}: config.json names the network '{printable(str(name))}', which this version "
+            "does not know; update fsanet"
         )
-    if not Path(source, CONVERSION_FILE).is_file():
-        return loaders[name](source, **overrides)
-    modules = _read_conversion(source)
+    purpose, load = loaders[name]
+    if task is not None and purpose != task:
+        raise InputError(
+            f"{folder}: a {name}, which is a network for {_PURPOSES[purpose]}; this needs one for "
+            f"{_PURPOSES[task]}"
+        )
+    conversion = find_file(folder, CONVERSION_FILE)
+    if conversion is None:
+        return load(folder, **overrides)
+    modules = _read_conversion(conversion)
     if overrides.keys() & {"attention", "k", "similarity"}:
         raise InputError(
-            f"{source}: its attention is set by {CONVERSION_FILE}; leave attention, k and "
+            f"{folder}: its attention is set by {CONVERSION_FILE}; leave attention, k and "
             "similarity out, or convert the original network again"
         )
     if name == "FsaNet":  # its config.json describes the converted network, without the grid
         overrides["attention"] = "spatial"
-    return _convert_modules(loaders[name](source, **overrides), modules).model
+    return _convert_modules(load(folder, **overrides), modules).model
 
 
-def saved_task(source: str | os.PathLike[str]) -> Task:
-    """The task of a saved network, read from its `config.json` without loading any weights.
+def network_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder that holds the network: ``model/`` of a training run, else ``source`` itself.
 
     Raises:
-        InputError: no such folder, or a `config.json` that cannot be read.
+        InputError: ``model/`` is a link that leads out of the run folder.
     """
-    return _task_of(_class_name(network_folder(source)))
-
-
-def network_folder(source: str | os.PathLike[str]) -> str:
-    """The folder that holds the network: ``model/`` of a training run, else ``source`` itself."""
-    inner = Path(source, "model")
-    if (inner / "config.json").is_file() and not Path(source, "config.json").is_file():
-        return str(inner)
-    return os.fspath(source)
+    run, inner = Path(source), Path(source, "model")
+    if (run / "config.json").is_file() or not (inner / "config.json").is_file():
+        return run
+    if inner.resolve().parent != run.resolve():
+        raise InputError(f"{inner}: a link to another folder; give that folder")
+    return inner
 
 
 def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> None:
@@ -151,7 +156,13 @@ def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conver
     Raises:
         InputError: no such file, or modules that the network does not have.
     """
-    return _convert_modules(model, _read_conversion(folder))
+    from fsanet.models.config import find_file
+
+    file = find_file(Path(folder), CONVERSION_FILE)
+    if file is None:
+        wanted = Path(folder, CONVERSION_FILE)
+        raise InputError(f"{wanted}: no such file; give a folder written by save_converted")
+    return _convert_modules(model, _read_conversion(file))
 
 
 def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Conversion:
@@ -176,57 +187,18 @@ def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Convers
     )
 
 
-def _read_conversion(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The converted modules in the conversion file of a folder."""
-    file = Path(folder, CONVERSION_FILE)
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; give a folder written by save_converted")
-    content = _read_json(file)
+def _read_conversion(file: Path) -> list[dict[str, Any]]:
+    """The converted modules in a conversion file."""
+    from fsanet.models.config import check_values, read_json
+
+    content = read_json(file)
     if content.get("format") != _FORMAT:
         raise InputError(f"{file}: has a format that this version does not know; update fsanet")
-    keys = {"name", "k", "similarity", "route", "grid"}
     modules = content.get("modules")
-    if not modules or not all(isinstance(m, dict) and keys <= m.keys() for m in modules):
-        raise InputError(f"{file}: lists no modules, or not all of {', '.join(sorted(keys))}")
+    if not isinstance(modules, list) or not modules or len(modules) > _MOST_MODULES:
+        raise InputError(f"{file}: lists no modules, or more than {_MOST_MODULES}")
+    for index, module in enumerate(modules):
+        if not isinstance(module, dict):
+            raise InputError(f"{file}: modules[{index}] is no object")
+        check_values(module, Converted, f"{file}: modules[{index}]")
     return modules
-
-
-def _class_name(source: str) -> str:
-    """The class in the config.json of a folder or hub id; "segformer" for transformers' own.
-
-    FsaNet where there is no such file: `FsaNet.from_pretrained` reports that.
-    """
-    # Imported here because convert_attention needs neither the hub nor the networks.
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from fsanet.models.saving import check_source
-
-    folder = check_source(source)
-    if folder is None:
-        try:
-            file = Path(hf_hub_download(source, "config.json"))
-        except (HfHubHTTPError, OSError, ValueError):
-            return "FsaNet"
-    else:
-        file = folder / "config.json"
-        if not file.is_file():
-            return "FsaNet"
-    config = _read_json(file)
-    if config.get("model_type") == "segformer":
-        return "segformer"
-    return str(config.get("network", "FsaNet"))  # files before 0.2 name no class
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds no JSON object")
-    return content
-
-
-def _task_of(class_name: str) -> Task:
-    return "instances" if class_name == "MaskRcnnFsa" else "semantic"

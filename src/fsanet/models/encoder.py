@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import logging
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, one_line, printable
+from fsanet.files import read_weights
 
 __all__ = ["build_encoder", "default_normalisation"]
-
-# What timm lets through, depending on its version, for a file that is not a state_dict.
-_DAMAGED = (pickle.UnpicklingError, EOFError, AttributeError)
 
 
 def build_encoder(
@@ -40,9 +39,9 @@ def build_encoder(
         output_stride: stride of the last features in image pixels: 8, 16, or 32 (no dilation).
         in_channels: channels of the images.
         pretrained: download timm's own weights.
-        weights: local file of that model's weights, ``.safetensors`` or ``.pth`` (read with
-            ``weights_only=True``); a classifier in it is ignored.
-        options: further arguments of ``timm.create_model``.
+        weights: local file of that model's weights, see :func:`fsanet.files.read_checkpoint`; a
+            classifier in it is ignored.
+        options: further arguments of the timm model's class: numbers, texts, bools, lists of them.
         ceil_pool: round sizes up in the stem's max-pooling, as CCNet does (ResNets only). This
             matters where the size before pooling is even.
         contract_dilation: give the first block of a dilated stage the dilation of the previous
@@ -62,36 +61,39 @@ def build_encoder(
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
         raise InputError(f"encoder {name!r} is not a timm model{hint}")
-    arguments = dict(
-        features_only=True, in_chans=in_channels, output_stride=output_stride, **(options or {})
-    )
+    arguments: dict[str, Any] = {"pretrained": pretrained}
+    if options:
+        _check_options(name, options)
     if weights is not None:
-        path = Path(weights)
-        if not path.is_file():
-            raise InputError(f"encoder_weights: no file {path}; give the path of the weights")
-        arguments["pretrained_cfg_overlay"] = {"file": str(path)}
-        pretrained = True
+        state = read_weights(weights)
+        arguments = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+    arguments |= {"features_only": True, "in_chans": in_channels, "output_stride": output_stride}
+    what = f"encoder {name!r}" if weights is None else f"encoder {name!r} with weights {weights}"
     try:
         with _missing_keys() as missing:
-            encoder = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (NotImplementedError, AssertionError) as error:
-        raise _undilated(name, output_stride) from error
-    except TypeError as error:  # an argument that the network does not have
-        if "output_stride" in str(error):
-            raise _undilated(name, output_stride) from error
-        raise _unbuildable(name, weights, error) from error
-    except (SafetensorError, OSError, RuntimeError, *_DAMAGED) as error:
-        if weights is None and isinstance(error, SafetensorError | OSError):
+            encoder = timm.create_model(name, **arguments, **(options or {}))
+    except InputError:
+        raise
+    except Exception as error:  # timm and its networks report options in many ways
+        reason = one_line(error)
+        undilated = isinstance(error, NotImplementedError | AssertionError)
+        if undilated or (isinstance(error, TypeError) and "output_stride" in reason):
             raise InputError(
-                f"encoder {name!r}: its weights cannot be downloaded "
-                f"({' '.join(str(error).split())[:200]}); without a network connection give "
-                "pretrained=False, and encoder_weights with a local file if there is one"
+                f"encoder {name!r} has no output_stride={output_stride} with features_only in "
+                "timm; use one that has, such as resnet*, convnext*, mobilenetv2*, mobilenetv3*, "
+                "efficientnet*, regnet*"
             ) from error
-        raise _unbuildable(name, weights, error) from error
+        if pretrained and isinstance(error, OSError | SafetensorError):
+            raise InputError(
+                f"{what}: its weights cannot be downloaded ({reason}); without a network "
+                "connection give pretrained=False, and encoder_weights with a local file if there "
+                "is one"
+            ) from error
+        raise InputError(f"{what} cannot be built: {reason}") from error
     if missing:
         raise InputError(
-            f"encoder {name!r} with weights {weights}: the file lacks {len(missing)} of its "
-            f"weights, such as {missing[0]}; give a file of this timm model"
+            f"{what}: the file lacks {len(missing)} of its weights, such as {missing[0]}; give a "
+            "file of this timm model"
         )
     reduction = cast(Any, encoder).feature_info.reduction()
     if reduction[-1] != output_stride:
@@ -158,15 +160,22 @@ def _missing_keys() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-def _undilated(name: str, output_stride: int) -> InputError:
-    return InputError(
-        f"encoder {name!r} has no output_stride={output_stride} with features_only in timm; "
-        "use one that has, such as resnet*, convnext*, mobilenetv2*, mobilenetv3*, efficientnet*, "
-        "regnet*"
-    )
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Accept plain values for arguments of the class of a timm model, and no others.
 
-
-def _unbuildable(name: str, weights: str | Path | None, error: Exception) -> InputError:
-    what = f" with weights {weights}" if weights is not None else ""
-    reason = " ".join(str(error).split())[:300]
-    return InputError(f"encoder {name!r}{what} cannot be built: {reason}")
+    The functions around that class take paths, URLs and hub ids, which options may not name.
+    """
+    with torch.device("meta"):
+        found = type(timm.create_model(name))
+    allowed = set(inspect.signature(found.__init__).parameters)
+    allowed -= {"self", "in_chans", "output_stride", "device", "dtype"}
+    for option, value in options.items():
+        if option not in allowed:
+            near = difflib.get_close_matches(option, allowed, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"see timm's {found.__name__}"
+            raise InputError(f"encoder {name!r} has no option '{printable(option)}'; {hint}")
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(one, int | float | str | None) for one in values):
+            raise InputError(
+                f"encoder {name!r}: option {option!r} is no number, text, bool or list of them"
+            )

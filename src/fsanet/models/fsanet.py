@@ -8,7 +8,7 @@ Legend: B batch, H x W image, h x w feature grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class FsaNet(SegmentationNetwork):
         in_channels: channels of the images.
         pretrained: start from timm's weights for the encoder (a download).
         encoder_weights: start from this local file of encoder weights instead.
-        encoder_options: further arguments of ``timm.create_model``.
+        encoder_options: further arguments of the timm model's class, such as ``stem_width``.
         ceil_pool, contract_dilation: how a ResNet rounds sizes and dilates the first block of a
             stage, see :func:`fsanet.models.encoder.build_encoder`; CCNet uses (True, False).
         classes: class names; by default "0", "1", ...
@@ -65,6 +65,9 @@ class FsaNet(SegmentationNetwork):
     >>> model(torch.zeros(1, 3, 64, 96)).shape
     torch.Size([1, 5, 64, 96])
     """
+
+    network = "FsaNet"
+    initial_weights: ClassVar = {"pretrained": False, "encoder_weights": None}
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class FsaNet(SegmentationNetwork):
         self.auxiliary = None
         if aux_channels:
             self.auxiliary = FcnHead(middle, num_classes, channels=aux_channels, dropout=dropout)
-        self.record_config(network="FsaNet", k=k, pretrained=False, encoder_weights=None)
+        self.record_config(k=k)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""

@@ -12,7 +12,7 @@ import difflib
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.data.masks import class_palette
-from fsanet.errors import InputError
+from fsanet.errors import InputError, printable
 from fsanet.models.pyramid import Position, Pyramid, build_pyramid, expand_positions, load_published
 from fsanet.models.saving import SavedNetwork, check_normalisation
 
@@ -62,14 +62,14 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
         k, similarity, recurrence, block, qkv_bias: options of the attention, see
             :class:`FrequencySelfAttention`.
         attention_norm: use batch norm in the attention ("nonlocal" blocks).
-        weights: weights of the whole detector: a local state_dict (``.safetensors``, or ``.pth``
-            read with ``weights_only=True``), or torchvision's name, such as
+        weights: weights of the whole detector: a local state_dict (see
+            :func:`fsanet.files.read_checkpoint`), or torchvision's name, such as
             "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1" (a download).
         replace_predictors: with ``weights`` for other classes: ignore their last layers (class
             scores, boxes and masks), which then start from random weights.
         backbone_weights: weights of the backbone alone: a local file, or torchvision's name for a
             ResNet.
-        backbone_options: further arguments of ``timm.create_model``.
+        backbone_options: further arguments of the timm model's class.
         trainable_stages: train only the last this many of a ResNet's 5 stages (torchvision trains 3
             of a pretrained network).
         norm_eps: epsilon of frozen batch norms; by default 0 for a "v1" detector with ``weights``
@@ -95,6 +95,12 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
     ['boxes', 'labels', 'masks', 'scores']
     """
 
+    network = "MaskRcnnFsa"
+    initial_weights: ClassVar = {
+        "weights": None,
+        "replace_predictors": False,
+        "backbone_weights": None,
+    }
     #: Parameters whose names start with one of these belong to the encoder.
     encoder_prefixes = ("backbone.body.",)
 
@@ -192,15 +198,11 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
                 hint = "; for other classes give replace_predictors: true"
                 load_published(self, weights, _PUBLISHED, hint=hint)
         self.record_config(
-            network="MaskRcnnFsa",
             k=k,
             positions=list(positions),
             norm_eps=norm_eps,
             classes=list(self.classes),
             category_ids=list(self.category_ids),
-            weights=None,
-            replace_predictors=False,
-            backbone_weights=None,
         )
 
     @torch.no_grad()
@@ -245,11 +247,14 @@ def _detector(
 ) -> tv.MaskRCNN:
     """Build torchvision's detector on a pyramid, with the same parts as torchvision's builders."""
     allowed = _detector_options()
-    for name in options:
+    for name, value in options.items():
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, 1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; use {', '.join(sorted(allowed))}"
-            raise InputError(f"detector_options: no option '{name}'{hint}")
+            raise InputError(f"detector_options: no option '{printable(name)}'{hint}")
+        values = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(type(one) in (int, float) for one in values):
+            raise InputError(f"detector_options: {name} is {value!r}; give a number")
     width = pyramid.out_channels
     anchors = AnchorGenerator(
         tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes)

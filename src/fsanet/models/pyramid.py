@@ -8,9 +8,12 @@ Legend: B batch, C pyramid channels, H x W image, h x w grid of a level.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -18,7 +21,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, one_line
 from fsanet.files import read_weights
 from fsanet.models.encoder import build_encoder
 from fsanet.models.saving import check_state
@@ -121,7 +124,7 @@ def build_pyramid(
     Args:
         name: "resnet50" or "resnet101" for torchvision's, else a timm model.
         weights: backbone weights, a local file or torchvision's name for a ResNet.
-        options: further arguments of ``timm.create_model``.
+        options: further arguments of the timm model's class.
         version: torchvision's first or second detector. A ResNet has frozen batch norms in "v1";
             in "v2" they are trained, and the pyramid has them as well.
         norm_eps: epsilon of frozen batch norms.
@@ -270,7 +273,14 @@ def _download(name: str, models: Sequence[str]) -> dict[str, Tensor]:
     known = {f"{type(w).__name__}.{w.name}": w for m in models for w in get_model_weights(m)}
     if name not in known:
         raise InputError(f"weights {name!r}: give one of {', '.join(known)}, or a local file")
-    try:
-        return dict(known[name].get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"weights {name!r}: download failed ({error})") from error
+    url = known[name].url
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            check = re.search(r"-([a-f0-9]+)\.", file.name)  # the file name has a part of its hash
+            torch.hub.download_url_to_file(url, str(file), check and check[1])
+        except (OSError, RuntimeError) as error:
+            reason = one_line(error)
+            raise InputError(f"weights {name!r}: download failed ({reason})") from error
+    return read_weights(file)

@@ -5,31 +5,42 @@ Legend: B batch, H x W image, h x w feature grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import HfApi, PyTorchModelHubMixin, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fsanet.attention.dct import Band, BandLike
 from fsanet.data.masks import class_palette
-from fsanet.errors import InputError
-from fsanet.files import read_weights, write_whole
+from fsanet.errors import InputError, one_line, printable
+from fsanet.files import read_weights, write_text, write_whole
+from fsanet.models.config import check_values, find_file, read_json
 
 __all__ = [
     "SavedNetwork",
     "SegmentationNetwork",
     "band_to_json",
+    "build_for",
+    "check_finite",
     "check_normalisation",
-    "check_source",
     "check_state",
+    "find_folder",
 ]
 
-_HUB_ONLY = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_FILES = ["config.json", "fsanet_conversion.json", "model.safetensors", "pytorch_model.bin"]
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class SavedNetwork(
@@ -43,56 +54,69 @@ class SavedNetwork(
     end of its constructor.
     """
 
-    def record_config(self, *, network: str, k: BandLike, **resolved: Any) -> None:
+    #: The class by which `fsanet.load_model` opens the folder.
+    network: ClassVar[str]
+    #: Arguments that say where training starts, with their values for no such weights. They are
+    #: not saved, and not read from a saved folder.
+    initial_weights: ClassVar[dict[str, Any]] = {}
+
+    def record_config(self, *, k: BandLike, **resolved: Any) -> None:
         """Complete what ``config.json`` will hold beyond the arguments that were passed.
 
         Args:
-            network: name of the class, by which `fsanet.load_model` finds it.
             k: the band argument of the constructor.
             **resolved: arguments as they are needed to build the network again: defaults replaced
-                by their values, sources of initial weights by None.
+                by their values.
         """
         passed: Any = self._hub_mixin_config or {}
-        self._hub_mixin_config = {**passed, **resolved, "network": network, "k": band_to_json(k)}
+        known = {"network": self.network, "k": band_to_json(k)}
+        self._hub_mixin_config = {**passed, **resolved, **self.initial_weights, **known}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **overrides: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self:
         """Load a network from a folder or from the hub.
+
+        Of a folder, ``config.json`` and ``model.safetensors`` are read and nothing else.
 
         Args:
             source: folder written by ``save_pretrained``, or a hub id.
-            **overrides: constructor arguments that replace the saved ones, such as ``k=4``, and
-                the hub's own options (``revision``, ``cache_dir``, ``local_files_only``, ...).
+            revision, cache_dir, force_download, local_files_only, token: options of the hub.
+            **overrides: constructor arguments that replace the saved ones, such as ``k=4``.
 
         Raises:
-            InputError: no such folder, no network in it, or weights of another architecture.
+            InputError: no such folder, no network in it, a value in ``config.json`` that is not
+                valid, or weights of another architecture.
         """
-        folder = check_source(source)
-        if folder is not None:
-            for name in ("config.json", "model.safetensors"):
-                if not (folder / name).is_file():
-                    raise InputError(
-                        f"{folder}: no {name} in it; give a folder written by save_pretrained"
-                    )
-        return super().from_pretrained(str(source), **overrides)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **rest: Any) -> Self:
-        if not Path(model_id).is_dir():
-            return super()._from_pretrained(model_id=model_id, map_location=map_location, **rest)
-        model = cls(**{name: value for name, value in rest.items() if name not in _HUB_ONLY})
-        file = str(Path(model_id) / "model.safetensors")
-        return cls._load_as_safetensor(model, file, map_location, strict=True)
-
-    @classmethod
-    def _load_as_safetensor(
-        cls, model: Any, model_file: str, map_location: str, strict: bool
-    ) -> Any:
-        # The mixin's own loading accepts weights that fit only in part.
-        state = read_weights(model_file)
-        check_state(model, state, model_file)
-        model.load_state_dict(state)
-        return model.to(map_location)
+        folder = find_folder(
+            source,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        for name in ("config.json", "model.safetensors"):
+            if find_file(folder, name) is None:
+                raise InputError(
+                    f"{folder}: no {name} in it; give a folder written by save_pretrained"
+                )
+        config = read_json(folder / "config.json")
+        found = printable(str(config.pop("network", cls.network)))
+        if found != cls.network:
+            raise InputError(f"{folder}: holds a {found}, not a {cls.network}; use load_model")
+        settings = config | overrides | cls.initial_weights
+        check_values(settings, cls, folder / "config.json")
+        return build_for(read_weights(folder / "model.safetensors"), folder, cls, **settings)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights: Mapping[str, Tensor] = self.state_dict()  # type: ignore[attr-defined]
@@ -101,6 +125,106 @@ class SavedNetwork(
             save_directory / "model.safetensors",
             lambda stream: stream.write(safetensors.torch.save(state, {"format": "pt"})),
         )
+        config: Any = self._hub_mixin_config
+        saved = {name: config[name] for name in config if name not in self.initial_weights}
+        write_text(save_directory / "config.json", json.dumps(saved, sort_keys=True, indent=2))
+
+
+def find_folder(source: str | Path, **hub: Any) -> Path:
+    """Return the folder that ``source`` names; the network with that hub id is downloaded.
+
+    Args:
+        source: a folder, or ``owner/name`` on the hub. A folder comes first.
+        **hub: further arguments of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        InputError: there is neither.
+    """
+    folder = Path(source)
+    if str(source) and folder.is_dir():
+        return folder
+    if str(source) and folder.exists():
+        raise InputError(f"{folder}: a file, not a folder written by save_pretrained")
+    if not _HUB_ID.fullmatch(str(source)):
+        raise InputError(f"{str(source)!r}: no such folder, and not a hub id (owner/name)")
+    return _download(str(source), hub)
+
+
+def _download(name: str, hub: dict[str, Any]) -> Path:
+    """The files of a network on the hub, or in the hub's cache if it cannot be reached."""
+    reason = "no such folder, and it is not in the cache of the hub"
+    if not (hub.get("local_files_only") or constants.is_offline_mode()):
+        try:  # one request without repetitions tells whether the hub and the network exist
+            api = HfApi(token=hub.get("token"))
+            hub["revision"] = api.model_info(name, revision=hub.get("revision"), timeout=5).sha
+        except HfHubHTTPError as error:
+            reason = f"no such folder, and the hub refuses it ({one_line(error)})"
+        except Exception as error:  # whatever the HTTP client in use raises
+            reason = f"no such folder, and the hub cannot be reached ({one_line(error)})"
+        else:
+            reason = ""
+    hub["local_files_only"] = bool(reason)
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, **hub))
+    except Exception as error:
+        raise InputError(f"{name}: {reason or one_line(error)}") from error
+
+
+def build_for(
+    state: Mapping[str, Tensor], source: str | Path, network: Callable[..., Any], **options: Any
+) -> Any:
+    """Build a network around weights, with no more memory than they have.
+
+    Its parameters are the tensors in ``state``. While it is built, they have a shape but no data,
+    and building ends as soon as it needs more than there is in ``state``.
+
+    Args:
+        state: the complete state_dict.
+        source: where it is from, to be named in errors.
+        network: class of the network, or a function that makes it.
+        **options: arguments of ``network``.
+
+    Raises:
+        InputError: options that no network can have, or weights that do not fit.
+    """
+    with _parameters_limited_by(state):
+        try:
+            model = network(**options)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        except Exception as error:  # torch, timm and torchvision report options in many ways
+            raise InputError(f"{source}: cannot be built ({one_line(error)})") from error
+    check_state(model, state, source)
+    check_finite(state, source)
+    own = model.state_dict()
+    # Copies, because results depend in their last bits on how a file aligns its tensors in memory.
+    copies = {name: value.to(own[name].dtype, copy=True) for name, value in state.items()}
+    model.load_state_dict(copies, assign=True)
+    return model
+
+
+@contextmanager
+def _parameters_limited_by(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """While networks are built here, keep no data of parameters, and stop at what is too large."""
+    # A timm encoder is built with a classifier, which is removed again: hence some more.
+    most = 4 * len(state) + 1_000
+    largest = 4 * sum(value.numel() for value in state.values()) + 1_000_000
+    thread, count = threading.get_ident(), 0
+
+    def limit(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        nonlocal count
+        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+            return None
+        count += 1
+        if count > most or parameter.numel() > largest:
+            raise InputError("config.json describes a larger network than its weights belong to")
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(limit)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"]):
@@ -147,9 +271,8 @@ class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"
         self.palette = class_palette(palette, num_classes)
         self.mean, self.std = check_normalisation(mean, std, in_channels)
 
-    def record_config(self, *, network: str, k: BandLike, **resolved: Any) -> None:
+    def record_config(self, *, k: BandLike, **resolved: Any) -> None:
         super().record_config(
-            network=network,
             k=k,
             num_classes=self.num_classes,
             classes=list(self.classes),
@@ -200,22 +323,6 @@ def check_normalisation(
     return mean, std
 
 
-def check_source(source: str | Path) -> Path | None:
-    """Return the folder that ``source`` names, or None for a hub id.
-
-    Raises:
-        InputError: it is neither.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise InputError(f"{folder}: a file, not a folder written by save_pretrained")
-    if folder.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
-        raise InputError(f"{folder}: no such folder, and not a hub id (owner/name)")
-    return None
-
-
 def band_to_json(k: BandLike) -> Any:
     """Convert a band argument to plain JSON values that `Band.of` accepts."""
     if k is None or isinstance(k, int):
@@ -231,20 +338,35 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Pat
         InputError: with what differs.
     """
     wanted = model.state_dict()
+    both = wanted.keys() & state.keys()
     problems = []
     for title, names in (
         ("missing", wanted.keys() - state.keys()),
         ("not of this network", state.keys() - wanted.keys()),
-        (
-            "of another shape",
-            {n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape},
-        ),
+        ("of another shape", {n for n in both if wanted[n].shape != state[n].shape}),
+        ("of another type", {n for n in both if _type(wanted[n]) != _type(state[n])}),
     ):
         if names:
-            first = sorted(names)[0]
+            first = ", ".join(map(printable, sorted(names)[:3]))
             problems.append(f"{len(names)} {title}, such as {first}")
     if problems:
         raise InputError(
             f"{source}: weights of another architecture ({'; '.join(problems)}); "
             "load them with the options they were saved with"
         )
+
+
+def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Check that no weight is nan or infinite.
+
+    Raises:
+        InputError: with the first that is.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{source}: nan or infinite values in the weight {printable(name)}")
+
+
+def _type(value: Tensor) -> object:
+    """What two types of weights have in common that can be copied to each other."""
+    return "float" if value.dtype in _FLOATS else value.dtype

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from fsanet.attention import (
@@ -24,13 +27,15 @@ from fsanet.attention import (
 from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
-from fsanet.errors import InputError
-from fsanet.models.saving import SegmentationNetwork, check_source
+from fsanet.errors import InputError, one_line, printable
+from fsanet.files import read_weights
+from fsanet.models.config import check_values, find_file, read_json
+from fsanet.models.saving import SegmentationNetwork, check_finite, find_folder
 
 if TYPE_CHECKING:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-__all__ = ["SegformerFsa", "Variant"]
+__all__ = ["SegformerFsa", "Variant", "load_plain"]
 
 Variant = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
 
@@ -95,6 +100,8 @@ class SegformerFsa(SegmentationNetwork):
     torch.Size([1, 5, 64, 96])
     """
 
+    network = "SegformerFsa"
+    initial_weights: ClassVar = {"pretrained": None}
     encoder_prefixes = ("segformer.",)
 
     def __init__(
@@ -132,10 +139,12 @@ class SegformerFsa(SegmentationNetwork):
             "drop_path_rate": drop_path,
         }
         if pretrained is None:
-            network = _build(variant, options)
+            network = _transformers().SegformerForSemanticSegmentation(_config(variant, options))
         else:
-            network, names = _load(pretrained, variant, options)
-            classes = names if classes is None else classes
+            found = _read_config(pretrained)
+            network = _load(found, variant, options)
+            if classes is None and len(found.classes) == num_classes:
+                classes = found.classes
         known = (_MEAN, _STD) if in_channels == 3 else ((0.5,) * in_channels,) * 2
         self.describe(
             num_classes=num_classes,
@@ -161,7 +170,7 @@ class SegformerFsa(SegmentationNetwork):
             relu = self.decode_head.activation
             both = nn.Sequential(OrderedDict(activation=relu, attention=layer))
             self.decode_head.add_module("activation", both)
-        self.record_config(network="SegformerFsa", k=k, pretrained=None)
+        self.record_config(k=k)
 
     @property
     def encoder(self) -> nn.Module:
@@ -193,7 +202,7 @@ class SegformerFsa(SegmentationNetwork):
         return self(images), None
 
     @classmethod
-    def from_transformers(cls, source: str, **options: Any) -> Self:
+    def from_transformers(cls, source: str | Path, **options: Any) -> Self:
         """Load a plain SegFormer from a folder or the hub, with its size, classes and their names.
 
         Args:
@@ -203,23 +212,70 @@ class SegformerFsa(SegmentationNetwork):
         Raises:
             InputError: there is no SegFormer of a published size.
         """
-        config = _read_config(source)
-        variant = _variant(config)
-        if variant is None:
-            raise InputError(
-                f"{source}: stages of {tuple(config.hidden_sizes)} channels and "
-                f"{tuple(config.depths)} blocks are no published size (b0 to b5)"
-            )
-        found = {
-            "variant": variant,
-            "num_classes": config.num_labels,
-            "in_channels": config.num_channels,
+        found = _read_config(source)
+        if found.variant is None:
+            raise InputError(f"{source}: holds a SegFormer of no published size (b0 to b5)")
+        known = {
+            "variant": found.variant,
+            "num_classes": len(found.classes),
+            "in_channels": found.num_channels,
             "attention": None,
         }
-        return cls(pretrained=source, **{**found, **options})
+        return cls(pretrained=str(found.folder), **{**known, **options})
 
 
 # --- SegFormer of transformers ----------------------------------------------------------
+
+# What all published sizes have in common, by its name in the config.json of transformers.
+_SHARED = {
+    "num_encoder_blocks": 4,
+    "num_attention_heads": [1, 2, 5, 8],
+    "sr_ratios": [8, 4, 2, 1],
+    "patch_sizes": [7, 3, 3, 3],
+    "strides": [4, 2, 2, 2],
+    "mlp_ratios": [4, 4, 4, 4],
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "reshape_last_stage": True,
+}
+
+
+class Plain(NamedTuple):
+    """What is read of a folder in the format of transformers; the rest of it is ignored.
+
+    Attributes:
+        folder: where it is.
+        variant: its size; None if that is not a published one.
+        num_channels: of the images.
+        classes: class names.
+    """
+
+    folder: Path
+    variant: Variant | None
+    num_channels: int
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The types of what is read besides the size."""
+
+    num_channels: int = 3
+    num_labels: int = 2
+    id2label: dict[str, str] | None = None
+
+
+def load_plain(source: str | Path) -> SegformerForSemanticSegmentation:
+    """Load a SegFormer of a published size in the format of `transformers`.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = _read_config(source)
+    if found.variant is None:
+        raise InputError(f"{source}: holds a SegFormer of no published size (b0 to b5)")
+    options = {"num_channels": found.num_channels, "id2label": dict(enumerate(found.classes))}
+    return _load(found, found.variant, options)
 
 
 def _transformers() -> Any:
@@ -232,23 +288,14 @@ def _transformers() -> Any:
     return transformers
 
 
-def _build(variant: Variant, options: dict[str, Any]) -> SegformerForSemanticSegmentation:
-    """Build a SegFormer with random weights; ``options`` go to its config."""
-    transformers = _transformers()
-    size = _SIZES[variant]
-    config = transformers.SegformerConfig(
-        hidden_sizes=list(size.channels),
-        depths=list(size.blocks),
-        decoder_hidden_size=size.decoder,
-        **options,
-    )
-    return transformers.SegformerForSemanticSegmentation(config)
+def _config(variant: Variant, options: dict[str, Any]) -> SegformerConfig:
+    return _transformers().SegformerConfig(**_named(_SIZES[variant]), **options)
 
 
 def _load(
-    source: str, variant: Variant, options: dict[str, Any]
-) -> tuple[SegformerForSemanticSegmentation, tuple[str, ...] | None]:
-    """Load a SegFormer and, if the number of classes is unchanged, its class names.
+    found: Plain, variant: Variant, options: dict[str, Any]
+) -> SegformerForSemanticSegmentation:
+    """Load the weights of a folder into a SegFormer; ``options`` go to its config.
 
     The decode head may be missing, as in an image classifier, and the classifier may have another
     number of classes.
@@ -256,27 +303,29 @@ def _load(
     Raises:
         InputError: any other weight is missing, unexpected or of another shape.
     """
-    transformers, config = _transformers(), _read_config(source)
-    found = _variant(config)
-    if found != variant:
+    transformers, source = _transformers(), found.folder
+    if found.variant != variant:
         raise InputError(
-            f"{source}: holds a SegFormer {found or 'of no published size'}, not {variant}"
-            + (f"; give variant={found!r}" if found else "")
+            f"{source}: holds a SegFormer {found.variant or 'of no published size'}, not {variant}"
+            + (f"; give variant={found.variant!r}" if found.variant else "")
         )
-    names = None
-    if options["num_labels"] == config.num_labels:
-        by_id = cast(dict[int, str], config.id2label)
-        names = tuple(by_id[index] for index in sorted(by_id))
-    for name, value in options.items():
-        if name != "num_labels" or names is None:  # setting num_labels clears the names
-            setattr(config, name, value)
+    file = find_file(source, "model.safetensors") or find_file(source, "pytorch_model.bin")
+    if file is None:
+        raise InputError(f"{source}: no model.safetensors in it; give a folder with weights")
     try:
+        # transformers gets no folder to look into, only the weights, whose old names it knows.
         with _silent(transformers):  # about missing weights, which are checked here
             network, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
-                source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+                None,
+                config=_config(variant, options),
+                state_dict=read_weights(file),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                local_files_only=True,
+                dtype=torch.float32,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"{file}: {one_line(error)}") from error
     misshapen = {entry[0] for entry in report["mismatched_keys"]}
     missing = set(report["missing_keys"]) - misshapen
     unexpected = set(report["unexpected_keys"])
@@ -289,32 +338,47 @@ def _load(
     if wrong:
         raise InputError(
             f"{source}: weights of another architecture ({len(wrong)} missing, unexpected or of "
-            f"another shape, such as {min(wrong)})"
+            f"another shape, such as {printable(min(wrong))})"
         )
-    return network, names
+    check_finite(network.state_dict(), file)
+    return network
 
 
-def _read_config(source: str) -> SegformerConfig:
+def _read_config(source: str | Path) -> Plain:
     """Read the config of a SegFormer in a folder or on the hub.
 
     Raises:
         InputError: there is none, or it belongs to another network.
     """
-    transformers = _transformers()
-    check_source(source)
-    try:
-        config = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
-    if config.model_type != "segformer":
-        raise InputError(f"{source}: holds a network of type {config.model_type}, not segformer")
-    return config
+    folder = find_folder(source)
+    file = find_file(folder, "config.json")
+    if file is None:
+        raise InputError(f"{folder}: no config.json in it; give a SegFormer of transformers")
+    config = read_json(file)
+    kind = config.get("model_type")
+    if kind != "segformer":
+        raise InputError(f"{source}: holds a network of type {printable(str(kind))}, not segformer")
+    labels = {name: config[name] for name in _Labels.__annotations__ if name in config}
+    check_values(labels, _Labels, file)
+    read = _Labels(**labels)
+    by_id = read.id2label or {str(i): f"LABEL_{i}" for i in range(read.num_labels)}
+    ids = [str(i) for i in range(len(by_id))]
+    if set(ids) != by_id.keys():
+        raise InputError(f"{file}: id2label has other keys than 0 to {len(by_id) - 1}")
+    size = [config.get(*item) for item in _named(_SIZES["b0"]).items()]
+    variant = None
+    if all(config.get(*item) == item[1] for item in _SHARED.items()):
+        variant = next((v for v, s in _SIZES.items() if list(_named(s).values()) == size), None)
+    return Plain(folder, variant, read.num_channels, tuple(by_id[i] for i in ids))
 
 
-def _variant(config: SegformerConfig) -> Variant | None:
-    """The published size that matches a config, if any."""
-    found = (tuple(config.hidden_sizes), tuple(config.depths), config.decoder_hidden_size)
-    return next((name for name, size in _SIZES.items() if size == found), None)
+def _named(size: Size) -> dict[str, Any]:
+    """A size by the names in the config.json of transformers."""
+    return {
+        "hidden_sizes": list(size.channels),
+        "depths": list(size.blocks),
+        "decoder_hidden_size": size.decoder,
+    }
 
 
 @contextmanager

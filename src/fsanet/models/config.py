@@ -1,0 +1,142 @@
+"""What a saved folder says about its network: plain values, checked before anything is built.
+
+A folder may come from anyone. Its JSON files are read here, and nothing in them is ever a path, a
+URL or code: names, types and sizes are checked against the signature of what they are for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fsanet.errors import InputError, one_line, printable
+
+__all__ = ["check_values", "find_file", "read_json"]
+
+_LARGEST_FILE = 1 << 20  # bytes of a JSON file; those of real networks have a few thousand
+_LONGEST = 65_536  # entries of a list
+_LONGEST_TEXT = 1_000
+_LARGEST = 65_536  # channels, classes, frequencies, pixels of a side, ...
+# What is repeated in a forward pass, resizes an image, or is no size at all.
+_LARGEST_OF = {"recurrence": 100, "min_size": 8_192, "max_size": 8_192, "category_ids": 2**53}
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder, or None if there is none.
+
+    Raises:
+        InputError: it is no regular file, or a link that leads out of the folder.
+    """
+    file = folder / name
+    if not file.is_file():
+        if file.exists() or file.is_symlink():
+            raise InputError(f"{file}: not a regular file; give a folder written by fsanet")
+        return None
+    home, real = folder.resolve(), file.resolve()
+    # The cache of the hub keeps the files of a snapshot in a folder beside all snapshots.
+    if real.parent not in (home, home.parent.parent / "blobs"):
+        raise InputError(f"{file}: a link to a file outside its folder; copy that file into it")
+    return file
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object of at most 1 MiB, without nan and infinity.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_LARGEST_FILE + 1)
+        if len(data) > _LARGEST_FILE:
+            raise InputError(f"{file}: larger than 1 MiB, which no configuration is")
+        content = json.loads(data.decode("utf-8"))
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not readable as JSON ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: holds no JSON object")
+    return content
+
+
+def check_values(values: Mapping[str, Any], target: type, where: object) -> None:
+    """Check names, types and sizes of values by the signature of the class they are passed to.
+
+    Args:
+        values: by name of the argument.
+        target: class with annotations. Its arguments without a default are required.
+        where: what to name in errors, such as a file.
+
+    Raises:
+        InputError: an unknown or missing name, or a value of another type or beyond all measure.
+    """
+    constructor: Any = target.__init__  # type: ignore[misc]
+    hints = get_type_hints(constructor)
+    parameters = dict(inspect.signature(constructor).parameters)
+    del parameters["self"]
+    for name, value in values.items():
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, 1)
+            hint = f"did you mean '{near[0]}'?" if near else "or a newer version of fsanet wrote it"
+            raise InputError(f"{where}: unknown key '{printable(name)}'; {hint}")
+        if not _matches(value, hints[name]):
+            kind = re.sub(r"\b(?:\w+\.)+", "", inspect.formatannotation(hints[name]))
+            raise InputError(f"{where}: {name} is {_shown(value)}; expected {kind}")
+        largest = _LARGEST_OF.get(name, _LARGEST)
+        if _size(value) > largest:
+            raise InputError(f"{where}: {name} is {_shown(value)}; at most {largest} is possible")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in values:
+            raise InputError(f"{where}: {name} is missing")
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a value has an annotated type. A bool is no int, and nan is no number."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        kinds = (NoneType, bool, int, float, str)
+        return any(_matches(value, kind) for kind in (*kinds, list[bool | int | float | str]))
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is tuple:
+        return _is_list(value) and len(value) == len(inner) and all(map(_matches, value, inner))
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _matches(key, inner[0]) and _matches(entry, inner[1]) for key, entry in value.items()
+        )
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return _is_list(value) and all(_matches(entry, inner[0]) for entry in value)
+    if inner:  # a union
+        return any(_matches(value, kind) for kind in inner)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if hint is str:
+        return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+    return type(value) is hint
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | range) and len(value) <= _LONGEST
+
+
+def _size(value: Any) -> int:
+    """The largest absolute value of the whole numbers in a value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return max(map(_size, value), default=0)
+    return abs(value) if isinstance(value, int) else 0
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
