@@ -15,6 +15,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from fsanet.data import images
 from fsanet.data.images import list_images, locate_images, read_image
 from fsanet.errors import InputError
 
@@ -425,3 +426,13 @@ def test_forbidden_file_and_folder(tree: Path) -> None:
             list_images(tree)
     finally:
         (tree / "sub").chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_large_images_are_converted_in_bands(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (23, 17, 4), dtype=np.uint8)
+    image = Image.fromarray(values, "RGBA")
+    image = image if mode == "RGBA" else image.convert("RGB").convert(mode)
+    whole = read_image(image)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 40)  # two rows
+    assert torch.equal(read_image(image), whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,21 +107,18 @@ def test_windows_of_several_images_share_a_batch() -> None:
 
 @pytest.mark.parametrize("source", [(11, 7), (30, 12), (3, 40), (1, 1), (64, 5)])
 @pytest.mark.parametrize("size", [(11, 7), (5, 9), (24, 3), (1, 1), (9, 40)])
-@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("piece", [1, 4, 100])
 def test_resized_rows_equal_interpolation_of_the_whole(
-    source: tuple[int, int], size: tuple[int, int], flip: bool, piece: int
+    source: tuple[int, int], size: tuple[int, int], piece: int
 ) -> None:
     whole = torch.randn(2, 3, *source, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(
-        whole.flip(3) if flip else whole, size, mode="bilinear", align_corners=False
-    )
+    expected = F.interpolate(whole, size, mode="bilinear", align_corners=False)
 
     def arriving() -> Iterator[torch.Tensor]:
         for start in range(0, source[0], 3):
             yield whole[:, :, start : start + 3]
 
-    rows = ResizedRows(arriving(), source, size, flip=flip)
+    rows = ResizedRows(arriving(), source, size)
     taken = [rows.take(y, min(y + piece, size[0])) for y in range(0, size[0], piece)]
     torch.testing.assert_close(torch.cat(taken, 2), expected, rtol=1e-4, atol=1e-5)
 
@@ -152,6 +150,85 @@ def column_model(tiles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return logits
 
 
+def scores(images: torch.Tensor, forward: Any, **options: Any) -> torch.Tensor:
+    """All blocks of `class_scores` put together, each pixel in exactly one of them."""
+    blocks = list(class_scores(images, forward, **options))
+    count, _, height, width = images.shape
+    whole = torch.empty(count, blocks[0].scores.shape[1], height, width)
+    seen = torch.zeros(count, height, width)
+    for block in blocks:
+        whole[block.images, :, block.rows, block.columns] = block.scores
+        seen[block[:3]] += 1
+    assert (seen == 1).all()
+    return whole
+
+
+def test_windows_give_the_bits_of_whole_sums() -> None:
+    """The sums of the whole image, of every view, by the order of the windows."""
+    rng = np.random.default_rng(3)
+    weights = torch.from_numpy(rng.normal(0, 0.02, (5, 1, 1)).astype(np.float32))
+
+    def forward(tiles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        logits = torch.full((len(tiles), 5, *size), float("nan"))
+        h, w = tiles.shape[2:]
+        place = torch.arange(h)[:, None] / 7 + torch.arange(w) / 3
+        logits[:, :, :h, :w] = tiles[:, :1] * weights + tiles[:, 1:2] / 50 + place.sin()
+        return logits
+
+    for case in range(60):
+        height, width = (int(v) for v in rng.integers(1, 70, 2))
+        window = tuple(int(v) for v in rng.integers(1, 30, 2))
+        stride = tuple(int(rng.integers(1, side + 1)) for side in window)
+        scales = [(1.0,), (1.0,), (0.6,), (0.75, 1.0, 1.3)][case % 4]
+        flip, probabilities = bool(rng.random() < 0.4), bool(rng.random() < 0.4)
+        images = torch.from_numpy(rng.integers(0, 256, (2, 3, height, width), dtype=np.uint8))
+
+        def view(scale: float, mirror: bool) -> ResizedRows:
+            seen = resized(images, scale)  # noqa: B023
+            h, w = seen.shape[2:]
+            seen = seen.flip(3) if mirror else seen
+            total, count = torch.zeros(2, 5, h, w), torch.zeros(h, w)
+            for top in window_starts(h, window[0], stride[0]):  # noqa: B023
+                for left in window_starts(w, window[1], stride[1]):  # noqa: B023
+                    place = (slice(top, top + window[0]), slice(left, left + window[1]))  # noqa: B023
+                    tiles = seen[:, :, *place]
+                    logits = forward(tiles, window)  # noqa: B023
+                    total[:, :, *place] += logits[:, :, : tiles.shape[2], : tiles.shape[3]]
+                    count[place] += 1
+            mean = total / count
+            rows = iter([mean.flip(3) if mirror else mean])
+            return ResizedRows(rows, (h, w), (height, width))  # noqa: B023
+
+        views = [view(scale, mirror) for scale in scales for mirror in ((False, True)[: 1 + flip])]
+        expected = []
+        for top in range(0, height, stride[0]):
+            rows = [one.take(top, min(top + stride[0], height)) for one in views]
+            if probabilities or len(rows) > 1:
+                rows = [one.softmax(1) for one in rows]
+                total = rows[0]
+                for one in rows[1:]:
+                    total = total + one
+                rows = [total / len(rows)]
+            expected.append(rows[0])
+        options = {"window": window, "stride": stride, "scales": scales, "flip": flip}
+        options |= {"batch_size": int(rng.integers(1, 6)), "probabilities": probabilities}
+        got = scores(images, forward, **options)
+        assert torch.equal(got, torch.cat(expected, 2)), (height, width, options)
+
+
+def test_wide_windows_do_not_pad_the_image() -> None:
+    fed = []
+
+    def forward(tiles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        fed.append(size)
+        return column_model(tiles, size)
+
+    images = torch.zeros(1, 3, 8, 9, dtype=torch.uint8)
+    for window in [(10**9, 10), (20, 4000)]:
+        list(sliding_rows(images, forward, window=window, stride=window, batch_size=1))
+    assert fed == [(8, 10), (20, 9)]
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(0))
     return powers / powers.sum(0)
@@ -174,7 +251,7 @@ def test_whole_image_views_by_their_definition(flip: bool, scales: tuple[float, 
                 torch.from_numpy(logits).double(), (14, 9), mode="bilinear", align_corners=False
             )
             expected.append(softmax(back[0].numpy()))
-    (result,) = class_scores(
+    (block,) = class_scores(
         images,
         column_model,
         window=None,
@@ -184,7 +261,7 @@ def test_whole_image_views_by_their_definition(flip: bool, scales: tuple[float, 
         batch_size=1,
         probabilities=True,
     )
-    np.testing.assert_allclose(result[0].numpy(), np.mean(expected, axis=0), atol=1e-5)
+    np.testing.assert_allclose(block.scores[0].numpy(), np.mean(expected, axis=0), atol=1e-5)
     # The definition tells a mirrored row axis from a mirrored column axis.
     if flip:
         assert np.abs(expected[0] - expected[1][:, ::-1]).max() > 0.1
@@ -198,15 +275,15 @@ def test_windowed_views_equal_whole_views_of_a_pixelwise_model() -> None:
         return F.pad(tiles[:, :2].float() / 40, (0, size[1] - w, 0, size[0] - h))
 
     options = {"scales": (0.5, 1.0, 1.25), "flip": True, "batch_size": 3, "probabilities": True}
-    (whole,) = class_scores(images, pixelwise, window=None, stride=None, **options)
+    whole = scores(images, pixelwise, window=None, stride=None, **options)
     for window, stride in [((8, 8), (5, 5)), ((16, 30), (16, 30)), ((100, 6), (10, 3))]:
-        pieces = list(class_scores(images, pixelwise, window=window, stride=stride, **options))
-        torch.testing.assert_close(torch.cat(pieces, 2), whole, rtol=1e-4, atol=1e-5)
+        pieces = scores(images, pixelwise, window=window, stride=stride, **options)
+        torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_single_view_keeps_its_logits() -> None:
     images = torch.full((1, 3, 4, 4), 250, dtype=torch.uint8)
-    (result,) = class_scores(
+    (block,) = class_scores(
         images,
         column_model,
         window=None,
@@ -216,4 +293,4 @@ def test_a_single_view_keeps_its_logits() -> None:
         batch_size=1,
         probabilities=False,
     )
-    torch.testing.assert_close(result, column_model(images, (4, 4)))
+    torch.testing.assert_close(block.scores, column_model(images, (4, 4)))

@@ -28,6 +28,8 @@ IMAGE_SUFFIXES = frozenset(
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
+_BAND_PIXELS = 2**22
+
 #: What Pillow's decoders raise for damaged files.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
@@ -226,11 +228,21 @@ def _decode(image: Image.Image, name: str) -> Tensor:
         return _to_rgb(values.astype(np.uint16), name)
     if image.mode == "F":
         return _to_rgb(np.asarray(image), name)
-    if image.mode == "RGB" and not image.has_transparency_data and min(image.size) > 0:
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
-    if image.has_transparency_data:
-        return _to_rgb(np.asarray(image.convert("RGBA")), name)
-    return _to_rgb(np.asarray(image.convert("RGB")), name)
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    width, height = image.size
+    if 0 in image.size:
+        return _to_rgb(np.empty((height, width, 3), dtype=np.uint8), name)  # raises
+    # In bands of rows, because Pillow's copies take several times the memory of the pixels.
+    rows = max(1, _BAND_PIXELS // width)
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, rows):
+        whole = rows >= height
+        band = image if whole else image.crop((0, top, width, min(top + rows, height)))
+        values = np.asarray(band if band.mode == mode else band.convert(mode))
+        if mode == "RGBA":
+            values = _to_rgb(values, name).numpy().transpose(1, 2, 0)
+        pixels[top : top + rows] = values  # (r, W, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W)
 
 
 def _from_tensor(source: Tensor) -> Tensor:

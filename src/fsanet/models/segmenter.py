@@ -145,8 +145,7 @@ class Segmenter:
             with _evaluating(self.model), torch.inference_mode():
                 for first in range(0, batch, group):
                     part = slice(first, first + group)
-                    start = 0
-                    for piece in class_scores(
+                    for block in class_scores(
                         images[part],
                         self._forward,
                         window=self.window,
@@ -156,13 +155,11 @@ class Segmenter:
                         batch_size=self.batch_size,
                         probabilities=self.confidence,
                     ):
-                        stop = start + piece.shape[2]
-                        best = piece.max(dim=1)  # (b, r, W)
-                        ids[part, start:stop] = best.indices.to("cpu", torch.uint8)
+                        best = block.scores.max(dim=1)  # (b, r, c)
+                        ids[part][block[:3]] = best.indices.to("cpu", torch.uint8)
                         if confidence is not None:
-                            confidence[part, start:stop] = best.values.cpu()
-                        start = stop
-                        del piece, best  # freed before the next is made
+                            confidence[part][block[:3]] = best.values.cpu()
+                        del block, best  # freed before the next is made
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"an image of {width} x {height} pixels does not fit into the memory of "

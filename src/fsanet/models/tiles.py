@@ -1,25 +1,47 @@
-"""Logits of an image of any size, row by row: sliding windows, several scales, mirror images.
+"""Class scores of an image of any size: sliding windows, several scales, mirror images.
 
-An image is covered by a grid of windows whose logits are averaged where they overlap. Only a band
-of sums as high as one window is kept: rows that no later window touches are finished, handed on
-and forgotten. So the logits of a large image never exist as a whole.
+An image is covered by a grid of windows whose logits are averaged where they overlap. Sums are kept
+only for the rows that windows further down still touch: pixels that no later window touches are
+finished, handed on and forgotten. So the logits of a large image never exist as a whole.
 
-Shapes: B images, C classes, (H, W) image, (H', W') the same scaled, (h, w) window, r rows.
+Shapes: B images, C classes, (H, W) image, (H', W') the same scaled, (h, w) window, r rows, c
+columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ResizedRows", "class_scores", "resized", "sliding_rows", "window_starts"]
+__all__ = [
+    "Block",
+    "ResizedRows",
+    "class_scores",
+    "resized",
+    "sliding_blocks",
+    "sliding_rows",
+    "window_starts",
+]
 
 # uint8 (b, 3, h', w') and the size (h, w) to pad it to -> float32 logits (b, C, h, w)
 Forward = Callable[[Tensor, tuple[int, int]], Tensor]
+
+_LARGEST_PADDED = 2048  # pixels; an image is not padded to windows that are higher or wider
+
+
+class Block(NamedTuple):
+    """Finished scores, float32 (b, C, r, c), of pixels ``[images, rows, columns]`` of (B, H, W)."""
+
+    images: slice
+    rows: slice
+    columns: slice
+    scores: Tensor
 
 
 def class_scores(
@@ -32,8 +54,8 @@ def class_scores(
     flip: bool,
     batch_size: int,
     probabilities: bool,
-) -> Iterator[Tensor]:
-    """Yield the score of each class at each pixel, averaged over all views, from top to bottom.
+) -> Iterator[Block]:
+    """Yield the score of each class at each pixel, averaged over all views.
 
     Args:
         images: uint8 (B, 3, H, W).
@@ -45,42 +67,53 @@ def class_scores(
         probabilities: yield probabilities even where logits would do.
 
     Yields:
-        float32 (B, C, r, W), the r adding up to H: probabilities averaged over the views, or the
-        logits of the only view.
+        Each pixel once: probabilities averaged over the views, or the logits of the only view.
     """
     looks = [
         (scale, mirror) for scale in scales for mirror in ((False, True) if flip else (False,))
     ]
     softmax = probabilities or len(looks) > 1
     size = (images.shape[2], images.shape[3])
+    every = slice(None)
+
+    if window is None or stride is None:
+
+        def whole(scale: float, mirror: bool) -> Tensor:
+            seen = resized(images, scale)  # (B, 3, H', W')
+            scaled = (seen.shape[2], seen.shape[3])
+            logits = forward(seen.flip(3), scaled).flip(3) if mirror else forward(seen, scaled)
+            return ResizedRows(iter([logits]), scaled, size).take(0, size[0])
+
+        # The model makes logits of the whole image anyway: one view of them after the other.
+        yield Block(every, every, every, _average((whole(*look) for look in looks), softmax))
+        return
+
+    options = {"window": window, "stride": stride, "batch_size": batch_size}
+    if not softmax and scales[0] == 1:
+        yield from sliding_blocks(images, forward, **options)
+        return
 
     def view(scale: float, mirror: bool) -> ResizedRows:
         seen = resized(images, scale)  # (B, 3, H', W')
-        scaled = (seen.shape[2], seen.shape[3])
-        if mirror:
-            seen = seen.flip(3)  # along the width; ResizedRows turns the logits back
-        if window is None or stride is None:
-            rows: Iterator[Tensor] = (forward(tiles, scaled) for tiles in (seen,))
-        else:
-            rows = sliding_rows(seen, forward, window=window, stride=stride, batch_size=batch_size)
-        return ResizedRows(rows, scaled, size, flip=mirror)
+        rows = sliding_rows(seen, forward, flip=mirror, **options)
+        return ResizedRows(rows, (seen.shape[2], seen.shape[3]), size)
 
-    if window is None or stride is None:
-        # The model makes logits of the whole image anyway: one view of them after the other.
-        yield _average((view(*look).take(0, size[0]) for look in looks), len(looks), softmax)
-        return
-    views = [view(*look) for look in looks]  # all advance together, a band of each exists
+    views = [view(*look) for look in looks]  # all advance together
     for start in range(0, size[0], stride[0]):
-        stop = min(start + stride[0], size[0])
-        yield _average((one.take(start, stop) for one in views), len(views), softmax)
+        rows = slice(start, min(start + stride[0], size[0]))
+        pieces = (one.take(rows.start, rows.stop) for one in views)
+        yield Block(every, rows, every, _average(pieces, softmax))
 
 
-def _average(pieces: Iterator[Tensor], count: int, softmax: bool) -> Tensor:
-    if not softmax:
-        return next(pieces)
-    total = next(pieces).softmax(1)
+def _average(pieces: Iterable[Tensor], softmax: bool) -> Tensor:
+    """Mean of the probabilities (B, C, r, W) of all views, or the logits of the only one."""
+    total, count = torch.empty(0), 0
     for piece in pieces:
-        total += piece.softmax(1)
+        if not softmax:
+            return piece
+        piece = piece.softmax(1)
+        total = total.add_(piece) if count else piece
+        count += 1
     return total.div_(count)
 
 
@@ -99,66 +132,97 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def sliding_rows(
+def sliding_blocks(
     images: Tensor,
     forward: Forward,
     *,
     window: tuple[int, int],
     stride: tuple[int, int],
     batch_size: int,
-) -> Iterator[Tensor]:
-    """Yield the averaged logits of ``images`` from top to bottom.
+    flip: bool = False,
+) -> Iterator[Block]:
+    """Yield the averaged logits of ``images``, a block for each window.
 
     Args:
         images: uint8 (B, 3, H, W).
         forward: the model for up to ``batch_size`` tiles at once. An image smaller than the window
             gives smaller tiles, which ``forward`` pads at the bottom and the right.
         window, stride: pixels, (vertical, horizontal); stride <= window.
+        flip: feed the images mirrored left to right, and mirror their logits back.
 
-    Yields:
-        float32 (B, C, r, W); the r add up to H, each is at most h.
-
-    Memory besides the model's own: a band of (B, C, h, W) float32, and the rows being yielded.
+    Memory besides the model's own: two windows, and sums of the rows that overlap with the next
+    row of windows, (B, C, h - vertical stride, W) in most cases.
     """
     count, _, height, width = images.shape
+    window = tuple(  # type: ignore[assignment]
+        side if side <= _LARGEST_PADDED else min(side, length)
+        for side, length in zip(window, (height, width), strict=True)
+    )
+    tile = min(window[0], height), min(window[1], width)
     tops = window_starts(height, window[0], stride[0])
     lefts = window_starts(width, window[1], stride[1])
-    tile = min(window[0], height), min(window[1], width)
-    places = [(image, left) for image in range(count) for left in lefts]
-    across = torch.zeros(width)  # windows over each column
-    for left in lefts:
-        across[left : left + tile[1]] += 1
-    down = torch.zeros(tile[0])  # windows so far over each row of the band
-    band: Tensor | None = None
-    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
+    down, across = _windows_over(height, tops, tile[0]), _windows_over(width, lefts, tile[1])
+    next_tops, next_lefts = [*tops[1:], height], [*lefts[1:], width]
+    # Rows shared with the windows further down; the last pair of windows may overlap the most.
+    shared = max((top + tile[0] - below for top, below in pairwise(tops)), default=0)
+    places = [(image, column) for image in range(count) for column in range(len(lefts))]
+    carried = sums = torch.empty(0)  # sums of shared rows, (B, C, shared, W), and of one window
+    for row, (top, next_top) in enumerate(zip(tops, next_tops, strict=True)):
         strip = images[:, :, top : top + tile[0]]  # (B, 3, h', W)
+        strip = strip.flip(3) if flip else strip
+        above = tops[row - 1] + tile[0] - top if row else 0  # rows shared with windows above
+        finished = next_top - top
         for first in range(0, len(places), batch_size):
             chosen = places[first : first + batch_size]
-            tiles = torch.stack([strip[i, :, :, x : x + tile[1]] for i, x in chosen])
-            logits = forward(tiles, window)[:, :, : tile[0], : tile[1]]  # (b, C, h', w')
-            if band is None:
-                band = logits.new_zeros(count, logits.shape[1], tile[0], width)
-                across, down = across.to(band.device), down.to(band.device)
-            for (image, left), one in zip(chosen, logits, strict=True):
-                band[image, :, :, left : left + tile[1]] += one
-        if band is None:
-            return
-        down += 1
-        finished = next_top - top
-        del tiles, logits, one  # freed while others work with the rows
-        # A copy of the finished rows alone, so that the band itself can move on.
-        yield band[:, :, :finished] / (down[:finished, None] * across)  # (B, C, r, W)
-        _scroll(band, finished, dim=2)
-        _scroll(down, finished, dim=0)
+            tiles = [strip[i, :, :, lefts[x] : lefts[x] + tile[1]] for i, x in chosen]
+            logits = forward(torch.stack(tiles), window)[:, :, : tile[0], : tile[1]]
+            if carried.ndim != 4:
+                carried = logits.new_zeros(count, logits.shape[1], shared, width)
+                down, across = down.to(carried.device), across.to(carried.device)
+            blocks = []
+            for (image, column), one in zip(chosen, logits, strict=True):  # one (C, h', w')
+                left, end = lefts[column], next_lefts[column]
+                start = left + sums.shape[2] if column else left  # columns not touched so far
+                fresh = torch.zeros_like(one[:, :, start - left :])
+                fresh[:, :above] = carried[image, :, :above, start : left + tile[1]]
+                sums = torch.cat([sums, fresh], 2) if column else fresh
+                sums += one  # (C, h', w')
+                done = sums[:, :, : end - left]
+                mean = done[:, :finished] / (down[top:next_top, None] * across[left:end])
+                carried[image, :, : tile[0] - finished, left:end] = done[:, finished:]
+                sums = sums[:, :, end - left :].clone()  # (C, h', c) of columns still touched
+                columns = slice(left, end)
+                if flip:
+                    mean, columns = mean.flip(2), slice(width - end, width - left)
+                rows = slice(top, next_top)
+                blocks.append(Block(slice(image, image + 1), rows, columns, mean[None]))
+            del tiles, logits, one, fresh, done, mean  # freed while others work with the blocks
+            while blocks:
+                yield blocks.pop(0)
 
 
-def _scroll(band: Tensor, rows: int, dim: int) -> None:
-    """Move the band up by ``rows`` in place, zeros entering below."""
-    size = band.shape[dim]
-    for start in range(0, size - rows, rows):  # pieces, because overlapping copies are undefined
-        piece = min(rows, size - rows - start)
-        band.narrow(dim, start, piece).copy_(band.narrow(dim, start + rows, piece))
-    band.narrow(dim, max(size - rows, 0), min(rows, size)).zero_()
+def _windows_over(length: int, starts: Sequence[int], size: int) -> Tensor:
+    """Number of windows over each position of an axis, float32 (length,)."""
+    count = torch.zeros(length)
+    for start in starts:
+        count[start : start + size] += 1
+    return count
+
+
+def sliding_rows(images: Tensor, forward: Forward, **options: Any) -> Iterator[Tensor]:
+    """Yield the blocks of `sliding_blocks` as rows, float32 (B, C, r, W), from top to bottom."""
+    rows: list[Tensor] = []  # one at most; a list, so that nothing holds on to what was yielded
+    missing = 0  # pixels of a row of all images
+    for block in sliding_blocks(images, forward, **options):
+        _, classes, high, wide = block.scores.shape
+        if not rows:
+            rows = [block.scores.new_empty(len(images), classes, high, images.shape[3])]
+            missing = len(images) * images.shape[3]
+        rows[0][block.images, :, :, block.columns] = block.scores
+        missing -= wide
+        del block
+        if not missing:
+            yield rows.pop()
 
 
 class ResizedRows:
@@ -169,13 +233,12 @@ class ResizedRows:
     """
 
     def __init__(
-        self, rows: Iterator[Tensor], source: tuple[int, int], size: tuple[int, int], *, flip: bool
+        self, rows: Iterator[Tensor], source: tuple[int, int], size: tuple[int, int]
     ) -> None:
-        """Take ``rows`` of a map of ``source`` size; ``flip`` mirrors them along the width."""
+        """Take ``rows`` of a map of ``source`` size."""
         self._rows = rows
         self._source = source
         self._size = size
-        self._flip = flip
         self._held: Tensor | None = None  # source rows from self._first on
         self._first = 0
 
@@ -207,7 +270,7 @@ class ResizedRows:
         while end < stop:
             rows = next(self._rows)
             end += rows.shape[2]
-            pieces.append(rows.flip(3) if self._flip else rows)
+            pieces.append(rows)
         held = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
         self._held, self._first = held[:, :, first - kept :], first
         return self._held

@@ -1,0 +1,89 @@
+"""Peak memory of `fsanet predict --window` by image size, in a process of its own per image.
+
+    python benchmarks/predict_memory.py --megapixels 24 100 --window 512
+
+prints a table of resident memory at its highest, interpreter and network included. The network has
+random weights; the image is made here, so that nothing is downloaded. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fsanet import FsaNet
+
+# The peak of a process, VmHWM, starts at zero with each program; that of getrusage does not.
+_CHILD = """
+import atexit, runpy
+from pathlib import Path
+def print_peak():
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+atexit.register(print_peak)
+runpy.run_module("fsanet", run_name="__main__")
+"""
+
+
+def write_photo(file: Path, side: int) -> None:
+    """A square photo-like image: smooth colours with a little noise."""
+    Image.MAX_IMAGE_PIXELS = None
+    ramp = np.linspace(0, 200, side, dtype=np.float32)
+    noise = np.random.default_rng(0).integers(0, 24, (64, side, 3), dtype=np.uint8)
+    pixels = np.empty((side, side, 3), dtype=np.uint8)
+    for top in range(0, side, 64):
+        rows = pixels[top : top + 64]
+        rows[..., 0] = ramp
+        rows[..., 1] = ramp[top : top + 64, None]
+        rows[..., 2] = 200 - ramp
+        rows += noise[: len(rows)]
+    Image.fromarray(pixels).save(file)
+
+
+def peak(arguments: list[str]) -> float:
+    """MiB of resident memory that the command takes at most."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, "predict", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.splitlines()[-1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[24, 100])
+    parser.add_argument("--formats", nargs="+", default=["jpg", "png"])
+    parser.add_argument("--window", default="512")
+    parser.add_argument("--encoder", default="resnet18")
+    parser.add_argument("--classes", type=int, default=19)
+    given, options = parser.parse_known_args()  # what is left goes to fsanet predict
+    torch.manual_seed(0)
+    network = FsaNet(given.encoder, num_classes=given.classes, encoder_weights=None)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        network.save_pretrained(model)
+        del network
+        print(f"{given.encoder}, {given.classes} classes, window {given.window}", *options)
+        print("| image | peak memory |\n|---|---|")
+        for size in given.megapixels:
+            for suffix in given.formats:
+                photo = Path(folder, f"photo.{suffix}")
+                side = round((size * 1e6) ** 0.5)
+                write_photo(photo, side)
+                where = [str(photo), "--model", str(model), "--out", f"{folder}/out"]
+                mib = peak([*where, "--window", given.window, "--device", "cpu", *options])
+                print(f"| {side} x {side} {suffix.upper()} | {mib:,.0f} MiB |", flush=True)
+                photo.unlink()
+
+
+if __name__ == "__main__":
+    main()
