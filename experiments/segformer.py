@@ -82,7 +82,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         return 0
 
     options = [f"--split={arguments.split}", "--progress=false", *arguments.rest]
-    call_with_data("sweep", print_sweep, [str(arguments.model), *options])
+    call_with_data(print_sweep, [str(arguments.model), *options])
 
 
 TRAIN = {**train_options("runs/segformer", list(VARIANTS)), "--jobs": {"type": int, "default": 2}}

@@ -40,7 +40,7 @@ def segment(
 
 
 def options_of(*arguments):
-    assert call("segment", segment, ["a.png", "--model", "here", *arguments]) == 0
+    assert call(segment, ["a.png", "--model", "here", *arguments]) == 0
     assert segment.images == ["a.png"]
     default = dict.fromkeys(("window", "bands"))
     default |= {"batch_size": 1, "flip": False, "scales": (1.0,), "k": 8, "model": "here"}
@@ -78,7 +78,7 @@ def test_one_dialect(arguments, found):
 
 
 def test_positional_arguments_stand_anywhere():
-    call("segment", segment, ["--scales", "0.5", "1", "--model", "here", "a", "--flip", "b", "c"])
+    call(segment, ["--scales", "0.5", "1", "--model", "here", "a", "--flip", "b", "c"])
     assert segment.images == ["a", "b", "c"]
 
 
@@ -96,19 +96,8 @@ def test_positional_arguments_stand_anywhere():
 )
 def test_mistakes_are_one_line(arguments, line):
     with pytest.raises(InputError, match=line) as caught:
-        call("segment", segment, arguments.split())
+        call(segment, arguments.split())
     assert "\n" not in str(caught.value)
-
-
-def test_help_shows_the_signature(capsys):
-    with pytest.raises(SystemExit) as stop:
-        call("segment", segment, ["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert text.startswith("usage: fsanet segment IMAGES ... --model MODEL [options]")
-    assert "--batch-size" in text
-    assert "batch_size" not in text
-    assert "average with the mirrored image" in text
 
 
 @pytest.mark.parametrize("text", ["", "8,", "1,2,3", "8:", "a", "1:2:3"])

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from fsanet.cli import main as cli
-from fsanet.cli import predict as command
 from fsanet.models import FsaNet
+from fsanet.predict.launch import is_launched
 from fsanet.predict.predictor import Predictor
 
 
@@ -157,7 +157,7 @@ def test_several_processes_print_one_line(
     (images / "bad.png").write_bytes(b"")
 
     def launch(arguments: list[str], *, devices: str, **where: Any) -> bool:
-        if command.is_launched():
+        if is_launched():
             return False
         for rank in ("1", "0"):
             with monkeypatch.context() as patch:
@@ -168,7 +168,7 @@ def test_several_processes_print_one_line(
                 assert cli.main(arguments) == 0
         return True
 
-    monkeypatch.setattr(command, "launch", launch)
+    monkeypatch.setattr("fsanet.predict.launch.launch", launch)
     arguments = ["predict", str(images), "--model", str(model), "--accelerator", "cpu"]
     assert cli.main([*arguments, "--out", str(tmp_path / "two"), "--devices", "2"]) == 2
     shown = capsys.readouterr()

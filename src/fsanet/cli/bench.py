@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from fsanet.cli.parsing import CommandParser, available_device
+from fsanet.cli.help import Section
 from fsanet.errors import InputError
-from fsanet.files import write_json, write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -18,17 +17,21 @@ if TYPE_CHECKING:
     from fsanet.bench.tables import Grid
     from fsanet.cost import Watch
 
+HELP = [Section("fsanet.cli.bench:bench", skip={"command"})]
+
 _SIZES = ("97x97", "128x128", "128x256", "256x512")
 _PAPER_SIZES = ("97x97", "129x129")
 _ENCODER = "resnet101s"
 
 
 def run(given: Sequence[str]) -> int:
+    from fsanet.cli.parsing import CommandParser
+
     arguments = list(given)
     for index, text in enumerate(given):  # --model may stand alone
         if text == "--model" and (index + 1 == len(given) or given[index + 1].startswith("--")):
             arguments[index] = f"--model={_ENCODER}"
-    parser = CommandParser("bench", (bench.__doc__ or "").partition("Args:")[0])
+    parser = CommandParser()
     parser.add_function_arguments(bench, as_group=False, skip={"command"})
     bench(**parser.parse(arguments).as_dict(), command=shlex.join(["fsanet", "bench", *given]))
     return 0
@@ -95,6 +98,9 @@ def bench(
         limit_seconds: leave out what takes longer than this for a forward pass; by default 20, for
             a network 120.
     """
+    from fsanet.cli.parsing import available_device
+    from fsanet.files import write_json, write_text
+
     attention: dict[str, Any] = {"k": k, "similarity": similarity, "recurrence": recurrence}
     chosen: dict[str, Any] = {"layers": layers, "baseline": baseline}
     if model is None:

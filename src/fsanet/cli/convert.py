@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fsanet.cli.parsing import call, read_band
+from fsanet.cli.help import EVALUATION, Section
 from fsanet.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,15 +18,26 @@ if TYPE_CHECKING:
     from fsanet.cli.recipe import Test
     from fsanet.convert import Conversion
 
+HELP = [
+    Section("fsanet.cli.convert:convert", skip={"test"}),
+    EVALUATION,
+    Section(
+        "fsanet.cli.convert:convert_checkpoint",
+        "instead, to open a published checkpoint: fsanet convert FILE --from NAME --out OUT",
+    ),
+]
+
 Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 
 
 def run(arguments: list[str]) -> int:
     if any(text == "--from" or text.startswith("--from=") for text in arguments):
-        return call("convert", convert_checkpoint, arguments)
+        from fsanet.cli.parsing import call
+
+        return call(convert_checkpoint, arguments)
     from fsanet.cli.recipe import call_with_data
 
-    return call_with_data("convert", convert, arguments, need_data=False)
+    return call_with_data(convert, arguments, need_data=False)
 
 
 def convert(
@@ -50,9 +61,8 @@ def convert(
 ) -> int:
     """Replace the attention of a trained network, with its weights and without retraining.
 
-    With `--from ccnet` or `--from mmseg` a published checkpoint is opened instead; see
-    `fsanet convert --from ccnet --help`. --eval and --calibrate take the options of `fsanet eval`
-    too; a run folder knows its own data.
+    --eval and --calibrate test networks, and take the options of fsanet eval for it; a run folder
+    knows its own data. With --from, a published checkpoint is opened instead.
 
     Args:
         model: run folder, model folder, or a SegFormer of transformers.
@@ -181,6 +191,7 @@ def convert_checkpoint(
         overwrite: replace the network in the output folder.
     """
     from fsanet.attention.dct import Band
+    from fsanet.cli.parsing import read_band
     from fsanet.convert.checkpoints import convert_checkpoint as convert_file
 
     folder = Path(out)
@@ -220,6 +231,8 @@ def convert_checkpoint(
 
 
 def _bands(texts: list[str]) -> Any:
+    from fsanet.cli.parsing import read_band
+
     if len(texts) == 1 and "=" not in texts[0]:
         return read_band(texts[0])
     bands = {}

@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fsanet.cli.parsing import call
+from fsanet.cli.help import Section
 from fsanet.errors import InputError
 
 if TYPE_CHECKING:
     from fsanet.data.check import Report
 
+HELP = [Section("fsanet.cli.data:data")]
+
 Layout = Literal["cityscapes", "ade20k", "voc", "coco", "camvid", "folder"]
 
 
 def run(arguments: list[str]) -> int:
-    return call("data", data, arguments)
+    from fsanet.cli.parsing import call
+
+    return call(data, arguments)
 
 
 def data(

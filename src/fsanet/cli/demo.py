@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fsanet.cli.parsing import call
+from fsanet.cli.help import Section
 from fsanet.errors import InputError
+
+HELP = [Section("fsanet.cli.demo:demo")]
 
 
 def demo(
@@ -28,4 +30,6 @@ def demo(
 
 
 def run(arguments: list[str]) -> int:
-    return call("demo", demo, arguments)
+    from fsanet.cli.parsing import call
+
+    return call(demo, arguments)

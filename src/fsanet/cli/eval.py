@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsanet.cli.help import EVALUATION, Section
+
 if TYPE_CHECKING:
     from fsanet.cli.recipe import Test
     from fsanet.metrics.average_precision import ApScores
     from fsanet.metrics.confusion import Scores
 
+HELP = [Section("fsanet.cli.eval:evaluate_model", skip={"test"}), EVALUATION]
+
 
 def run(arguments: list[str]) -> int:
     from fsanet.cli.recipe import call_with_data
 
-    return call_with_data("eval", evaluate_model, arguments, tested_as_recipe=True)
+    return call_with_data(evaluate_model, arguments, tested_as_recipe=True)
 
 
 def evaluate_model(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fsanet.cli.parsing import call
+from fsanet.cli.help import Section
+
+HELP = [Section("fsanet.cli.export:export")]
 
 
 def export(model: str, *, out: str, size: tuple[int, int] = (512, 512), fixed: bool = False) -> int:
@@ -26,4 +28,6 @@ def export(model: str, *, out: str, size: tuple[int, int] = (512, 512), fixed: b
 
 
 def run(arguments: list[str]) -> int:
-    return call("export", export, arguments)
+    from fsanet.cli.parsing import call
+
+    return call(export, arguments)

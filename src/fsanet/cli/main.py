@@ -7,7 +7,10 @@ Exit codes: 0 done, 2 wrong input (one line on stderr says what), 128 + signal i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import io
 import logging
 import os
 import sys
@@ -15,8 +18,10 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from fsanet.errors import InputError
+from fsanet.cli.help import requested_help
+from fsanet.errors import InputError, one_line, printable
 from fsanet.signals import Interrupted, handled
 
 __all__ = ["main"]
@@ -60,33 +65,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     try:
         with handled(to_the_end=arguments is None):
-            return _run(given)
+            code = _run(given)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt as stop:
         if debug:
             raise
         interrupted = stop if isinstance(stop, Interrupted) else Interrupted()
         print(f"fsanet: {interrupted}", file=sys.stderr)
         return 128 + interrupted.number
-    except SystemExit as stop:  # after --help
-        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no message at exit
+        _discard_output()
         return 141
     except Exception as error:
-        if debug or not (isinstance(error, InputError) or _out_of_memory(error)):
+        if debug:
             raise
-        line = " ".join(str(error).split())
-        if not isinstance(error, InputError):
-            line = "out of memory; try a smaller --data.batch-size or crop (train), or a --window"
-        print(f"fsanet: error: {line}", file=sys.stderr)
-        return 2
+        if isinstance(error, OSError):
+            _discard_output()  # standard output may be the full disk
+        line = user_error(error)
+        if line is not None:
+            print(f"fsanet: error: {line}", file=sys.stderr)
+            return 2
+        defect = f"{type(error).__name__}: {one_line(error)}"
+        print(
+            f"fsanet: internal error: {defect}; this is a defect of fsanet, please report it "
+            "(--debug shows the traceback)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def user_error(error: Exception) -> str | None:
+    """The line for an error that the user or the machine has caused; None for a defect."""
+    if isinstance(error, InputError):
+        return printable(" ".join(str(error).split()), 1000)
+    torch = sys.modules.get("torch")
+    out_of_memory = (MemoryError, *([] if torch is None else [torch.OutOfMemoryError]))
+    if isinstance(error, out_of_memory) or "not enough memory: you tried to allocate" in str(error):
+        return (
+            "does not fit into memory: try a smaller --data.batch-size or crop (train), or a "
+            "--window"
+        )
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        where = "" if error.filename is None else f"{printable(str(error.filename), 300)}: "
+        return f"{where}{(error.strerror or '').lower()}"
+    return None
+
+
+# Errors of the system that no program can prevent.
+_ENVIRONMENT = tuple(
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EDQUOT", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE", "ENAMETOOLONG"),
+        *("ENFILE", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS", "ESTALE", "ETXTBSY"),
+    )
+    if hasattr(errno, name)
+)
+
+
+def _discard_output() -> None:
+    """Keep Python from writing the rest of the output at exit, which would fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(given: list[str]) -> int:
     name = given[0] if given else ""
     if name in _COMMANDS:
+        command = import_module(f"fsanet.cli.{name}")
+        page = requested_help(name, given[1:], command.HELP)
+        if page is not None:
+            print(page, end="")
+            return 0
         silence_libraries()
-        return import_module(f"fsanet.cli.{name}").run(given[1:])
+        return command.run(given[1:])
     if name in ("--help", "-h"):
         print(_USAGE.format("\n".join(f"  {n:9}{text}" for n, text in _COMMANDS.items())), end="")
         return 0
@@ -102,21 +154,35 @@ def _run(given: list[str]) -> int:
 
 def silence_libraries() -> None:
     """Keep from the console what the user neither asked for nor can act on."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[_OneLine()])
     for pattern in (
         r".*does not have many workers.*",
         r".*LeafSpec.*",
+        r".*module\(s\) in eval mode.*",  # frozen batch norms
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*GPU available but not used.*",
         r".*when logging on epoch level in distributed setting.*",  # they are equal already
     ):
         warnings.filterwarnings("ignore", message=pattern)
+    for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+        warnings.simplefilter("ignore", category)
     warnings.formatwarning = _one_line_warning
 
 
+class _OneLine(logging.StreamHandler[Any]):
+    """Messages of other libraries, each on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.name}: {one_line(record.getMessage())}"
+
+
 _PACKAGE = Path(__file__).resolve().parents[1]
-_FORMAT = warnings.formatwarning  # Python's own, for warnings of other packages
 
 
 def _one_line_warning(
@@ -126,13 +192,6 @@ def _one_line_warning(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    if Path(filename).is_relative_to(_PACKAGE):
-        return f"fsanet: warning: {' '.join(str(message).split())}\n"
-    return _FORMAT(message, category, filename, lineno, line)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (
-        torch is not None and isinstance(error, torch.OutOfMemoryError)
-    )
+    own = Path(filename).is_relative_to(_PACKAGE)
+    text = printable(" ".join(str(message).split()), 1000) if own else one_line(message)
+    return f"fsanet: warning: {text}\n"

@@ -5,42 +5,42 @@
 * Several values after an option: ``--window 512 1024`` or ``--window [512,1024]``.
 * Bands of frequencies: ``--k 8``, ``--k 8,6``, ``--k 4:8``, ``--k 0:8,2:6``, ``--k all``.
 
-Wrong options raise `InputError` with jsonargparse's own message on one line.
+Wrong options raise `InputError` with jsonargparse's own message on one line. Values are YAML, read
+by `fsanet.cli.yaml`, so that an option can do no more harm than a recipe. The help is in `help`.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import inspect
 import json
-import re
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import docstring_parser
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_loader
 
-from fsanet.errors import InputError
+from fsanet.cli.safe_yaml import UnsafeYaml, load_yaml
+from fsanet.errors import InputError, printable
 
-__all__ = ["CommandParser", "available_device", "call", "one_line", "parse", "read_band"]
+__all__ = ["CommandParser", "available_device", "call", "parse", "parse_message", "read_band"]
+
+set_loader("safe", load_yaml, (UnsafeYaml,))
 
 
-def call(command: str, function: Callable[..., int], arguments: Sequence[str]) -> int:
+def call(function: Callable[..., int], arguments: Sequence[str]) -> int:
     """Call a function with the options that `parse` finds."""
-    return function(**parse(command, function, arguments))
+    return function(**parse(function, arguments))
 
 
-def parse(command: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse options by the signature of a function, whose docstring is the help.
+def parse(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse options by the signature of a function.
 
     Parameters before the ``*`` become positional arguments, those annotated ``list[...]`` take
     one value or more.
 
     Args:
-        command: its name on the command line.
-        function: what the command does; returns the exit code.
+        function: what the command does.
         arguments: of the command line, without the command.
 
     Returns:
@@ -49,35 +49,18 @@ def parse(command: str, function: Callable[..., Any], arguments: Sequence[str]) 
     Raises:
         InputError: wrong options, in one line.
     """
-    documentation = docstring_parser.parse(function.__doc__ or "")
-    parser = CommandParser(command, documentation.description or "")
-    helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    lists: set[str | int] = set()
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        is_positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        if is_positional and get_origin(parameter.annotation) is list:
-            (item,) = get_args(parameter.annotation)
-            parser.add_argument(name, nargs="+", type=item, help=helps.get(name))
-            lists.add(name)
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=lists)
+    parser = CommandParser()
+    parser.add_function_arguments(function, as_group=False, as_positional=True)
     return parser.parse(arguments).as_dict()
 
 
 class CommandParser(ArgumentParser):
-    """A jsonargparse parser for the dialect of this module.
+    """A jsonargparse parser for the dialect of this module."""
 
-    Args:
-        command: name of the command.
-        description: shown by ``--help``.
-    """
-
-    def __init__(self, command: str = "", description: str = "", **options: Any) -> None:
-        own: dict[str, Any] = {
-            "prog": f"fsanet {command}".strip(),
-            "description": " ".join(description.split()),
-        }
-        own |= {"exit_on_error": False, "formatter_class": _HyphenFormatter}
-        super().__init__(**(own | options))  # jsonargparse makes parsers of this class, too
+    def __init__(self, **options: Any) -> None:
+        # jsonargparse makes parsers of this class, too.
+        own: dict[str, Any] = {"prog": "fsanet", "exit_on_error": False, "parser_mode": "safe"}
+        super().__init__(**(own | options))
 
     def parse(self, arguments: Sequence[str], base: Namespace | None = None) -> Namespace:
         """Parse a command line.
@@ -91,10 +74,10 @@ class CommandParser(ArgumentParser):
         """
         try:
             return self.parse_args(self.translate(arguments), namespace=base)
-        except ArgumentError as error:
+        except Exception as error:  # whatever it is, the options have caused it
             _, _, unknown = str(error).partition("nrecognized arguments: --")
             hint = self.suggest(unknown.split("=")[0].strip()) if unknown else ""
-            raise InputError(one_line(error) + hint) from error
+            raise InputError(parse_message(error) + hint) from error
 
     def option_names(self) -> list[str]:
         """All options as declared: ``--batch_size``, ``--model.k``."""
@@ -139,6 +122,11 @@ class CommandParser(ArgumentParser):
             if len(values) > 1 or (takes == "numbers" and values and values[0][:1] != "["):
                 values = [f"[{','.join(values)}]"]
             options.append(f"{name}={values[0]}" if values else name)
+        takes_many = any(
+            not action.option_strings and _takes(action) == "texts" for action in self._actions
+        )
+        if takes_many and positionals:
+            positionals = [json.dumps(positionals)]
         return positionals + options
 
 
@@ -171,15 +159,15 @@ def read_band(text: str) -> Any:
     )
 
 
-def one_line(error: BaseException) -> str:
+def parse_message(error: BaseException) -> str:
     """The message of the `InputError` that jsonargparse has wrapped, or its own on one line."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
     lines = [line.strip().removeprefix("- ") for line in str(cause or error).splitlines()]
     # jsonargparse lists every type that a value was tried as; most say nothing about the mistake.
-    told = [line for line in lines if not any(part in line for part in _UNINFORMATIVE)]
-    return " ".join(" ".join(dict.fromkeys(told or lines)).split())
+    useful = [line for line in lines if not any(part in line for part in _UNINFORMATIVE)]
+    return printable(" ".join(" ".join(dict.fromkeys(useful or lines)).split()), 500)
 
 
 _UNINFORMATIVE = (
@@ -192,39 +180,6 @@ _UNINFORMATIVE = (
     "Given value type:",
     "NestedArg(",
 )
-
-
-class _HyphenFormatter(DefaultHelpFormatter):
-    """Shows options with hyphens, without jsonargparse's ``--option+`` for appending."""
-
-    def start_section(self, heading: str | None) -> None:
-        """Names the group of options that only some of the possible classes take."""
-        conditional = heading is not None and heading.startswith("Conditional arguments")
-        super().start_section("options for some networks only" if conditional else heading)
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text = super()._expand_help(action)
-        return re.sub(r"Conditional<ast-resolver> \{(.*), NOT_ACCEPTED\}", r"\1", text)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        needed = [
-            f"--{action.dest.replace('_', '-').rstrip('-')} {action.dest.upper().rstrip('_')}"
-            if action.option_strings
-            else action.dest.upper() + (" ..." if action.nargs == "+" else "")
-            for action in actions
-            if action.required
-        ]
-        super().add_usage(usage or " ".join(["%(prog)s", *needed, "[options]"]), actions, groups)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = [name for name in action.option_strings if not name.endswith("+")]
-        if not shown:
-            return super()._format_action_invocation(action)
-        names = [n if "." in n else n.replace("_", "-").rstrip("-") for n in shown]
-        if action.nargs == 0 or _takes(action) == "flag":
-            return ", ".join(names)
-        values = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(names)} {values}"
 
 
 def _takes(action: argparse.Action | None) -> str:

@@ -8,19 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from fsanet.cli.parsing import available_device, parse
-from fsanet.convert import load_model
-from fsanet.data.images import list_images
+from fsanet.cli.help import Section
 from fsanet.errors import InputError
-from fsanet.files import first_process
-from fsanet.predict.folder import predict_folder, remove_results
-from fsanet.predict.launch import is_launched, launch, process_device, report_error, this_process
+
+HELP = [Section("fsanet.cli.predict:predict")]
 
 
 def run(given: list[str]) -> int:
-    options = parse("predict", predict, given)
+    from fsanet.cli.parsing import parse
+    from fsanet.files import first_process
+    from fsanet.predict.launch import is_launched, launch, report_error, this_process
+
+    options = parse(predict, given)
     where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
     if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):
         raise InputError(
@@ -81,6 +80,14 @@ def predict(
     Returns:
         Whether everything is done and this process has to report it.
     """
+    import torch
+
+    from fsanet.cli.parsing import available_device
+    from fsanet.convert import load_model
+    from fsanet.data.images import list_images
+    from fsanet.predict.folder import predict_folder
+    from fsanet.predict.launch import is_launched, process_device
+
     if out is None and cityscapes_export is None:
         raise InputError("--out is missing; give the folder to write to")
     network: Any = load_model(model)
@@ -109,6 +116,9 @@ def _folder(out: Path | None, cityscapes_export: Path | None) -> Path:
 
 def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
     """Write the zip file if there is to be one, and print what was done."""
+    from fsanet.predict.folder import remove_results
+    from fsanet.predict.launch import this_process
+
     folder = _folder(out, cityscapes_export)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if "state" in summary:

@@ -3,30 +3,34 @@
 A recipe has the keys ``model``, ``data`` and ``task``; at the top level the arguments of
 `fsanet.train.train`; and under ``test`` those of `fsanet.train.evaluate`, for `fsanet eval`.
 ``model`` and ``data`` name a class (``class_path``) and its arguments (``init_args``). ``model``
-may also list the arguments of the default network directly. A class is found by its name,
-whichever module it was in when the file was written.
+may also list the arguments of the default network directly. A class is found by its name, whichever
+module it was in when the file was written, among those of fsanet and of the modules that are given
+as ``--plugin``. Nothing else is ever imported because a recipe names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from torch import nn
 
-from fsanet.cli.parsing import CommandParser, one_line
+from fsanet.cli.parsing import CommandParser, parse_message
+from fsanet.cli.plugins import load_plugin
+from fsanet.cli.safe_yaml import load_yaml, read_yaml
 from fsanet.data.modules import InstanceData, SegmentationData
-from fsanet.errors import InputError
+from fsanet.errors import InputError, printable
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 from fsanet.train import InstanceSegmentation, SemanticSegmentation, evaluate, train
 
-__all__ = ["Recipe", "Test", "call_with_data", "read_yaml", "run_config"]
+__all__ = ["KINDS", "Recipe", "Test", "call_with_data", "run_config"]
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,6 @@ class Kind:
     split: str
     no_test: tuple[str, ...] = ()
 
-    def data_classes(self) -> dict[str, type]:
-        """Names and classes of all data modules of this kind."""
-        found, left = {}, [self.data]
-        while left:
-            class_ = left.pop()
-            found[class_.__name__] = class_
-            left += type.__subclasses__(class_)
-        return found
-
 
 SEMANTIC = Kind(
     networks=(FsaNet, SegformerFsa),
@@ -81,6 +76,11 @@ INSTANCES = Kind(
     ),
 )
 KINDS = (SEMANTIC, INSTANCES)
+SECTIONS = ("model", "data", "task", "test")
+CLASSES: dict[str, tuple[type, ...]] = {
+    "model": tuple(network for kind in KINDS for network in kind.networks),
+    "data": tuple(kind.data for kind in KINDS),
+}
 
 
 class Recipe:
@@ -100,41 +100,38 @@ class Recipe:
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        tokens = CommandParser().translate(arguments)
+        tokens, plugins = load_plugins(CommandParser().translate(arguments))
         files = [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
+        tokens = spell_out([token for token in tokens if not token.startswith("--config=")])
         options = dict(token.partition("=")[::2] for token in tokens)
         if "--resume" in options and not files and options.get("--out"):
             files = [str(Path(options["--out"], "config.yaml"))]  # a run knows its own options
-        contents = [read_yaml(file) for file in files]
-        classes = [options.get("--data"), options.get("--data.class_path")]
-        classes += [_class_name(content.get("data")) for content in reversed(contents)]
-        self.kind = kind_of(next(filter(None, classes), None))
+        contents = [read_recipe(file) for file in files]
+        classes = [content.get("data", {}).get("class_path") for content in contents]
+        classes += [options.get("--data.class_path")]
+        self.kind = kind_of(next(filter(None, reversed(classes)), None))
         self.name = Path(files[-1]).stem if files else "run"
         self.parser = train_parser(self.kind)
         given, where = None, ""
-        network = self.kind.networks[0].__name__
+        network = class_path(self.kind.networks[0])
+        known = {name.lstrip("-").partition(".")[0] for name in self.parser.option_names()}
         try:
-            for file, content in zip(files, contents, strict=True):
+            for file, content, data in zip(files, contents, classes, strict=False):
                 where = f"{file}: "
-                self._check_keys(content, where)
-                network = _class_name(content.get("model")) or network
-                data = _class_name(content.get("data"))
+                for key in content.keys() - known:
+                    hint = self.parser.suggest(key)
+                    raise InputError(f"unknown option {printable(key)!r}{hint}")
+                if "model" in content:
+                    content["model"] = {"class_path": network} | content["model"]
+                    network = content["model"]["class_path"]
                 if data is not None and kind_of(data) is not self.kind:
                     content.pop("data")  # a later file or option has data of the other kind
                 # Validated below: what a file leaves out may be given on the command line.
-                given = self.parser.parse_object(
-                    with_classes(content, network), given, _skip_validation=True
-                )
-        except (ArgumentError, TypeError, ValueError) as error:
-            raise InputError(where + one_line(error)) from error
-        rest = [token for token in tokens if not token.startswith("--config=")]
-        self.options = self.parser.parse([_short(token) for token in rest], given)
-
-    def _check_keys(self, content: dict[str, Any], where: str) -> None:
-        known = {name.lstrip("-").partition(".")[0] for name in self.parser.option_names()}
-        for key in content:
-            if key not in known:
-                raise InputError(f"{where}unknown option {key!r}{self.parser.suggest(key)}")
+                given = self.parser.parse_object(content, given, _skip_validation=True)
+        except Exception as error:  # whatever it is, the file has caused it
+            raise InputError(where + parse_message(error)) from error
+        self.options = self.parser.parse(tokens, given)
+        self.options.plugin = plugins or None
 
     def data(self) -> Any:
         """The data module, a new one at each call."""
@@ -143,8 +140,7 @@ class Recipe:
     def task(self, data: Any) -> Any:
         """The network for the classes of ``data``, and its task."""
         kind, given = self.kind, self.options.model.as_dict()
-        path = given["class_path"].rpartition(".")
-        network: Any = getattr(import_module(path[0]), path[2])
+        network: Any = find_class("model", given["class_path"])
         try:
             model = network(
                 **given.get("init_args", {}),
@@ -153,13 +149,13 @@ class Recipe:
         except InputError:
             raise
         except (ValueError, RuntimeError) as error:  # of timm, torchvision or transformers
-            raise InputError(f"model: {one_line(error)}") from error
+            raise InputError(f"model: {parse_message(error)}") from error
         facts = {name: getattr(data, name) for name in kind.task_facts}
         return kind.task(model, **facts, **self.options.task.as_dict())
 
     def train_options(self) -> dict[str, Any]:
         """The arguments of `fsanet.train.train` besides task, data, out and config."""
-        others = {"config", "model", "data", "task", "out", "test"}
+        others = {*inspect.signature(recipe_options).parameters, *SECTIONS}
         return {name: value for name, value in self.options.as_dict().items() if name not in others}
 
     def text(self, out: Path) -> str:
@@ -168,25 +164,42 @@ class Recipe:
         kept.out, kept.resume, kept.overwrite = str(out), False, False
         text = self.parser.dump(kept, skip_unset=False, skip_link_targets=True)
         content = yaml.safe_load(text)
-        if _class_name(content["model"]) == self.kind.networks[0].__name__:
+        if find_class("model", content["model"]["class_path"]) is self.kind.networks[0]:
             content["model"] = content["model"]["init_args"]  # the short form
+        del content["config"], content["print_config"]
+        if not content["plugin"]:
+            del content["plugin"]
         return yaml.safe_dump(content, sort_keys=False)
+
+
+def recipe_options(
+    *,
+    config: list[str] | None = None,
+    plugin: list[str] | None = None,
+    out: str | None = None,
+    print_config: bool = False,
+) -> None:
+    """Train a network from a recipe (a YAML file) and options.
+
+    Every option can be a key of the recipe: --task.lr 0.01 is the same as `task: {lr: 0.01}`.
+
+    Args:
+        config: recipe; may be given several times, the later one overrides the earlier.
+        plugin: Python file or module of your own, whose data modules and networks --data and
+            --model may then name; may be given several times.
+        out: run folder; by default runs/ and the name of the recipe.
+        print_config: print all options as a recipe, and stop.
+    """
 
 
 def train_parser(kind: Kind) -> CommandParser:
     """The options of `fsanet train` for one kind of data."""
-    parser = CommandParser(
-        "train", "Train a network. Every option can also be a key of a YAML file (--config)."
-    )
-    parser.add_argument("--config", action="config", help="YAML file of options; repeatable")
-    parser.add_argument(
-        "--out", type=str, default=None, help="run folder (default: runs/<name of the config>)"
-    )
+    parser = CommandParser()
+    parser.add_function_arguments(recipe_options, as_group=False)
     parser.add_subclass_arguments(
         kind.networks, "model", skip=set(kind.network_facts), instantiate=False
     )
-    default = kind.networks[0]
-    parser.set_defaults({"model": {"class_path": f"{default.__module__}.{default.__name__}"}})
+    parser.set_defaults({"model": {"class_path": class_path(kind.networks[0])}})
     parser.add_subclass_arguments(kind.data, "data", required=True)
     parser.add_class_arguments(
         kind.task, "task", skip={"model", *kind.task_facts}, instantiate=False
@@ -223,7 +236,6 @@ class Test:
 
 
 def call_with_data(
-    command: str,
     function: Callable[..., int],
     arguments: Sequence[str],
     *,
@@ -235,7 +247,6 @@ def call_with_data(
     A run folder given as ``model`` provides the data by default.
 
     Args:
-        command: its name on the command line.
         function: called with its own options, the first of them ``model``, and ``test``, a `Test`.
         arguments: of the command line, without the command.
         need_data: whether missing data are an error.
@@ -244,21 +255,25 @@ def call_with_data(
     Raises:
         InputError: wrong options, in one line.
     """
-    parser, testing = evaluation_parser(command, function)
-    tokens = [_short(token) for token in parser.translate(arguments)]
+    parser = CommandParser()
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"test"})
+    parser.add_subclass_arguments(CLASSES["data"], "data")
+    testing = parser.add_function_arguments(evaluate, as_group=False, skip={"model", "data"})
+    tokens, _ = load_plugins(parser.translate(arguments))
+    tokens = spell_out(tokens)
     model = next((token for token in tokens if not token.startswith("-")), "")
-    run = run_config(Path(model)) if model else {}
     options = dict(token.partition("=")[::2] for token in tokens)
-    data = options.get("--data") or options.get("--data.class_path") or _class_name(run.get("data"))
-    parser.set_defaults({"split": kind_of(data).split})
-    said = run.get("test", {}) if tested_as_recipe else {}
-    known = {name: value for name, value in said.items() if name in testing}
-    if isinstance(run.get("data"), dict):
-        known["data"] = with_classes(run, "")["data"]
+    run = run_config(Path(model), data="--data.class_path" not in options) if model else {}
+    data = run.get("data", {}).get("class_path")
+    parser.set_defaults({"split": kind_of(options.get("--data.class_path") or data).split})
+    recorded = run.get("test", {}) if tested_as_recipe else {}
+    known = {name: value for name, value in recorded.items() if name in testing}
+    if data is not None:
+        known["data"] = run["data"]
     try:
         parser.set_defaults(known)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(f"{model}/config.yaml: {one_line(error)}") from error
+    except Exception as error:  # whatever it is, the file has caused it
+        raise InputError(f"{model}/config.yaml: {parse_message(error)}") from error
     parsed = parser.parse(tokens)
     if parsed.data is None and need_data:
         raise InputError(
@@ -271,24 +286,129 @@ def call_with_data(
     return function(test=Test(module, values.pop("data"), how), **values)
 
 
-def evaluation_parser(
-    command: str, function: Callable[..., int]
-) -> tuple[CommandParser, list[str]]:
-    """A parser for `call_with_data`, and the names of the options of `evaluate`."""
-    documentation = docstring_parser.parse(function.__doc__ or "")
-    parser = CommandParser(command, documentation.description or "")
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"test"})
-    parser.add_subclass_arguments(tuple(kind.data for kind in KINDS), "data")
-    names = parser.add_function_arguments(evaluate, as_group=False, skip={"model", "data"})
-    return parser, names
+def load_plugins(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Import the modules of ``--plugin``; the other options, and the names of the modules."""
+    rest = [token for token in tokens if not token.startswith("--plugin=")]
+    plugins = [token.partition("=")[2] for token in tokens if token.startswith("--plugin=")]
+    for plugin in plugins:
+        load_plugin(plugin)
+    return rest, plugins
 
 
-def run_config(folder: Path) -> dict[str, Any]:
-    """The recipe of a run folder, or of the run that a model folder belongs to; else empty."""
+def run_config(folder: Path, *, data: bool = True) -> dict[str, Any]:
+    """The recipe of a run folder, or of the run that a model folder belongs to; else empty.
+
+    Args:
+        folder: of a run or a model.
+        data: False leaves out its data, which are replaced.
+    """
     for file in (folder / "config.yaml", folder.parent / "config.yaml"):
         if file.is_file() and (file.parent == folder or folder.name == "model"):
-            return read_yaml(file)
+            return read_recipe(file, () if data else ("data",))
     return {}
+
+
+def read_recipe(file: str | Path, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe whose sections are mappings, and whose ``class_path`` are those of known classes.
+
+    Raises:
+        InputError: see `read_yaml`; or another section, or a class that is not known.
+    """
+    content = read_yaml(file)
+    plugins = content.pop("plugin", None)  # information; never imported because a file says so
+    try:
+        for section in SECTIONS:
+            if section in leave_out:
+                content.pop(section, None)
+            elif section in content:
+                content[section] = section_mapping(section, content[section])
+    except UnknownClass as error:
+        again = plugins if isinstance(plugins, list) else []
+        hint = "".join(f" --plugin {printable(str(plugin))}" for plugin in again)
+        hint = f"; it was written with{hint}: give it again" if hint else ""
+        raise InputError(f"{file}: {error}{hint}") from error
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return content
+
+
+def section_mapping(section: str, value: Any) -> dict[str, Any]:
+    """A section of a recipe, its class named by the path that jsonargparse needs."""
+    if section in CLASSES and isinstance(value, str):
+        value = {"class_path": value}
+    if not isinstance(value, dict):
+        raise InputError(f"{section}: give 'option: value' lines, not {printable(repr(value))}")
+    if section == "data" and "class_path" not in value and not value.keys() <= {"init_args"}:
+        value = {"init_args": value}
+    if section == "model" and not value.keys() & {"class_path", "init_args"}:
+        value = {"init_args": value}
+    if section in CLASSES and "class_path" in value:
+        value = value | {"class_path": class_path(find_class(section, value["class_path"]))}
+    return value
+
+
+def spell_out(tokens: Sequence[str]) -> list[str]:
+    """Options with one token for each entry of a section, and with classes that are known."""
+    result = []
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        section, _, rest = name.removeprefix("--").partition(".")
+        if not name.startswith("--") or section not in SECTIONS or not equals:
+            result.append(token)
+        elif not rest or (rest == "class_path" and section in CLASSES):
+            given = load_yaml(value, classes=[[]]) if value[:1] == "{" else value
+            for key, entry in section_mapping(section, given).items():
+                entries = entry if key == "init_args" and isinstance(entry, dict) else {"": entry}
+                for last, one in entries.items():
+                    path = ".".join(part for part in (section, key, last) if part)
+                    result.append(f"--{path}={one if isinstance(one, str) else json.dumps(one)}")
+        elif "class_path" in rest.split("."):
+            raise InputError(f"{name}: only --model and --data name a class")
+        else:
+            result.append(token)
+    return result
+
+
+class UnknownClass(InputError):
+    """A recipe or an option names a class of neither fsanet nor a plugin."""
+
+
+def find_class(section: str, path: Any) -> type:
+    """The network or data module of this name, without importing anything.
+
+    Args:
+        section: "model" or "data".
+        path: name of the class, with or without its module.
+
+    Raises:
+        UnknownClass: there is no such class.
+    """
+    name = str(path).rpartition(".")[2]
+    package = str(path).partition(".")[0]
+    found: dict[str, type] = {}
+    for one in subclasses(CLASSES[section]):
+        if package in (name, "fsanet", one.__module__.partition(".")[0]):
+            found.setdefault(one.__name__, one)
+    if name not in found:
+        names = sorted(one.__name__ for one in subclasses(CLASSES[section]))
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"fsanet has {', '.join(names)}"
+        raise UnknownClass(
+            f"{section}: no class {printable(str(path))!r}; {hint}; a class of your own needs "
+            "--plugin FILE_OR_MODULE on the command line"
+        )
+    return found[name]
+
+
+def subclasses(classes: Sequence[type]) -> Iterator[type]:
+    """Classes and all that inherit from them."""
+    for one in classes:
+        yield one
+        yield from subclasses(type.__subclasses__(one))
+
+
+def class_path(one: type) -> str:
+    return f"{one.__module__}.{one.__qualname__}"
 
 
 def instantiate_data(parser: CommandParser, options: Namespace) -> Any:
@@ -296,58 +416,12 @@ def instantiate_data(parser: CommandParser, options: Namespace) -> Any:
     try:
         return parser.instantiate(options).data
     except (ValueError, TypeError) as error:
-        line = one_line(error)
+        line = parse_message(error)
         raise InputError(line if isinstance(error, InputError) else f"data: {line}") from error
 
 
 def kind_of(data: str | None) -> Kind:
-    """The kind of the data class with this name; semantic for one that is not known."""
-    name = (data or "").rpartition(".")[2]
-    return next((kind for kind in KINDS if name in kind.data_classes()), SEMANTIC)
-
-
-def with_classes(content: dict[str, Any], network: str) -> dict[str, Any]:
-    """A recipe whose ``model`` names its class, and whose classes go by their names alone."""
-    result = dict(content)
-    model, data = result.get("model"), result.get("data")
-    if isinstance(model, dict) and "class_path" not in model:
-        model = model if set(model) == {"init_args"} else {"init_args": model}
-        result["model"] = {"class_path": network, **model}
-    for key, value in (("model", model), ("data", data)):
-        if isinstance(value, dict) and str(value.get("class_path")).startswith("fsanet."):
-            result[key] = {**value, "class_path": _class_name(value)}
-    return result
-
-
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The content of a YAML file of options.
-
-    Raises:
-        InputError: no such file, not YAML, or no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: not readable as YAML ({one_line(error)})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds no options; write 'option: value' lines")
-    return content
-
-
-def _short(token: str) -> str:
-    """``--data=fsanet.data.module.CamVidData`` of another version as ``--data=CamVidData``."""
-    name, _, value = token.partition("=")
-    names_class = name in ("--data", "--model", "--data.class_path", "--model.class_path")
-    return (
-        f"{name}={value.rpartition('.')[2]}"
-        if names_class and value.startswith("fsanet.")
-        else token
-    )
-
-
-def _class_name(part: Any) -> str | None:
-    """The name of the class that ``model`` or ``data`` of a recipe gives."""
-    path = part.get("class_path") if isinstance(part, dict) else None
-    return str(path).rpartition(".")[2] if path else None
+    """The kind of a data class; semantic where none is given."""
+    if data is None:
+        return SEMANTIC
+    return next(kind for kind in KINDS if issubclass(find_class("data", data), kind.data))

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fsanet.cli.help import EVALUATION, Section
 from fsanet.errors import InputError
 
 if TYPE_CHECKING:
     from fsanet.cli.recipe import Recipe, Test
     from fsanet.convert.variants import Variant
+
+HELP = [Section("fsanet.cli.sweep:sweep", skip={"test"}), EVALUATION]
 
 LOW = ["2", "4", "6", "8", "12", "16", "full"]
 
@@ -18,7 +21,7 @@ LOW = ["2", "4", "6", "8", "12", "16", "full"]
 def run(arguments: list[str]) -> int:
     from fsanet.cli.recipe import call_with_data
 
-    return call_with_data("sweep", sweep, arguments)
+    return call_with_data(sweep, arguments)
 
 
 def sweep(

@@ -4,6 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fsanet.cli.help import FROM_DATA, Section
+
+HELP = [
+    Section("fsanet.cli.recipe:recipe_options"),
+    Section(
+        "fsanet.train.run:train",
+        "training",
+        skip={"task", "data", "out", "config", "callbacks"},
+    ),
+    Section(
+        "fsanet.models.fsanet:FsaNet",
+        "network: --model.NAME VALUE (--model.help describes these options)",
+        skip=FROM_DATA,
+        names_only=True,
+    ),
+    Section(
+        "fsanet.data.modules:SegmentationData",
+        "data: --data CLASS --data.NAME VALUE (--data.help CLASS adds those of a class)",
+        names_only=True,
+    ),
+    Section(
+        "fsanet.train.semantic:SemanticSegmentation",
+        "loss and optimiser: --task.NAME VALUE (--task.help describes these options)",
+        skip=FROM_DATA,
+        names_only=True,
+    ),
+    Section(
+        "fsanet.train.run:evaluate",
+        "kept for fsanet eval: --test.NAME VALUE (fsanet eval --help describes these options)",
+        skip={"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
+        | {"deterministic"},
+        names_only=True,
+    ),
+]
+
 
 def run(arguments: list[str]) -> int:
     import lightning
@@ -14,6 +49,9 @@ def run(arguments: list[str]) -> int:
 
     recipe = Recipe(arguments)
     out = Path(recipe.options.out or Path("runs", recipe.name))
+    if recipe.options.print_config:
+        print(recipe.text(out), end="")
+        return 0
     lightning.seed_everything(recipe.options.seed, verbose=False)
     data = recipe.data()
     data.setup("fit")  # finds missing data before any weights are downloaded
