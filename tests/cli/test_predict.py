@@ -191,7 +191,8 @@ def test_errors_of_a_launched_process_go_to_the_launcher(
     assert cli.main(["predict", *arguments, "--device", "cpu"]) == 2
     assert capsys.readouterr().err == ""
     error = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
-    assert error.startswith(f"InputError: {tmp_path / 'none'}: no such folder")
+    assert error.startswith("InputError: ")
+    assert f"{tmp_path / 'none'}" in error
 
 
 def test_interrupted_in_one_line(

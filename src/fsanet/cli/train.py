@@ -20,7 +20,7 @@ HELP = [
         names_only=True,
     ),
     Section(
-        "fsanet.data.modules:SegmentationData",
+        "fsanet.data.batches:SegmentationData",
         "data: --data CLASS --data.NAME VALUE (--data.help CLASS adds those of a class)",
         names_only=True,
     ),
