@@ -83,7 +83,7 @@ def measure(samples, classes=4, **options):
     return metric.scores()
 
 
-@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.2])
+@pytest.mark.parametrize("ratio", [0.02, 0.04, 0.07, 0.2])
 def test_boundary_iou_is_that_of_erosions(ratio):
     samples = list(pairs())
     scores = measure(samples, ratio=ratio)

@@ -1,0 +1,154 @@
+"""Options, and places to write to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from random import Random
+
+from campaign.case import Case
+from campaign.inputs.common import ODD_NAMES, damage, replace_by_special
+from campaign.material import ON_DATA, give
+from campaign.mutate import HOSTILE, damaged_tree, short, words
+
+_ARGUMENTS = [
+    *words("0 -1 1 3 1000000 99999999999999999999 1e9 1e308 nan inf -inf 0.5 0.0001 true false"),
+    *words("null none [] {} [1,2] [0,0] 1,2 1:2 -3:4 4:2 : all low a=b * *=4 x.y ../x /dev/null"),
+    *words("cpu gpu cuda cuda:99 meta mps tpu cpu:0 auto float16 16-mixed deepspeed fsdp ddp"),
+    *words("test val train dot softmax -- - --out @x 32 64 os.system builtins.eval {a:1}"),
+    *words("fsanet.data.FolderData CityscapesData SegformerFsa $(id) é"),
+    *("", " ", "7 8", "\udcff", "a\nb", "\x1b[31m", "x" * 10_000),
+]
+_ON_DATA = " ".join(ON_DATA)
+_TESTING = (
+    "--split --resize --window --stride --window-batch --scales --flip --boundary "
+    "--boundary-ratio --trimap --precision --progress --accelerator"
+)
+#: For each command the options that are given odd values.
+_OPTIONS = {
+    "predict images/a.png --model model --out out": (
+        "--window --stride --scales --flip --batch-size --alpha --score --device --dtype "
+        "--accelerator --strategy --offload --confidence --resume --recursive --overlay --legend "
+        "--model --cityscapes-export"
+    ),
+    f"eval model {_ON_DATA} --json scores.json": (
+        f"{_TESTING} --data --data.root --data.classes --data.workers --data.batch_size"
+    ),
+    "train --config recipe.yaml --out out": (
+        "--steps --val-every --seed --log-every --global-batch --gradient-clip --accelerator "
+        "--strategy --precision --deterministic --sync-batchnorm --task --task.lr --task.loss "
+        "--task.optimizer --task.momentum --task.power --task.weight_decay --task.class_weights "
+        "--task.warmup_steps --task.ohem_threshold --task.ohem_min_kept --task.freeze_batchnorm "
+        "--model --model.k --model.encoder --model.recurrence --model.similarity --model.mean "
+        "--model.head_channels --model.dropout --model.output_stride --model.in_channels "
+        "--model.encoder_options --model.pretrained --model.encoder_weights --data --data.crop "
+        "--data.scale --data.batch_size --data.steps_per_epoch --data.classes --data.root "
+        "--data.class_ratio --data.fill --data.resize --data.accumulate --data.ignore_index "
+        "--data.palette --data.cache --test.window --test.scales --config --resume --overwrite"
+    ),
+    "convert softmax --out out --size 64": (
+        "--k --match --similarity --route --grid --calibrate --by --images --calibrate-images "
+        "--route-error --eval --size --from --overwrite"
+    ),
+    f"sweep model {_ON_DATA} --out out --k 1": (
+        "--k --bands --cuts --match --steps --seeds --retrain --window --scales --split"
+    ),
+    "export model --out out.onnx": "--size --fixed --out",
+    "data check data --workers 0": "--layout --num-classes --show --sbd --quick --subset",
+    "bench --layers floor --sizes 8x8 --rounds 1 --seconds 1 --channels 8": (
+        "--layers --sizes --channels --baseline --batch --dtype --threads --rounds --image --k "
+        "--similarity --recurrence --device --paper"
+    ),
+    "demo --out out --steps 1": "--minutes --steps --seed",
+    "": "--version --help --debug -h train predict",
+}
+
+
+def options(rng: Random, root: Path, folder: Path) -> Case:
+    """Odd values of options, or options that do not fit together."""
+    give(root, folder, "model", "softmax", "images", "data", "recipe.yaml")
+    base = rng.choice(list(_OPTIONS))
+    more: list[str] = []
+    for option in rng.choices(_OPTIONS[base].split(), k=rng.choice((1, 1, 1, 2))):
+        more += [option, *(_argument(rng) for _ in range(rng.choice((1, 1, 1, 2, 0))))]
+    parts = [text.strip("-") for text in more]
+    parts += [part.split(".")[-1] for part in parts] + [part.replace("-", "_") for part in parts]
+    return Case(
+        folder,
+        [*base.split(), *more],
+        " ".join(map(short, more)),
+        names=tuple(part for part in parts if part.strip()) if base else (),
+        outputs=("out", "out.onnx", "scores.json"),
+    )
+
+
+def _argument(rng: Random) -> str:
+    if rng.random() < 0.7:
+        return rng.choice(_ARGUMENTS)
+    value = rng.choice(HOSTILE)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("\0", "").replace("\ud800", "\udc80")
+
+
+_WRITERS = {
+    "predict": "predict images --model model --device cpu --out OUT",
+    "train": "train --config recipe.yaml --out OUT",
+    "convert": "convert softmax --size 64 --out OUT",
+    "eval": f"eval model {_ON_DATA} --json OUT",
+    "eval tables": f"eval model {_ON_DATA} --out OUT",
+    "data": "data check data --workers 0 --json OUT",
+    "sweep": f"sweep model {_ON_DATA} --k 1 --out OUT",
+    "zip": "predict images --model model --device cpu --cityscapes-export OUT",
+}
+_RESULTS = words("summary.json config.yaml model checkpoints sweep.json scores.json metrics.csv")
+
+
+def outputs(rng: Random, root: Path, folder: Path) -> Case:
+    """Something odd where results are to be written, or old results that are damaged."""
+    give(root, folder, "model", "images", "data", "recipe.yaml", "softmax")
+    name = rng.choice(list(_WRITERS))
+    out, target = "out", folder / "out"
+    what = rng.choice(words("special special file below long old old name used"))
+    match what:
+        case "special":
+            what = replace_by_special(rng, target)
+        case "file":
+            target.write_text("a file\n")
+        case "below":
+            target.write_text("a file\n")
+            out = "out/below"
+        case "long":
+            out = f"out/{rng.choice(('x' * 300, '/'.join(['y' * 200] * 30)))}"
+        case "name":
+            out = f"out/{rng.choice(ODD_NAMES).removesuffix('.png')}"
+        case "used":
+            target.mkdir()
+            for one in rng.sample(_RESULTS, 4):
+                replace_by_special(rng, target / one)
+        case _:
+            name = rng.choice(("predict", "sweep"))
+            give(root, folder, f"old/{name}")
+            os.rename(folder / "old" / name, target)
+            os.rmdir(folder / "old")
+            file = rng.choice(sorted(path for path in target.rglob("*") if path.is_file()))
+            what = f"{file.name}: {_damaged_result(rng, file)}"
+    command = [out if text == "OUT" else text for text in _WRITERS[name].split()]
+    if name == "predict" and rng.random() < 0.7:
+        command.append("--resume")
+    return Case(
+        folder,
+        command,
+        f"{name} into {what}",
+        names=("out", "summary.json", "sweep.json", "ityscapes"),
+    )
+
+
+def _damaged_result(rng: Random, file: Path) -> str:
+    if file.suffix == ".json" and rng.random() < 0.6:
+        what, _, tree = damaged_tree(rng, json.loads(file.read_text()))
+        with contextlib.suppress(ValueError):
+            file.write_text(json.dumps(tree))
+        return what
+    return damage(rng, file)
