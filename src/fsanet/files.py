@@ -100,7 +100,7 @@ def write_whole(
             raise
         _sync_folder(target.parent)
     except Exception as error:
-        cause = disk_error(error)
+        cause = error if isinstance(error, OSError) else disk_error(error)
         if isinstance(error, InputError) or cause is None:
             raise
         reason = cause.strerror or cause
@@ -170,11 +170,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind one that another library raises when a disk is full."""
-    if isinstance(error, OSError):
-        return error
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    """The full or read-only disk behind an error, which may be of another library, or None."""
     while error is not None:
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
         if isinstance(error, OSError) and error.errno in full:
             return error
         error = error.__cause__ or error.__context__

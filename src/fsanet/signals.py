@@ -46,6 +46,7 @@ class _State:
     deferring = 0  # depth of `deferred`
     received: int | None = None
     when = 0.0
+    signals: tuple[int, ...] = ()  # those that are not ignored, as nohup does with SIGHUP
 
 
 def _handle(number: int, frame: Any) -> None:
@@ -66,9 +67,8 @@ def _handle(number: int, frame: Any) -> None:
 def install() -> None:
     """Install the handlers again within `handled`, after a library has replaced them."""
     if _State.depth and threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, _handle)
+        for number in _State.signals:
+            signal.signal(number, _handle)
 
 
 @contextmanager
@@ -87,6 +87,7 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     if not _State.depth:
         _State.process, _State.received = os.getpid(), None
+        _State.signals = tuple(n for n in _SIGNALS if before[n] != signal.SIG_IGN)
     _State.depth += 1
     try:
         install()

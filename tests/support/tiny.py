@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fsanet.data.batches import Loader
+
 CLASSES = ("sky", "road", "tree")
 
 
@@ -68,6 +70,7 @@ class EpochSampler(Sampler):
     def __init__(self, length, batch, batches, rank, world):
         self.length, self.batch, self.batches = length, batch, batches
         self.rank, self.world, self.epoch = rank, world, 0
+        self.first_batch = 0
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -79,8 +82,8 @@ class EpochSampler(Sampler):
         generator = torch.Generator().manual_seed(1000 + self.epoch)
         count = self.batches * self.batch * self.world
         order = torch.randint(0, self.length, (count,), generator=generator).tolist()
-        for first in range(0, count, self.batch * self.world):
-            mine = first + self.rank * self.batch
+        for number in range(self.first_batch, self.batches):
+            mine = (number * self.world + self.rank) * self.batch
             yield from order[mine : mine + self.batch]
 
 
@@ -110,7 +113,7 @@ class TinyData(lightning.LightningDataModule):
             self.steps_per_epoch * self.accumulate,
             *self._ranks(),
         )
-        return DataLoader(self.train_set, self.batch_size, sampler=sampler)
+        return Loader(self.train_set, self.batch_size, sampler=sampler)
 
     def val_dataloader(self):
         rank, world = self._ranks()

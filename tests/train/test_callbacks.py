@@ -11,7 +11,8 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from fsanet.data.batches import Loader
-from fsanet.train.callbacks import EpochLines, SynchronisedBatchNorm, Throughput, export_model
+from fsanet.train.callbacks import EpochLines, SynchronisedBatchNorm, Throughput
+from fsanet.train.checkpoints import export_model
 
 
 def test_synchronised_norms_keep_values_and_fused_activations():

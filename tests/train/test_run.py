@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import signal
 from pathlib import Path
 
 import lightning
@@ -16,6 +17,7 @@ from support.tiny import CLASSES, TinyData, TinyNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fsanet.errors import InputError
+from fsanet.signals import Interrupted
 from fsanet.train import SemanticSegmentation, evaluate, train
 
 
@@ -62,7 +64,11 @@ def test_run_folder(tmp_path):
         "model",
         "tensorboard",
     }
-    assert {path.name for path in (out / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last-previous.ckpt",
+        "last.ckpt",
+    }
     assert yaml.safe_load((out / "config.yaml").read_text())["steps"] == 12
     losses, rates, scores = (
         values(out, f"{key}") for key in ("train/loss", "train/lr", "val/miou")
@@ -143,6 +149,92 @@ def assert_same_run(one, other):
             )
 
 
+class SignalAt(lightning.Callback):
+    """Sends a signal to this process in a hook, at its n-th call."""
+
+    def __init__(self, hook, call):
+        self.calls = 0
+
+        def send(*args, **kwargs):
+            self.calls += 1
+            if self.calls == call:
+                signal.raise_signal(signal.SIGTERM)
+
+        setattr(self, hook, send)
+
+
+def assert_same_results(one, other):
+    """All that is left of two runs, except for times."""
+    assert_same_run(one, other)
+    for key in ("train/loss", "train/lr", "val/miou"):
+        assert values(one, key) == values(other, key)
+    best = [load_file(out / "model" / "model.safetensors") for out in (one, other)]
+    assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Ten steps in epochs of four batches of two steps each, validated every other epoch."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    run(out, **ten_steps())
+    return out
+
+
+def ten_steps(**options):
+    return {"steps": 10, "val_every": 2, "data": TinyData(accumulate=2)} | options
+
+
+@pytest.mark.parametrize(
+    ("hook", "call", "saved"),
+    [
+        ("on_train_start", 1, None),
+        ("on_before_optimizer_step", 1, 1),
+        ("on_train_batch_start", 4, 2),  # the second batch of a step
+        ("on_train_batch_end", 7, 4),  # the next step is the last of the epoch, without validation
+        ("on_train_epoch_end", 1, 4),
+        ("on_train_batch_start", 9, 5),
+        ("on_before_backward", 15, 8),
+        ("on_validation_start", 1, 8),
+        ("on_validation_batch_start", 3, 8),
+        ("on_validation_end", 1, 8),
+        ("on_train_batch_start", 18, 9),
+        ("on_validation_batch_end", 6, 10),  # within the last epoch, which is a short one
+        ("on_train_end", 1, 10),
+    ],
+)
+def test_signal_at_any_moment(tmp_path, uninterrupted, hook, call, saved):
+    with pytest.raises(Interrupted) as stop:
+        run(tmp_path, callbacks=[SignalAt(hook, call)], **ten_steps())
+    assert stop.value.number == signal.SIGTERM
+    if saved is None:
+        assert stop.value.advice == ""
+        assert not (tmp_path / "checkpoints").exists()
+        run(tmp_path, overwrite=True, **ten_steps())
+    else:
+        assert f"step {saved} is saved, --resume continues" in stop.value.advice
+        last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == saved
+        torch.rand(17)
+        assert run(tmp_path, resume=True, **ten_steps(task=task_of(seed=99))).steps == 10
+    assert_same_results(uninterrupted, tmp_path)
+
+
+def test_signal_at_every_step_of_a_run(tmp_path, uninterrupted):
+    for step in range(1, 10):
+        callbacks = [SignalAt("on_train_batch_start", 1)]
+        with pytest.raises(Interrupted, match=f"step {step} is saved"):
+            run(tmp_path, resume=step > 1, callbacks=callbacks, **ten_steps())
+    run(tmp_path, resume=True, **ten_steps())
+    assert_same_results(uninterrupted, tmp_path)
+
+
+def test_run_stopped_within_an_epoch_can_be_made_longer(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, steps=4, callbacks=[SignalAt("on_train_batch_start", 2)])
+    assert run(tmp_path, steps=12, resume=True).steps == 12
+    assert sorted(values(tmp_path, "train/loss")) == list(range(12))
+
+
 @pytest.mark.parametrize(
     ("crash", "options"),
     [
@@ -163,11 +255,7 @@ def test_resumed_run_equals_uninterrupted(tmp_path, crash, options):
         uninterrupted.best_score,
         uninterrupted.best_step,
     )
-    assert_same_run(whole, moved)
-    for key in ("train/loss", "train/lr", "val/miou"):
-        assert values(moved, key) == values(whole, key)
-    best = [load_file(out / "model" / "model.safetensors") for out in (whole, moved)]
-    assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+    assert_same_results(whole, moved)
 
 
 def test_resumed_run_does_not_replace_a_better_model(tmp_path):

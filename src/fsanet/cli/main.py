@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         interrupted = stop if isinstance(stop, Interrupted) else Interrupted()
-        print(f"fsanet: {interrupted}", file=sys.stderr)
+        files = sys.modules.get("fsanet.files")
+        if files is None or files.first_process():
+            print(f"fsanet: {interrupted}", file=sys.stderr)
         return 128 + interrupted.number
     except BrokenPipeError:
         _discard_output()

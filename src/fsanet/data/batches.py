@@ -185,15 +185,32 @@ class Loader(DataLoader[Any]):
     """
 
     waited = 0.0
+    _skip = _yielded = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is; Lightning saves it in checkpoints."""
+        return {"batches": self._yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration leave out the batches of a state."""
+        self._skip = state["batches"]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        skip, self._skip = self._skip, 0
+        return self._batches_from(skip)
+
+    def _batches_from(self, first: int) -> Iterator[Any]:
         # A generator, so that workers start at the first batch: when Lightning resumes, it asks for
         # the iterator before it sets the epoch, and workers would prefetch from the wrong epoch.
+        if hasattr(self.sampler, "first_batch"):
+            self.sampler.first_batch = first
+        self._yielded = first
         batches = super().__iter__()
         try:
             began = time.perf_counter()
             for batch in batches:
                 self.waited += time.perf_counter() - began
+                self._yielded += 1
                 yield batch
                 began = time.perf_counter()
         except InputError as error:

@@ -50,6 +50,9 @@ class TrainSampler(Sampler[SampleKey]):
         rank: this process, 0..world-1.
         world: number of processes.
 
+    Attributes:
+        first_batch: batches of the epoch to leave out, because they were trained on before.
+
     Iterating yields the keys of this process, batch after batch, for the epoch last given to
     `set_epoch`; their number is ``steps_per_epoch * accumulate * batch_size``.
 
@@ -78,6 +81,7 @@ class TrainSampler(Sampler[SampleKey]):
         self.rank = rank
         self.world = world
         self.epoch = 0
+        self.first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -90,7 +94,7 @@ class TrainSampler(Sampler[SampleKey]):
         global_batch = self.batch_size * self.world
         start = epoch * self.batches * global_batch
         current, order = -1, np.empty(0, np.int64)
-        for batch in range(self.batches):
+        for batch in range(self.first_batch, self.batches):
             first = batch * global_batch + self.rank * self.batch_size
             for position in range(first, first + self.batch_size):
                 number, offset = divmod(start + position, self.length_of_data)

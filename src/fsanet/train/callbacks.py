@@ -1,15 +1,12 @@
-"""What happens around the steps of a training run: seeds, exact end, speed, console, best model."""
+"""What happens around the steps of a training run: seeds, exact end, speed, console."""
 
 from __future__ import annotations
 
-import math
 import os
 import random
-import shutil
 import time
 import warnings
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -26,12 +23,10 @@ from fsanet.progress import ConsoleProgress
 __all__ = [
     "EpochLines",
     "EvaluationProgress",
-    "KeepBest",
     "SeedEachBatch",
     "StopAtStep",
     "SynchronisedBatchNorm",
     "Throughput",
-    "export_model",
 ]
 
 
@@ -63,9 +58,11 @@ class StopAtStep(Callback):
         self.val_every = val_every
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        batches = trainer.num_training_batches
-        last = trainer.global_step + batches // trainer.accumulate_grad_batches >= self.steps
+        steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        last = (trainer.current_epoch + 1) * steps >= self.steps
         trainer.check_val_every_n_epoch = 1 if last else self.val_every
+
+    on_train_start = on_train_epoch_start  # a run that resumes within an epoch does not start it
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step >= self.steps:
@@ -98,6 +95,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self._started = self._warned = False
+        self.on_train_epoch_start(trainer, module)  # else left out by a resume within an epoch
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self._epoch = time.perf_counter(), _waited(trainer)
@@ -221,53 +219,6 @@ class EvaluationProgress(Callback):
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
     on_test_end = on_validation_end
-
-
-class KeepBest(Callback):
-    """Saves the weights with the highest validation score: `checkpoints/best.ckpt` and `model/`.
-
-    Lightning's ModelCheckpoint would forget the best score when a run folder is moved before it is
-    resumed, could replace the best weights with worse ones then, and writes no `model/`.
-
-    Args:
-        out: run folder.
-        monitor: logged metric, the same on every process; nan is never the best.
-
-    Attributes:
-        score: the best score so far, -inf before the first validation.
-        step: optimiser steps done when it was reached; 0 before the first validation.
-    """
-
-    def __init__(self, out: Path, monitor: str) -> None:
-        self.out = out
-        self.monitor = monitor
-        self.score = -math.inf
-        self.step = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.step = state_dict["score"], state_dict["step"]
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        if score > self.score:
-            self.score, self.step = score, trainer.global_step
-            trainer.save_checkpoint(self.out / "checkpoints" / "best.ckpt", weights_only=True)
-            if trainer.is_global_zero:
-                export_model(module.model, self.out / "model")
-
-
-def export_model(model: nn.Module, folder: Path) -> None:
-    """Save the model in a folder; each file is replaced as a whole, config.json last."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)  # type: ignore[operator]
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(partial.iterdir(), key=lambda path: path.suffix == ".json"):
-        os.replace(file, folder / file.name)
-    partial.rmdir()
 
 
 class SynchronisedBatchNorm(LayerSync):

@@ -13,7 +13,7 @@ from fsanet.metrics.average_precision import ApScores, AveragePrecision
 from fsanet.models.mask_rcnn import as_floats
 from fsanet.train.losses import global_mean
 from fsanet.train.schedule import milestone_factor
-from fsanet.train.task import SegmentationTask, check
+from fsanet.train.task import SegmentationTask, check, check_range
 
 __all__ = ["InstanceSegmentation"]
 
@@ -71,7 +71,7 @@ class InstanceSegmentation(SegmentationTask):
             warmup_steps=warmup_steps,
             **options,
         )
-        check(0 <= decay <= 1, f"decay={decay}: give a factor of 0..1")
+        check_range("decay", decay, 0, 1)
         rising = list(milestones) == sorted(milestones)
         check(
             rising and all(0 < share < 1 for share in milestones),

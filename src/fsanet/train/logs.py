@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from fsanet.errors import InputError
 from fsanet.files import write_text
 
 __all__ = ["MetricsFile"]
@@ -28,6 +29,9 @@ class MetricsFile(Logger):
         resume_step: optimiser steps done before this process started. Rows from this step on (they
             ran, but were lost with the interruption) are dropped.
         every_seconds: shortest time between two writes, except for the last.
+
+    Raises:
+        InputError: the file is damaged.
     """
 
     def __init__(self, path: Path, *, resume_step: int = 0, every_seconds: float = 5.0) -> None:
@@ -37,12 +41,7 @@ class MetricsFile(Logger):
         self.rows: list[dict[str, Any]] = []
         self._written = 0.0
         if resume_step > 0 and path.is_file():
-            with path.open(newline="", encoding="utf-8") as stream:
-                self.rows = [
-                    {key: value for key, value in row.items() if value != ""}
-                    for row in csv.DictReader(stream)
-                    if int(row["step"]) < resume_step
-                ]
+            self.rows = [row for row in _read(path) if int(row["step"]) < resume_step]
 
     @property
     def name(self) -> str:
@@ -88,3 +87,22 @@ class MetricsFile(Logger):
     def finalize(self, status: str) -> None:
         """Write the file."""
         self.save()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of the file, without empty cells."""
+    rows = []
+    try:
+        reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines(), strict=True)
+        for row in reader:
+            int(row["step"])
+            numbers = {key: value for key, value in row.items() if value != ""}
+            for value in numbers.values():
+                float(value)
+            rows.append(numbers)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: damaged ({type(error).__name__}: {error}); delete it to resume without the "
+            "values logged so far"
+        ) from error
+    return rows

@@ -1,50 +1,51 @@
 """Train a network into a run folder, resume it, and evaluate a network on a split.
 
 A run folder holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt` (all that
-is needed to resume), `checkpoints/best.ckpt` (the weights with the best validation score) and
-`model/` (the same weights, for `fsanet.load_model`).
+is needed to resume) and the `last-previous.ckpt` before it, `checkpoints/best.ckpt` (the weights
+with the best validation score) and `model/` (the same weights, for `fsanet.load_model`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from fsanet.convert import load_model
 from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError
-from fsanet.files import check_writable, first_process, read_checkpoint, write_text
+from fsanet.files import check_writable, disk_error, first_process, lock_folder, write_text
 from fsanet.metrics.average_precision import ApScores
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.confusion import Scores
-from fsanet.models.saving import check_state
 from fsanet.models.segmenter import Segmenter
+from fsanet.signals import Interrupted, deferred
 from fsanet.train.callbacks import (
     EpochLines,
     EvaluationProgress,
-    KeepBest,
     SeedEachBatch,
     StopAtStep,
     SynchronisedBatchNorm,
     Throughput,
-    export_model,
 )
+from fsanet.train.checkpoints import CheckpointFiles, Checkpoints, export_model, find_checkpoint
 from fsanet.train.instances import InstanceSegmentation
 from fsanet.train.logs import MetricsFile
 from fsanet.train.semantic import SemanticSegmentation
+from fsanet.train.task import check_range
 from fsanet.train.trainer import (
     check_batch,
     check_classes,
@@ -53,7 +54,7 @@ from fsanet.train.trainer import (
     make_trainer,
 )
 
-__all__ = ["TrainingResult", "evaluate", "train"]
+__all__ = ["TrainingResult", "check_run_folder", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ def train(
     An epoch is `data.steps_per_epoch` optimiser steps of `data.accumulate` batches. The last epoch
     ends at `steps`, even if that makes it shorter, and is always validated.
 
-    A resumed run continues from the end of the last whole epoch. With the same arguments and on
-    the same device, a run interrupted at any time ends with the same weights as one that was not
-    (CPU: exactly; CUDA: as far as its kernels are deterministic, see `deterministic`).
+    SIGINT, SIGTERM and SIGHUP end the training after the current step, with a checkpoint of it.
+    With the same arguments and on the same device, a run interrupted in any way and resumed ends
+    with the same weights as one that was not (CPU: exactly; CUDA: as far as its kernels are
+    deterministic, see `deterministic`).
 
     Args:
         task: the network with its loss and optimiser.
@@ -128,132 +130,165 @@ def train(
         **trainer_options: see `make_trainer`.
 
     Raises:
-        InputError: `out` cannot be written or already holds a run, there is nothing to resume, the
-            checkpoint does not fit, an option is out of range, the loss is not finite.
-        KeyboardInterrupt: interrupted by the user; `resume` continues.
+        InputError: `out` cannot be written, holds a run already or is in use; there is nothing to
+            resume, or the checkpoint does not fit; an option is out of range; the loss is not
+            finite; the disk is full.
+        Interrupted: a signal was received; `resume` continues.
     """
     out = Path(out)
-    last = out / "checkpoints" / "last.ckpt"
-    epoch_steps = data.steps_per_epoch
+    epoch = data.steps_per_epoch, data.accumulate
     counts = {"steps": steps, "val_every": val_every, "log_every": log_every}
     for name, value in (counts | {"global_batch": global_batch}).items():
-        if value is not None and value < 1:
-            raise InputError(f"{name}={value}: give a number of at least 1")
-    if seed < 0:
-        raise InputError(f"seed={seed}: give a number of at least 0")
-    if gradient_clip is not None and gradient_clip <= 0:
-        raise InputError(f"gradient_clip={gradient_clip}: give a norm above 0")
+        if value is not None:
+            check_range(name, value, 1, 10**9)
+    check_range("seed", seed, 0, 2**32 - 1)
+    if gradient_clip is not None:
+        check_range("gradient_clip", gradient_clip, 0, 1e9, above=True)
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
-    done = _steps_done(last, task) if resume else 0
-    if done < steps and done % epoch_steps:
-        raise InputError(
-            f"{last}: the run ended within an epoch, at step {done} of epochs of {epoch_steps} "
-            "steps, and cannot be made longer"
+    check_run_folder(out, resume=resume, overwrite=overwrite)
+    with _in_use(out), deferred() as signal_received:
+        last, done = find_checkpoint(out, task, steps=steps, epoch=epoch) if resume else (None, 0)
+        task.total_steps = steps
+        checkpoints = Checkpoints(
+            out, task.monitor, steps=steps, epoch=epoch, signal_received=signal_received
         )
-    task.total_steps = steps
-    best = KeepBest(out, task.monitor)
-    console: list[Callback] = []
-    if progress:
-        bar = RichProgressBar(refresh_rate=5) if sys.stdout.isatty() else None
-        console = [bar or EpochLines(steps, task.monitor)]
-    accelerator = {"accelerator": "auto", **trainer_options}["accelerator"]
-    may_use_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    trainer = make_trainer(
-        {
-            "default_root_dir": out,
-            # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
-            "max_epochs": -(-steps // epoch_steps),
-            "accumulate_grad_batches": data.accumulate,
-            "check_val_every_n_epoch": val_every,
-            "gradient_clip_val": gradient_clip,
-            "log_every_n_steps": min(log_every, epoch_steps),
-            "logger": [
-                MetricsFile(out / "metrics.csv", resume_step=done),
-                TensorBoardLogger(
-                    out,
-                    name="tensorboard",
-                    version="",
-                    default_hp_metric=False,
-                    purge_step=done if done else None,
-                ),
-            ],
-            "callbacks": [
-                SeedEachBatch(seed),
-                StopAtStep(steps, val_every=val_every),
-                Throughput(log_every),
-                *console,
-                *callbacks,
-                best,
-                ModelCheckpoint(
-                    dirpath=last.parent,
-                    filename=last.stem,
-                    every_n_epochs=1,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
-            ],
-            "plugins": [SynchronisedBatchNorm()] if sync_batchnorm and may_use_gpu else [],
-        },
-        **trainer_options,
-    )
-    data.prepare_data()
-    data.setup("fit")  # finds what is wrong with the data before anything is written
-    check_shares(data, "val", trainer.world_size)
-    check_batch(data, trainer.world_size, global_batch, task.lr)
-    if first_process():  # last, so that no run is overwritten by one that cannot start
-        _prepare(out, resume=resume, overwrite=overwrite)
-        if config is None:
-            settings = counts | {"gradient_clip": gradient_clip, "seed": seed} | trainer_options
-            config = yaml.safe_dump(settings, sort_keys=False)
-        if not (resume and (out / "config.yaml").is_file()):
-            write_text(out / "config.yaml", config)
-    start = time.perf_counter()
-    interruptible(
-        trainer,
-        lambda: trainer.fit(
-            task, datamodule=data, ckpt_path=last if resume else None, weights_only=True
-        ),
-    )
-    if best.step == 0 and trainer.is_global_zero:  # nothing was validated
-        export_model(task.model, out / "model")
+        console: list[Callback] = []
+        if progress:
+            bar = RichProgressBar(refresh_rate=5) if sys.stdout.isatty() else None
+            console = [bar or EpochLines(steps, task.monitor)]
+        accelerator = {"accelerator": "auto", **trainer_options}["accelerator"]
+        may_use_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        trainer = make_trainer(
+            {
+                "default_root_dir": out,
+                # Not max_steps: with it, Lightning counts epochs wrongly after a resume.
+                "max_epochs": -(-steps // data.steps_per_epoch),
+                "accumulate_grad_batches": data.accumulate,
+                "check_val_every_n_epoch": val_every,
+                "gradient_clip_val": gradient_clip,
+                "log_every_n_steps": min(log_every, data.steps_per_epoch),
+                "logger": [
+                    MetricsFile(out / "metrics.csv", resume_step=done),
+                    TensorBoardLogger(
+                        out,
+                        name="tensorboard",
+                        version="",
+                        default_hp_metric=False,
+                        purge_step=done if done else None,
+                    ),
+                ],
+                "callbacks": [
+                    SeedEachBatch(seed),
+                    StopAtStep(steps, val_every=val_every),
+                    Throughput(log_every),
+                    *console,
+                    *callbacks,
+                    checkpoints,
+                ],
+                "enable_checkpointing": False,  # `checkpoints` does it
+                "plugins": [
+                    CheckpointFiles(),
+                    *([SynchronisedBatchNorm()] if sync_batchnorm and may_use_gpu else []),
+                ],
+            },
+            **trainer_options,
+        )
+        data.prepare_data()
+        data.setup("fit")  # finds what is wrong with the data before anything is written
+        check_shares(data, "val", trainer.world_size)
+        check_batch(data, trainer.world_size, global_batch, task.lr)
+        if first_process():  # last, so that no run is overwritten by one that cannot start
+            if overwrite and not resume:
+                _remove_run(out)
+            if config is None:
+                settings = counts | {"gradient_clip": gradient_clip, "seed": seed} | trainer_options
+                config = yaml.safe_dump(settings, sort_keys=False)
+            if not (resume and (out / "config.yaml").is_file()):
+                write_text(out / "config.yaml", config)
+        start = time.perf_counter()
+        try:
+            interruptible(
+                lambda: trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
+            )
+            if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
+                export_model(task.model, out / "model")
+            if (number := signal_received()) is not None:  # after the last step
+                raise Interrupted(number)
+        except Interrupted as stop:
+            saved = checkpoints.saved
+            advice = (
+                "" if saved is None else f"step {saved} is saved, --resume continues from there"
+            )
+            raise Interrupted(stop.number, advice) from stop
+        except Exception as error:
+            full = disk_error(error)
+            if full is not None:
+                raise InputError(
+                    f"{out}: cannot be written ({full.strerror}); free some space, and continue "
+                    "with --resume"
+                ) from error
+            memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if last is None or checkpoints.started or memory or isinstance(error, InputError):
+                raise
+            line = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{last}: does not fit this training ({line}); resume with the options that it was "
+                "started with"
+            ) from error
     return TrainingResult(
         out=out,
         model=out / "model",
         monitor=task.monitor,
-        best_score=best.score if best.step else math.nan,
-        best_step=best.step,
+        best_score=checkpoints.score if checkpoints.step else math.nan,
+        best_step=checkpoints.step,
         steps=trainer.global_step,
         seconds=time.perf_counter() - start,
     )
 
 
-def _prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that `out` can be written and holds no other run."""
-    parts = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
-    present = [name for name in parts if (out / name).exists()]
-    if present and not resume:
-        if not overwrite:
-            raise InputError(
-                f"{out}: holds a run already ({', '.join(present)}); "
-                "give --resume, --overwrite or another --out"
-            )
-        for name in present:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    check_writable(out)
+_PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
 
 
-def _steps_done(last: Path, task: nn.Module) -> int:
-    """Optimiser steps done in a checkpoint, after checking that it fits the task."""
-    if not last.is_file():
-        raise InputError(f"{last}: nothing to resume; leave out --resume to start a run")
-    weights, rest = read_checkpoint(last)
-    if "global_step" not in rest:
-        raise InputError(f"{last}: not a checkpoint written by fsanet train (no 'global_step')")
-    check_state(task, weights, last)
-    return int(rest["global_step"])
+def check_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise `InputError` if `out` cannot be written or holds another run; change nothing."""
+    if not first_process():
+        return
+    present = [name for name in _PARTS if (out / name).exists()]
+    if present and not resume and not overwrite:
+        raise InputError(
+            f"{out}: holds a run already ({', '.join(present)}); "
+            "give --resume, --overwrite or another --out"
+        )
+    for name in ("checkpoints", "model", "tensorboard"):
+        check_writable(out / name)
+
+
+@contextlib.contextmanager
+def _in_use(out: Path) -> Iterator[None]:
+    """Keep other trainings out of the folder; a folder in which nothing was written goes again."""
+    if not first_process():
+        yield
+        return
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock_folder(out, "is being trained"):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+
+
+def _remove_run(out: Path) -> None:
+    for name in _PARTS:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @overload
@@ -347,7 +382,7 @@ def evaluate(
     check_shares(data, split, trainer.world_size)
     run = trainer.validate if split == "val" else trainer.test
     was_training = network.training
-    interruptible(trainer, lambda: run(task, datamodule=data, verbose=False))
+    interruptible(lambda: run(task, datamodule=data, verbose=False))
     network.train(was_training)
     if task.scores is None:
         raise InputError(f"the {split} split holds no image")

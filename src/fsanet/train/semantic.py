@@ -14,7 +14,7 @@ from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.confusion import Scores, scores_of
 from fsanet.train.losses import SegmentationLoss
 from fsanet.train.schedule import polynomial_rate
-from fsanet.train.task import SegmentationTask, check, check_choice
+from fsanet.train.task import SegmentationTask, check, check_choice, check_range
 
 __all__ = ["SemanticSegmentation"]
 
@@ -77,8 +77,8 @@ class SemanticSegmentation(SegmentationTask):
         check_choice("loss", loss, ("cross_entropy", "ohem"))
         check_choice("freeze_batchnorm", freeze_batchnorm, ("none", "encoder", "all"))
         check(0 <= min_lr <= self.lr, f"min_lr={min_lr}: give 0 <= min_lr <= lr ({self.lr})")
-        check(power > 0, f"power={power}: give an exponent above 0")
-        check(auxiliary_weight >= 0, f"auxiliary_weight={auxiliary_weight}: give 0 or more")
+        check_range("power", power, 0, 1e3, above=True)
+        check_range("auxiliary_weight", auxiliary_weight, 0, 1e6)
         check(
             class_weights is None or len(class_weights) == len(classes),
             f"class_weights holds {len(class_weights or ())} numbers for {len(classes)} classes",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning
-from lightning.pytorch.callbacks import RichProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from fsanet.errors import InputError
 from fsanet.files import first_process
+from fsanet.signals import handled, install
 
 if TYPE_CHECKING:
     from fsanet.data.batches import InstanceData, SegmentationData
@@ -45,8 +47,8 @@ def make_trainer(
     Raises:
         InputError: Lightning refuses the options.
     """
-    if isinstance(devices, int) and devices < 1:
-        raise InputError(f"devices={devices}: give a number of at least 1")
+    _check_processes(accelerator, devices, num_nodes)
+    settings = {**settings, "callbacks": [*settings["callbacks"], _OwnSignals()]}
     try:
         return lightning.Trainer(
             accelerator=accelerator,
@@ -61,23 +63,48 @@ def make_trainer(
             enable_progress_bar=any(isinstance(c, RichProgressBar) for c in settings["callbacks"]),
             **settings,
         )
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         raise InputError(f"trainer options: {' '.join(str(error).split())}") from error
 
 
-def interruptible(trainer: lightning.Trainer, run: Callable[[], object]) -> None:
-    """Run, and raise KeyboardInterrupt on Ctrl-C, which Lightning would turn into exit code 1."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main else None
+def _check_processes(accelerator: str, devices: int | str, num_nodes: int) -> None:
+    """Raise `InputError` for numbers that Lightning would try to start, or wait for."""
+    if num_nodes < 1:
+        raise InputError(f"num_nodes={num_nodes}: give a number of at least 1")
+    launched = {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys()  # torchrun sets the first
+    if num_nodes > 1 and not launched:
+        raise InputError(
+            f"num_nodes={num_nodes}: start the command with torchrun or SLURM on each machine, or "
+            "set MASTER_ADDR, MASTER_PORT and NODE_RANK there"
+        )
+    if not str(devices).isdigit():
+        return  # "auto", -1 for all, or numbers of GPUs: Lightning compares them with the machine
+    if int(devices) < 1:
+        raise InputError(f"devices={devices}: give a number of at least 1")
+    cores = os.cpu_count() or 1
+    gpus = accelerator not in ("cpu", "auto") or torch.cuda.is_available()
+    if not gpus and int(devices) > max(4 * cores, 8):
+        raise InputError(f"devices={devices}: too many processes for a machine of {cores} cores")
+
+
+class _OwnSignals(Callback):
+    """Keeps Lightning from handling signals: on SIGTERM it would wait for all other processes."""
+
+    def on_train_start(self, *args: Any) -> None:
+        install()
+
+    on_validation_start = on_test_start = on_exception = on_train_start
+
+
+def interruptible(run: Callable[[], object]) -> None:
+    """Run, and raise `Interrupted` on a signal, which Lightning would turn into exit code 1."""
     try:
-        run()
+        with handled():
+            run()
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt) or trainer.interrupted:
-            raise KeyboardInterrupt from stop
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
         raise
-    finally:
-        if main and handler is not None:
-            signal.signal(signal.SIGINT, handler)  # Lightning leaves the signal ignored
 
 
 def check_classes(model: nn.Module, data: SegmentationData | InstanceData) -> None:

@@ -1,0 +1,263 @@
+"""`checkpoints/` and `model/` of a run folder: what is saved and when, and what is resumed from."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from fsanet.data.batches import Loader
+from fsanet.errors import InputError
+from fsanet.files import disk_error, read_checkpoint, write_whole
+from fsanet.models.saving import check_state
+from fsanet.signals import Interrupted
+
+__all__ = ["CheckpointFiles", "Checkpoints", "export_model", "find_checkpoint"]
+
+_LAST, _PREVIOUS, _BEST = "last.ckpt", "last-previous.ckpt", "best.ckpt"
+# Of the callback that earlier versions had in the place of `Checkpoints`; run folders keep it.
+_STATE_KEY = "KeepBest"
+
+
+class Checkpoints(Callback):
+    """Saves what a run needs to continue, and its best network; ends it when a signal arrives.
+
+    `last.ckpt` is written after each epoch, before each validation, and after the optimiser step in
+    which a signal arrives; the file before it stays as `last-previous.ckpt`. The weights with the
+    highest validation score are written to `best.ckpt` and `model/`.
+
+    Lightning's ModelCheckpoint would forget the best score when a run folder is moved before it is
+    resumed, and could then replace the best weights with worse ones; it writes no `model/`, and
+    saves within an epoch only in steps of a fixed length. A subclass would have to override its
+    private methods for each of these, and would be longer than this class.
+
+    Args:
+        out: run folder.
+        monitor: logged metric, the same on every process; nan is never the best.
+        steps: optimiser steps of the run.
+        epoch: optimiser steps per epoch, and batches per optimiser step.
+        signal_received: returns the number of the signal received so far, or None.
+
+    Attributes:
+        score: the best score so far, -inf before the first validation.
+        step: optimiser steps done when it was reached; 0 before the first validation.
+        started: whether the training has started, with everything restored that it resumes from.
+        saved: optimiser steps done in `last.ckpt`, None without that file.
+    """
+
+    state_key = _STATE_KEY
+
+    def __init__(
+        self,
+        out: Path,
+        monitor: str,
+        *,
+        steps: int,
+        epoch: tuple[int, int],
+        signal_received: Callable[[], int | None],
+    ) -> None:
+        self.folder = out / "checkpoints"
+        self.model = out / "model"
+        self.monitor = monitor
+        self.steps = steps
+        self.epoch = epoch
+        self.signal_received = signal_received
+        self.score = -math.inf
+        self.step = 0
+        self.started = False
+        self.saved: int | None = None
+        self._stopping = False
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("score", "step", "steps", "epoch")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.step = state_dict["score"], state_dict["step"]
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.started = True
+        self.saved = trainer.global_step or None
+        self._stop_if_told()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self._stopping:  # not when it was saved, because the log of that step follows
+            raise Interrupted(self.signal_received() or Interrupted().number)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not stepped or trainer.is_last_batch or trainer.should_stop:
+            return  # at the end of the epoch, what follows saves and stops
+        told = self.signal_received() is not None
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if told:
+            self._stopping = True
+            loader = trainer.train_dataloader
+            if isinstance(loader, Loader) and hasattr(loader.sampler, "first_batch"):
+                self._save_last(trainer)
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._save_last(trainer)
+        self._stop_if_told()
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self._stop_if_told()
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        if score > self.score:
+            self.score, self.step = score, trainer.global_step
+            trainer.save_checkpoint(self.folder / _BEST, weights_only=True)
+            if trainer.is_global_zero:
+                export_model(module.model, self.model)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._save_last(trainer)
+        self._stop_if_told()
+
+    def _save_last(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / _LAST)
+        self.saved = trainer.global_step
+
+    def _stop_if_told(self) -> None:
+        number = self.signal_received()
+        if number is not None:
+            raise Interrupted(number)
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Before a validation, save Lightning's progress so that it resumes with all of it."""
+        if not trainer.validating:
+            return
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        batches = {"ready": int(trainer.num_training_batches)}
+        batches |= dict.fromkeys(("started", "processed", "completed"), batches["ready"])
+        fit_loop["epoch_loop.batch_progress"]["current"].update(batches)
+        validation = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        for progress in ("total", "current"):
+            fit_loop["epoch_loop.val_loop.batch_progress"][progress].update(validation)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes Lightning's checkpoints whole, and keeps the `last.ckpt` before the newest."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        path = Path(path)
+        keep = path.with_name(_PREVIOUS) if path.name == _LAST else None
+        write_whole(path, partial(torch.save, checkpoint), keep=keep)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        # Earlier versions wrote last.ckpt by Lightning's callback, which misses its state.
+        checkpoint["callbacks"] = {
+            name: state
+            for name, state in checkpoint["callbacks"].items()
+            if not name.startswith("ModelCheckpoint")
+        }
+        return checkpoint
+
+
+def find_checkpoint(
+    out: Path, task: nn.Module, *, steps: int, epoch: tuple[int, int]
+) -> tuple[Path, int]:
+    """The newest checkpoint of a run folder that is whole, and the optimiser steps done in it.
+
+    Args:
+        out: run folder.
+        task: what is to be trained on.
+        steps, epoch: as for `Checkpoints`.
+
+    Raises:
+        InputError: there is none, or it does not fit.
+    """
+    folder = out / "checkpoints"
+    problem = None
+    for file in (folder / _LAST, folder / _PREVIOUS):
+        try:
+            done, state = _read(file, task)
+        except InputError as error:
+            problem = problem or error
+            continue
+        if done > steps:
+            raise InputError(f"{out}: {done} steps are done already; give --steps of at least that")
+        ended = done == state.get("steps", done)
+        if done < steps and done % epoch[0] and (ended or tuple(state["epoch"]) != epoch):
+            raise InputError(
+                f"{file}: the run ended within an epoch, at step {done} of epochs of {epoch[0]} "
+                "steps, and cannot be made longer"
+            )
+        if problem is not None:
+            warnings.warn(f"{problem}; resuming from {file.name}, step {done}", stacklevel=1)
+        return file, done
+    assert problem is not None
+    raise problem
+
+
+def _read(file: Path, task: nn.Module) -> tuple[int, dict[str, Any]]:
+    """Optimiser steps done in a checkpoint that fits the task, and the state of `Checkpoints`."""
+    if not file.is_file():
+        raise InputError(f"{file}: nothing to resume; leave out --resume to start a run")
+    try:
+        with zipfile.ZipFile(file) as content:
+            damaged = content.testzip()
+    except Exception as error:  # zipfile raises anything but BadZipFile for some flipped bits
+        raise InputError(f"{file}: damaged ({error})") from error
+    if damaged is not None:
+        raise InputError(f"{file}: damaged (its checksum is wrong in {damaged})")
+    weights, rest = read_checkpoint(file)
+    parts = {
+        "global_step": int,
+        "epoch": int,
+        "pytorch-lightning_version": str,
+        "callbacks": dict,
+        "loops": dict,
+        "optimizer_states": list,
+        "lr_schedulers": list,
+    }
+    for name, expected in parts.items():
+        if not isinstance(rest.get(name), expected):
+            raise InputError(f"{file}: not a checkpoint written by fsanet train (no {name!r})")
+    check_state(task, weights, file)
+    return rest["global_step"], rest["callbacks"].get(_STATE_KEY, {})
+
+
+def export_model(model: nn.Module, folder: Path) -> None:
+    """Save the model in a folder; each file is replaced as a whole, config.json last.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    partly = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partly, ignore_errors=True)
+        model.save_pretrained(partly)  # type: ignore[operator]
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(partly.iterdir(), key=lambda path: path.suffix == ".json"):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(file, folder / file.name)
+    except Exception as error:
+        full = disk_error(error)
+        if full is None:
+            raise
+        raise InputError(f"{folder}: cannot be written ({full.strerror}); free space") from error
+    finally:
+        shutil.rmtree(partly, ignore_errors=True)
