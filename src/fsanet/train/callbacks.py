@@ -57,7 +57,7 @@ class StopAtStep(Callback):
         self.steps = steps
         self.val_every = val_every
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         last = (trainer.current_epoch + 1) * steps >= self.steps
         trainer.check_val_every_n_epoch = 1 if last else self.val_every

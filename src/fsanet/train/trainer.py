@@ -90,10 +90,13 @@ def _check_processes(accelerator: str, devices: int | str, num_nodes: int) -> No
 class _OwnSignals(Callback):
     """Keeps Lightning from handling signals: on SIGTERM it would wait for all other processes."""
 
-    def on_train_start(self, *args: Any) -> None:
+    def _install(self, *args: Any) -> None:
         install()
 
-    on_validation_start = on_test_start = on_exception = on_train_start
+    on_train_start: Any = _install
+    on_validation_start: Any = _install
+    on_test_start: Any = _install
+    on_exception: Any = _install
 
 
 def interruptible(run: Callable[[], object]) -> None:
