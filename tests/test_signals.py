@@ -37,9 +37,9 @@ LATER = """
 """
 
 
-def start(body):
+def start(body, before=""):
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(body=body)],
+        [sys.executable, "-c", before + PROGRAM.format(body=body)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -72,9 +72,7 @@ def test_second_signal_ends_a_program_that_does_not_finish():
 
 def test_ignored_signals_stay_ignored():
     """`nohup` ignores SIGHUP for the program that it starts."""
-    body = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    body += "        with handled():\n            wait(60)"
-    process = start(body)
+    process = start(AT_ONCE, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     time.sleep(0.2)

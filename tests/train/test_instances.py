@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("faster_coco_eval")
 
-from fsanet.data.datasets.instance_scenes import InstanceSceneData
+from fsanet.data import InstanceSceneData
 from fsanet.errors import InputError
 from fsanet.metrics.average_precision import AveragePrecision
 from fsanet.models.mask_rcnn import MaskRcnnFsa

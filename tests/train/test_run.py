@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -412,12 +413,66 @@ def test_checkpoint_of_another_architecture(tmp_path):
         run(tmp_path, task=other, resume=True)
 
 
-def test_damaged_checkpoint(tmp_path):
-    run(tmp_path, steps=2)
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:500])
-    with pytest.raises(InputError, match=r"last.ckpt: damaged"):
-        run(tmp_path, resume=True)
+def flip(file):
+    """Change one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def without_optimizer(file):
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "optimizer_states": None}, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, r"damaged \(its checksum is wrong in .*\)"),
+        (truncate, r"damaged \(File is not a zip file\)"),
+        (without_optimizer, "not a checkpoint written by fsanet train .no 'optimizer_states'"),
+        (Path.unlink, "no such file"),
+    ],
+)
+def test_damaged_checkpoint(tmp_path, uninterrupted, damage, message):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    last, previous = (out / "checkpoints" / f"last{name}.ckpt" for name in ("", "-previous"))
+    damage(last)
+    with pytest.warns(UserWarning, match=rf"last\.ckpt: {message}.*from last-previous.ckpt, step"):
+        run(out, resume=True, **ten_steps())
+    assert_same_results(uninterrupted, out)
+    damage(last)
+    damage(previous)
+    message = "nothing to resume" if damage is Path.unlink else rf"last\.ckpt: {message}"
+    with pytest.raises(InputError, match=message):
+        run(out, resume=True, **ten_steps())
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("optimizer_states", []),
+        ("optimizer_states", [{"state": {}, "param_groups": []}]),
+        ("lr_schedulers", [{"_step_count": "x"}, 3]),
+        ("loops", {}),
+        ("loops", {"fit_loop": {"epoch_progress": 3}}),
+        ("callbacks", {"KeepBest": {}}),
+        ("callbacks", {3: {}}),
+        ("pytorch-lightning_version", "one"),
+        ("global_step", -1),
+    ],
+)
+def test_checkpoint_whose_content_is_wrong(tmp_path, uninterrupted, part, content):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    (out / "checkpoints" / "last-previous.ckpt").unlink()
+    last = out / "checkpoints" / "last.ckpt"
+    torch.save({**torch.load(last, weights_only=True), part: content}, last)
+    with pytest.raises(InputError, match=r"last\.ckpt: "):
+        run(out, resume=True, **ten_steps(steps=12))
 
 
 def test_checkpoint_with_code_is_refused(tmp_path):
@@ -447,8 +502,17 @@ def test_loss_that_is_not_finite_stops_with_a_hint(tmp_path):
         ({"steps": 0}, "steps=0"),
         ({"val_every": 0}, "val_every=0"),
         ({"devices": 0}, "devices=0"),
+        ({"log_every": 0}, "log_every=0"),
+        ({"steps": 10**20}, "steps=1.*at most 1e"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed=4294967296.*at most"),
         ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"gradient_clip": math.nan}, "gradient_clip=nan"),
+        ({"gradient_clip": math.inf}, "gradient_clip=inf"),
+        ({"devices": 10**6, "accelerator": "cpu"}, "devices=1000000: too many processes"),
+        ({"num_nodes": 2}, "num_nodes=2: start the command with torchrun or SLURM"),
+        ({"accelerator": "gpu"}, "trainer options"),
+        ({"strategy": "deepspeed"}, "trainer options"),
         ({"global_batch": 0}, "global_batch=0"),
         ({"steps": 1}, "warmup_steps=1: the training has only 1 steps"),
         ({"accelerator": "abacus"}, "trainer options.*abacus"),

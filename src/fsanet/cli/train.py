@@ -45,18 +45,20 @@ def run(arguments: list[str]) -> int:
 
     from fsanet.cli.recipe import Recipe
     from fsanet.files import first_process
-    from fsanet.train import train
+    from fsanet.train import check_options, train
 
     recipe = Recipe(arguments)
     out = Path(recipe.options.out or Path("runs", recipe.name))
     if recipe.options.print_config:
         print(recipe.text(out), end="")
         return 0
+    options = recipe.train_options()
+    check_options(out, **options)  # before data are listed and weights downloaded
     lightning.seed_everything(recipe.options.seed, verbose=False)
     data = recipe.data()
     data.setup("fit")  # finds missing data before any weights are downloaded
     task = recipe.task(data)
-    result = train(task, data, out=out, config=recipe.text(out), **recipe.train_options())
+    result = train(task, data, out=out, config=recipe.text(out), **options)
     if first_process():
         score = result.best_score
         best = f"mIoU {score:.4f}" if "miou" in result.monitor else f"mask AP {100 * score:.2f} %"

@@ -192,8 +192,8 @@ class Loader(DataLoader[Any]):
         return {"batches": self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration leave out the batches of a state."""
-        self._skip = state["batches"]
+        """Let the next iteration leave out the batches of a state; none of an epoch at its end."""
+        self._skip = state["batches"] % len(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         skip, self._skip = self._skip, 0

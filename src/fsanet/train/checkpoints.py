@@ -214,7 +214,7 @@ def find_checkpoint(
 def _read(file: Path, task: nn.Module) -> tuple[int, dict[str, Any]]:
     """Optimiser steps done in a checkpoint that fits the task, and the state of `Checkpoints`."""
     if not file.is_file():
-        raise InputError(f"{file}: nothing to resume; leave out --resume to start a run")
+        raise InputError(f"{file}: no such file")
     try:
         with zipfile.ZipFile(file) as content:
             damaged = content.testzip()
@@ -235,6 +235,8 @@ def _read(file: Path, task: nn.Module) -> tuple[int, dict[str, Any]]:
     for name, expected in parts.items():
         if not isinstance(rest.get(name), expected):
             raise InputError(f"{file}: not a checkpoint written by fsanet train (no {name!r})")
+    if rest["global_step"] < 0:
+        raise InputError(f"{file}: damaged (global_step is {rest['global_step']})")
     check_state(task, weights, file)
     return rest["global_step"], rest["callbacks"].get(_STATE_KEY, {})
 

@@ -8,6 +8,7 @@ with the best validation score) and `model/` (the same weights, for `fsanet.load
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import shutil
@@ -54,7 +55,7 @@ from fsanet.train.trainer import (
     make_trainer,
 )
 
-__all__ = ["TrainingResult", "check_run_folder", "evaluate", "train"]
+__all__ = ["TrainingResult", "check_options", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
@@ -137,17 +138,19 @@ def train(
     """
     out = Path(out)
     epoch = data.steps_per_epoch, data.accumulate
-    counts = {"steps": steps, "val_every": val_every, "log_every": log_every}
-    for name, value in (counts | {"global_batch": global_batch}).items():
-        if value is not None:
-            check_range(name, value, 1, 10**9)
-    check_range("seed", seed, 0, 2**32 - 1)
-    if gradient_clip is not None:
-        check_range("gradient_clip", gradient_clip, 0, 1e9, above=True)
+    options: dict[str, Any] = {
+        "steps": steps,
+        "val_every": val_every,
+        "log_every": log_every,
+        "global_batch": global_batch,
+        "gradient_clip": gradient_clip,
+        "seed": seed,
+        **trainer_options,
+    }
+    check_options(out, resume=resume, overwrite=overwrite, **options)
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
-    check_run_folder(out, resume=resume, overwrite=overwrite)
     with _in_use(out), deferred() as signal_received:
         last, done = find_checkpoint(out, task, steps=steps, epoch=epoch) if resume else (None, 0)
         task.total_steps = steps
@@ -203,8 +206,7 @@ def train(
             if overwrite and not resume:
                 _remove_run(out)
             if config is None:
-                settings = counts | {"gradient_clip": gradient_clip, "seed": seed} | trainer_options
-                config = yaml.safe_dump(settings, sort_keys=False)
+                config = yaml.safe_dump(options, sort_keys=False)
             if not (resume and (out / "config.yaml").is_file()):
                 write_text(out / "config.yaml", config)
         start = time.perf_counter()
@@ -251,8 +253,38 @@ def train(
 _PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
 
 
-def check_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise `InputError` if `out` cannot be written or holds another run; change nothing."""
+def check_options(
+    out: Path,
+    *,
+    steps: int,
+    val_every: int = 1,
+    log_every: int = 10,
+    global_batch: int | None = None,
+    gradient_clip: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    **others: Any,
+) -> None:
+    """Check what `train` is given besides task and data; nothing is changed.
+
+    Args:
+        out: run folder.
+        others: further options of `train`.
+
+    Raises:
+        InputError: an option is out of range, `out` cannot be written, holds another run, or no
+            run to resume.
+    """
+    counts = {"steps": steps, "val_every": val_every, "log_every": log_every}
+    for name, value in (counts | {"global_batch": global_batch}).items():
+        if value is not None:
+            check_range(name, value, 1, 10**9)
+    check_range("seed", seed, 0, 2**32 - 1)
+    if gradient_clip is not None:
+        check_range("gradient_clip", gradient_clip, 0, 1e9, above=True)
+    processes = inspect.signature(make_trainer).parameters.keys() & others.keys()
+    make_trainer({"callbacks": (), "logger": False}, **{name: others[name] for name in processes})
     if not first_process():
         return
     present = [name for name in _PARTS if (out / name).exists()]
@@ -261,6 +293,8 @@ def check_run_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
             f"{out}: holds a run already ({', '.join(present)}); "
             "give --resume, --overwrite or another --out"
         )
+    if resume and not any(out.glob("checkpoints/last*.ckpt")):
+        raise InputError(f"{out}: nothing to resume; leave out --resume to start a run")
     for name in ("checkpoints", "model", "tensorboard"):
         check_writable(out / name)
 
