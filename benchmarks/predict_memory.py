@@ -63,11 +63,13 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, nargs="+", default=[24, 100])
     parser.add_argument("--formats", nargs="+", default=["jpg", "png"])
     parser.add_argument("--window", default="512")
-    parser.add_argument("--encoder", default="resnet18")
+    parser.add_argument("--encoder", default="resnet10t")
     parser.add_argument("--classes", type=int, default=19)
     given, options = parser.parse_known_args()  # what is left goes to fsanet predict
     torch.manual_seed(0)
-    network = FsaNet(given.encoder, num_classes=given.classes, encoder_weights=None)
+    network = FsaNet(
+        given.encoder, num_classes=given.classes, output_stride=16, head_channels=64, aux_channels=0
+    )
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         network.save_pretrained(model)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,7 +41,7 @@ def test_blend_against_numpy(alpha: float) -> None:
     image = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
     mask = rng.integers(0, 3, (5, 6), dtype=np.uint8)
     mask[2, 3] = 255
-    drawn = render.overlay(mask, PALETTE, image, alpha=alpha, boundaries=False)
+    drawn = render.overlay(mask, PALETTE, image, alpha=alpha, boundaries=False).to_image()
     assert drawn.mode == "RGB"
     assert drawn.size == (6, 5)
     colours = np.array([*PALETTE, *[(0, 0, 0)] * 253])[mask]
@@ -57,8 +59,8 @@ def test_boundaries_are_drawn_between_classes_only() -> None:
     mask = np.zeros((20, 30), np.uint8)
     mask[:, 15:] = 1
     image = np.full((20, 30, 3), 90, np.uint8)
-    plain = np.asarray(render.overlay(mask, PALETTE, image, boundaries=False))
-    lined = np.asarray(render.overlay(mask, PALETTE, image, boundaries=True))
+    plain = np.asarray(render.overlay(mask, PALETTE, image, boundaries=False).to_image())
+    lined = np.asarray(render.overlay(mask, PALETTE, image, boundaries=True).to_image())
     changed = (plain != lined).any(-1)
     assert changed[:, 14].all()
     assert not changed[:, :14].any()
@@ -76,7 +78,7 @@ def test_legend_leaves_the_picture_whole_and_holds_every_class(
     palette = [tuple(int(v) for v in rng.integers(0, 256, 3)) for _ in range(count)]
     entries = [(f"class {i}", palette[i], 1 / count) for i in range(count)]
     mask = np.zeros(size, np.uint8)
-    drawn = render.overlay(mask, palette, legend=entries)
+    drawn = render.overlay(mask, palette, legend=entries).to_image()
     factor = min(8, -(-192 // min(size)))
     height, width = size[0] * factor, size[1] * factor
     pixels = np.asarray(drawn)
@@ -94,10 +96,10 @@ def test_legend_leaves_the_picture_whole_and_holds_every_class(
 
 
 def test_long_names_widen_the_canvas() -> None:
-    picture = Image.new("RGB", (200, 100))
-    short = render.with_legend(picture, [("a", (1, 2, 3), 0.5)])
-    long = render.with_legend(picture, [("a" * 80, (1, 2, 3), 0.5)])
-    assert short.width == 200
+    mask = np.zeros((300, 400), np.uint8)
+    short = render.overlay(mask, PALETTE, legend=[("a", (1, 2, 3), 0.5)])
+    long = render.overlay(mask, PALETTE, legend=[("a" * 80, (1, 2, 3), 0.5)])
+    assert short.width == 400
     assert long.width > 500
 
 
@@ -108,5 +110,33 @@ def test_the_font_scales_and_has_letters_beyond_ascii() -> None:
 
 
 def test_no_entries_no_legend() -> None:
-    picture = Image.new("RGB", (20, 10))
-    assert render.with_legend(picture, []) is picture
+    picture = render.overlay(np.zeros((200, 300), np.uint8), PALETTE, legend=[])
+    assert picture[:2] == (300, 200)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (210, 400), (20, 30)])
+def test_bands_and_files_do_not_change_the_picture(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By rows with Pillow, by rows without it, and at once."""
+    rng = np.random.default_rng(4)
+    mask = rng.integers(0, 4, (size[0] // 5, size[1] // 5), np.uint8).repeat(5, 0).repeat(5, 1)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    legend = [(f"class {i}", PALETTE[i], 0.3) for i in range(3)] * 5
+
+    def drawn() -> render.Picture:
+        return render.overlay(mask, PALETTE, image, legend=legend)
+
+    (whole,) = list(render.overlay(mask, PALETTE, image).bands)
+    pixels = np.asarray(drawn().to_image())
+    if size[0] > 192:
+        np.testing.assert_array_equal(pixels[: size[0], : size[1]], whole)
+    monkeypatch.setattr(render, "_BAND_PIXELS", 1000)
+    assert max(len(band) for band in render.overlay(mask, PALETTE, image).bands) <= 1000 / 30
+    for large in (2**24, 0):
+        monkeypatch.setattr(render, "_LARGE", large)
+        stream = io.BytesIO()
+        drawn().write_png(stream)
+        with Image.open(stream) as stored:
+            assert stored.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(stored), pixels)

@@ -88,7 +88,7 @@ def class_scores(
         yield Block(every, every, every, _average((whole(*look) for look in looks), softmax))
         return
 
-    options = {"window": window, "stride": stride, "batch_size": batch_size}
+    options: dict[str, Any] = {"window": window, "stride": stride, "batch_size": batch_size}
     if not softmax and scales[0] == 1:
         yield from sliding_blocks(images, forward, **options)
         return

@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,6 +29,10 @@ _BACKGROUND: Colour = (255, 255, 255)
 _MAX_ENLARGEMENT = 8
 _READABLE_SIDE = 192  # pixels; shorter images are enlarged if they have a legend
 _INSTANCE_COLOURS = 24  # further instances repeat them
+_BAND_PIXELS = 2**19  # of an overlay, drawn at a time
+_LARGE = (
+    2**24
+)  # pixels; larger pictures are written without Pillow, which would need 4 bytes for each
 
 
 def full_palette(palette: Sequence[Colour]) -> list[int]:
@@ -55,6 +61,30 @@ def find_boundaries(mask: Array, thickness: int = 1) -> Array:
     return wide
 
 
+class Picture(NamedTuple):
+    """An RGB picture that is made band by band: its size, and uint8 (r, width, 3) from the top."""
+
+    width: int
+    height: int
+    bands: Iterator[Array]
+
+    def to_image(self) -> Image.Image:
+        """The whole picture; Pillow holds 4 bytes for each pixel."""
+        image = Image.new("RGB", (self.width, self.height))
+        top = 0
+        for band in self.bands:
+            image.paste(Image.fromarray(band), (0, top))
+            top += len(band)
+        return image
+
+    def write_png(self, stream: BinaryIO) -> None:
+        """Write a PNG file; of a large picture, only a band exists at a time."""
+        if self.width * self.height > _LARGE:
+            _write_png(stream, self)
+        else:
+            self.to_image().save(stream, "PNG")
+
+
 def overlay(
     mask: Array,
     palette: Sequence[Colour],
@@ -63,7 +93,7 @@ def overlay(
     alpha: float = 0.5,
     boundaries: bool = True,
     legend: Sequence[Entry] | None = None,
-) -> Image.Image:
+) -> Picture:
     """Blend class colours over an image.
 
     Args:
@@ -78,67 +108,125 @@ def overlay(
         InputError: ``alpha`` is out of range.
     """
     check_alpha(alpha)
-    colours = colourise(mask, palette)
-    if image is None:
-        blend = colours
-    else:
-        labelled = (mask < len(palette))[..., None]  # (H, W, 1)
-        weight = np.where(labelled, np.float32(alpha), np.float32(0))
-        blend = (image * (1 - weight) + colours * weight + np.float32(0.5)).astype(np.uint8)
-    factor = 1
     if legend is not None:
         factor = min(_MAX_ENLARGEMENT, math.ceil(_READABLE_SIDE / min(mask.shape)))
-    if factor > 1:
-        blend, mask, colours = (
-            a.repeat(factor, 0).repeat(factor, 1) for a in (blend, mask, colours)
-        )
-    if boundaries and image is not None:
-        edge = find_boundaries(mask, max(1, round(min(mask.shape) / 400)))
-        # The full colour, halfway to white, stands out on dark and on bright images.
-        blend[edge] = colours[edge] // 2 + 128
-    picture = Image.fromarray(blend)
-    return picture if legend is None else with_legend(picture, legend)
+        if factor > 1:
+            mask = mask.repeat(factor, 0).repeat(factor, 1)
+            image = None if image is None else image.repeat(factor, 0).repeat(factor, 1)
+    height, width = mask.shape
+    bands = _blend(mask, palette, image, alpha, boundaries)
+    return _beside_legend(Picture(width, height, bands), legend or ())
 
 
-def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
+def _blend(
+    mask: Array, palette: Sequence[Colour], image: Array | None, alpha: float, boundaries: bool
+) -> Iterator[Array]:
+    height, width = mask.shape
+    thickness = max(1, round(min(mask.shape) / 400))
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        stop = min(top + rows, height)
+        ids = mask[top:stop]
+        colours = colourise(ids, palette)  # (r, W, 3)
+        if image is None:
+            yield colours
+            continue
+        labelled = (ids < len(palette))[..., None]  # (r, W, 1)
+        weight = np.where(labelled, np.float32(alpha), np.float32(0))
+        pixels = image[top:stop] * (1 - weight) + colours * weight + np.float32(0.5)
+        blend = pixels.astype(np.uint8)
+        if boundaries:
+            # Lines reach down from the rows above, and depend on the next row.
+            first = max(0, top - thickness + 1)
+            edge = find_boundaries(mask[first : stop + 1], thickness)[top - first : stop - first]
+            # The full colour, halfway to white, stands out on dark and on bright images.
+            blend[edge] = colours[edge] // 2 + 128
+        yield blend
+
+
+def _beside_legend(picture: Picture, entries: Sequence[Entry]) -> Picture:
     """The picture with class names, colours and areas below it (wide) or beside it (tall)."""
     if not entries:
         return picture
-    width, height = picture.size
-    size = int(min(40, max(12, min(width, height) / 24)))
-    type_face = font(size)
-    pad, row = size // 2, round(size * 1.6)
+    width, height, bands = picture
+    below = width >= height
+    legend = _legend((width, height), entries, below)  # uint8 (h, w, 3)
+    if below:
+        size = max(width, legend.shape[1]), height + len(legend)
+    else:
+        size = width + legend.shape[1], max(height, len(legend))
+    white = np.uint8(255)
+
+    def rows() -> Iterator[Array]:
+        top = 0
+        for band in bands:
+            row = np.full((len(band), size[0], 3), white)
+            row[:, :width] = band
+            if not below:
+                beside = legend[top : top + len(band)]
+                row[: len(beside), width:] = beside
+            top += len(band)
+            yield row
+        rest = np.full((size[1] - height, size[0], 3), white)
+        left, part = (0, legend) if below else (width, legend[height:])
+        rest[: len(part), left : left + part.shape[1]] = part
+        if len(rest):
+            yield rest
+
+    return Picture(*size, rows())
+
+
+def _legend(size: tuple[int, int], entries: Sequence[Entry], below: bool) -> Array:
+    """The legend for a picture of this width and height, uint8 (h, w, 3)."""
+    width, height = size
+    letters = int(min(40, max(12, min(width, height) / 24)))  # their height
+    type_face = font(letters)
+    pad, row = letters // 2, round(letters * 1.6)
     labels = [(name, colour, percent(share)) for name, colour, share in entries]
     name_width = max(math.ceil(type_face.getlength(name)) for name, _, _ in labels)
     share_width = max(math.ceil(type_face.getlength(share)) for _, _, share in labels)
     # Swatch, gap, name, gap, share, gap before the next column.
-    column = size + pad + name_width + pad + share_width + 3 * pad
-    below = width >= height
+    column = letters + pad + name_width + pad + share_width + 3 * pad
     if below:
         columns = max(1, min(len(labels), (width - pad) // column))
         rows = math.ceil(len(labels) / columns)
         columns = math.ceil(len(labels) / rows)  # of nearly equal length
-        canvas_size = (max(width, pad + columns * column), height + rows * row + 2 * pad)
-        origin = (pad, height + pad)
+        canvas_size, left = (pad + columns * column, rows * row + 2 * pad), pad
     else:
         rows = max(1, min(len(labels), (height - 2 * pad) // row))
         columns = math.ceil(len(labels) / rows)
-        canvas_size = (width + pad + columns * column, max(height, rows * row + 2 * pad))
-        origin = (width + 2 * pad, pad)
+        canvas_size, left = (pad + columns * column, rows * row + 2 * pad), 2 * pad
     canvas = Image.new("RGB", canvas_size, _BACKGROUND)
-    canvas.paste(picture, (0, 0))
     draw = ImageDraw.Draw(canvas)
     for index, (name, colour, share) in enumerate(labels):
-        x = origin[0] + index // rows * column
-        y = origin[1] + index % rows * row
-        middle = y + row // 2
-        box = (x, middle - size // 2, x + size, middle + size // 2)
+        x = left + index // rows * column
+        middle = pad + index % rows * row + row // 2
+        box = (x, middle - letters // 2, x + letters, middle + letters // 2)
         draw.rectangle(box, fill=colour, outline=TEXT)
-        left = x + size + pad
-        draw.text((left, middle), name, fill=TEXT, font=type_face, anchor="lm")
-        right = left + name_width + pad + share_width
+        name_left = x + letters + pad
+        draw.text((name_left, middle), name, fill=TEXT, font=type_face, anchor="lm")
+        right = name_left + name_width + pad + share_width
         draw.text((right, middle), share, fill=TEXT, font=type_face, anchor="rm")
-    return canvas
+    return np.asarray(canvas)
+
+
+def _write_png(stream: BinaryIO, picture: Picture) -> None:
+    def write_chunk(kind: bytes, data: bytes) -> None:
+        stream.write(struct.pack(">I", len(data)) + kind + data)
+        stream.write(struct.pack(">I", zlib.crc32(kind + data)))
+
+    stream.write(b"\x89PNG\r\n\x1a\n")
+    header = (picture.width, picture.height, 8, 2, 0, 0, 0)  # 8-bit RGB
+    write_chunk(b"IHDR", struct.pack(">IIBBBBB", *header))
+    deflate = zlib.compressobj()
+    above = np.zeros((1, 3 * picture.width), np.uint8)
+    for band in picture.bands:
+        lines = band.reshape(len(band), -1)  # (r, 3 W)
+        # Filter 2: the differences to the line above, modulo 256.
+        lines, above = lines - np.concatenate([above, lines[:-1]]), lines[-1:].copy()
+        write_chunk(b"IDAT", deflate.compress(np.insert(lines, 0, 2, axis=1).tobytes()))
+    write_chunk(b"IDAT", deflate.flush())
+    write_chunk(b"IEND", b"")
 
 
 def instance_colours(count: int) -> list[Colour]:

@@ -188,10 +188,13 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
         results: dict[int, Segmentation] = {}
         for shape in dict.fromkeys(image.shape for image in images):
             chosen = [index for index, image in enumerate(images) if image.shape == shape]
-            masks, confidence = self.masks(torch.stack([images[i] for i in chosen]))  # (B, H, W)
+            # Large images come alone: they are not copied.
+            one = len(chosen) == 1
+            batch = images[chosen[0]][None] if one else torch.stack([images[i] for i in chosen])
+            masks, confidence = self.masks(batch)  # (B, H, W)
             for row, index in enumerate(chosen):
                 results[index] = Segmentation(
-                    mask=masks[row].clone(),
+                    mask=masks[row] if one else masks[row].clone(),
                     classes=tuple(self.model.classes),
                     palette=tuple(self.model.palette),
                     image=images[index],

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -24,9 +24,74 @@ from fsanet.predict import draw
 
 __all__ = ["Instances", "Segmentation"]
 
+_Writers = dict[str, Callable[[BinaryIO], object]]
+
+
+class _Result(ABC):
+    """What both results have in common: they draw and save themselves."""
+
+    image: Tensor | None
+    source: Path | None
+
+    @abstractmethod
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image with the result drawn over it."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, Any]:
+        """Size and contents, as values for JSON."""
+
+    @abstractmethod
+    def _writers(self, *, overlay: bool, **drawing: Any) -> _Writers:
+        """What writes each picture, by its name; called one after the other."""
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        stem: str,
+        *,
+        overlay: bool = True,
+        extra: Mapping[str, Any] | None = None,
+        **drawing: Any,
+    ) -> dict[str, Path]:
+        """Write the pictures ``stem_*.png`` and, last, ``stem.json``.
+
+        The pictures are ``mask`` (class ids with a palette) and, if there is one, ``confidence``
+        (0..255 for 0..1), or ``instances`` (their numbers); and ``overlay``. Each file is written
+        completely or not at all.
+
+        Args:
+            folder: created if it does not exist.
+            stem: beginning of the file names.
+            overlay: write the overlay.
+            extra: further entries of the JSON file.
+            drawing: arguments of `overlay`.
+
+        Returns:
+            The written files by the end of their names, and the JSON file as "summary".
+
+        Raises:
+            InputError: the folder is not writable, or an argument of `overlay` is out of range.
+        """
+        folder = Path(folder)
+        written = {
+            kind: write_whole(folder / f"{stem}_{kind}.png", write)
+            for kind, write in self._writers(overlay=overlay, **drawing).items()
+        }
+        content = {**self.summary(), **(extra or {})}
+        content["files"] = {kind: path.name for kind, path in written.items()}
+        written["summary"] = write_json(folder / f"{stem}.json", content)
+        return written
+
+    def _repr_png_(self) -> bytes:
+        """The overlay, for notebooks."""
+        stream = io.BytesIO()
+        self.overlay().save(stream, format="PNG")
+        return stream.getvalue()
+
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class Segmentation(_Result):
     """The class of each pixel of an image.
 
     Attributes:
@@ -89,6 +154,11 @@ class Segmentation:
         Raises:
             InputError: ``alpha`` is out of range.
         """
+        return self._picture(alpha, legend, boundaries).to_image()
+
+    def _picture(
+        self, alpha: float = 0.5, legend: bool = True, boundaries: bool = True
+    ) -> draw.Picture:
         areas = self.areas()
         present = sorted(
             (
@@ -130,49 +200,27 @@ class Segmentation:
             result["mean_confidence"] = float(self.confidence.mean())
         return result
 
-    def save(
-        self,
-        folder: str | os.PathLike[str],
-        stem: str,
-        *,
-        alpha: float = 0.5,
-        legend: bool = True,
-        overlay: bool = True,
-        extra: Mapping[str, Any] | None = None,
-    ) -> dict[str, Path]:
-        """Write ``stem_mask.png`` (class ids with a palette), ``stem_overlay.png``, ``stem.json``.
-
-        With confidence also ``stem_confidence.png``, 0..255 for 0..1. Each file is written
-        completely or not at all, the JSON file last.
-
-        Args:
-            folder: created if it does not exist.
-            stem: beginning of the file names.
-            alpha, legend: as in `overlay`.
-            overlay: write the overlay.
-            extra: further entries of the JSON file.
-
-        Returns:
-            The written files: "mask", "overlay", "confidence", "summary".
-
-        Raises:
-            InputError: the folder is not writable.
-        """
-        pictures = {"mask": self.colour_mask()}
+    def _writers(self, *, overlay: bool, **drawing: Any) -> _Writers:
+        writers: _Writers = {"mask": lambda stream: self.colour_mask().save(stream, format="PNG")}
         if overlay:
-            pictures["overlay"] = self.overlay(alpha, legend)
+            writers["overlay"] = self._picture(**drawing).write_png
         if self.confidence is not None:
-            grey = (self.confidence.cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-            pictures["confidence"] = Image.fromarray(grey.numpy())
-        return _save(Path(folder), stem, pictures, {**self.summary(), **(extra or {})})
+            writers["confidence"] = lambda stream: self._grey_confidence().save(
+                stream, format="PNG"
+            )
+        return writers
 
-    def _repr_png_(self) -> bytes:
-        """The overlay, for notebooks."""
-        return _png(self.overlay())
+    def _grey_confidence(self) -> Image.Image:
+        assert self.confidence is not None
+        grey = torch.empty(self.confidence.shape, dtype=torch.uint8)
+        # In bands of rows: the whole in float32 takes four times the memory of the result.
+        for band, rows in zip(grey.split(64), self.confidence.split(64), strict=True):
+            band.copy_((rows.cpu().clamp(0, 1) * 255).round())
+        return Image.fromarray(grey.numpy())
 
 
 @dataclass(frozen=True, eq=False)
-class Instances:
+class Instances(_Result):
     """The instances found in an image, sorted by falling score.
 
     Attributes:
@@ -302,54 +350,9 @@ class Instances:
             ],
         }
 
-    def save(
-        self,
-        folder: str | os.PathLike[str],
-        stem: str,
-        *,
-        alpha: float = 0.5,
-        names: bool = True,
-        overlay: bool = True,
-        extra: Mapping[str, Any] | None = None,
-    ) -> dict[str, Path]:
-        """Write ``stem_instances.png`` (ids), ``stem_overlay.png`` and, last, ``stem.json``.
-
-        Args:
-            folder: created if it does not exist.
-            stem: beginning of the file names.
-            alpha, names: as in `overlay`.
-            overlay: write the overlay.
-            extra: further entries of the JSON file.
-
-        Returns:
-            The written files: "instances", "overlay", "summary".
-
-        Raises:
-            InputError: the folder is not writable.
-        """
-        pictures = {"instances": self.id_image()}
+    def _writers(self, *, overlay: bool, **drawing: Any) -> _Writers:
+        writers: _Writers = {"instances": lambda stream: self.id_image().save(stream, format="PNG")}
         if overlay:
-            pictures["overlay"] = self.overlay(alpha, names)
-        return _save(Path(folder), stem, pictures, {**self.summary(), **(extra or {})})
-
-    def _repr_png_(self) -> bytes:
-        """The overlay, for notebooks."""
-        return _png(self.overlay())
-
-
-def _save(
-    folder: Path, stem: str, pictures: dict[str, Image.Image], summary: dict[str, Any]
-) -> dict[str, Path]:
-    written = {
-        kind: write_whole(folder / f"{stem}_{kind}.png", partial(picture.save, format="PNG"))
-        for kind, picture in pictures.items()
-    }
-    summary["files"] = {kind: path.name for kind, path in written.items()}
-    written["summary"] = write_json(folder / f"{stem}.json", summary)
-    return written
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
+            picture = self.overlay(**drawing)
+            writers["overlay"] = lambda stream: picture.save(stream, format="PNG")
+        return writers
