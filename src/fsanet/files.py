@@ -254,8 +254,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
-    """Write JSON with `write_whole`; infinity and nan raise, because JSON has neither."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON with `write_whole`; infinity and nan raise, because JSON has neither.
+
+    File names that are not UTF-8 hold surrogates, which become escapes that JSON readers undo.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_whole(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
 
 # --- reading weights --------------------------------------------------------------------

@@ -229,7 +229,8 @@ def available_device(name: str | None) -> str:
 
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"--device {device}: not available ({line})") from error

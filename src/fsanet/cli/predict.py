@@ -87,14 +87,18 @@ def predict(
     from fsanet.data.images import list_images
     from fsanet.predict.folder import predict_folder
     from fsanet.predict.launch import is_launched, process_device
+    from fsanet.predict.predictor import check_options
 
     if out is None and cityscapes_export is None:
         raise InputError("--out is missing; give the folder to write to")
-    network: Any = load_model(model)
+    device = available_device(device or process_device(accelerator, devices))
+    network: Any = model
     if cityscapes_export is not None:
         from fsanet.data.datasets.cityscapes import check_submission
 
+        check_options(options)
         files = list_images(images, recursive=recursive)
+        network = load_model(model)
         check_submission(cityscapes_export, network.classes, files)
         options["overlay"] = out is not None
     summary = predict_folder(
@@ -103,7 +107,7 @@ def predict(
         _folder(out, cityscapes_export),
         resume=resume,
         recursive=recursive,
-        device=available_device(device or process_device(accelerator, devices)),
+        device=device,
         dtype=None if dtype is None else getattr(torch, dtype),
         **options,
     )

@@ -16,10 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fsanet.cost.memory import is_out_of_memory
 from fsanet.errors import InputError
 from fsanet.models.tiles import class_scores, window_starts
 
-__all__ = ["Segmenter"]
+__all__ = ["Segmenter", "check_settings"]
+
+_MOST_SCALES = 64
+_LARGEST_SCALE = 64.0
+_LARGEST_BATCH = 4096
+_MOST_PIXELS = 2**29  # of a scaled image
 
 
 class Segmenter:
@@ -76,24 +82,7 @@ class Segmenter:
         channels = len(getattr(self.model, "mean", (0, 0, 0)))
         if channels != 3:
             raise InputError(f"the model takes {channels} channels; images are read as 3 (RGB)")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        if not scales or not all(0 < scale < float("inf") for scale in scales):
-            raise InputError(f"scales are {tuple(scales)}; give one or more factors above 0")
-        self.window = None if window is None else _pair("window", window)
-        self.stride: tuple[int, int] | None = None
-        if self.window is None:
-            if stride is not None:
-                raise InputError(f"stride is {stride}, but there is no window; give window as well")
-        elif stride is None:
-            self.stride = ((2 * self.window[0] + 2) // 3, (2 * self.window[1] + 2) // 3)
-        else:
-            self.stride = _pair("stride", stride)
-            if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
-                raise InputError(
-                    f"stride {self.stride} exceeds window {self.window}: pixels would be skipped; "
-                    "lower the stride"
-                )
+        self.window, self.stride = check_settings(window, stride, scales, batch_size)
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
         self.batch_size = batch_size
@@ -134,6 +123,12 @@ class Segmenter:
         scale = 1.0
         if resize is not None:
             scale = min(resize[0] / max(height, width), resize[1] / min(height, width))
+        for factor in self.scales:
+            if height * width * (scale * factor) ** 2 > _MOST_PIXELS:
+                raise InputError(
+                    f"scale {factor:g} of an image of {width} x {height} pixels: more than "
+                    f"{_MOST_PIXELS} pixels; give a smaller scale"
+                )
         # Made before inference mode, so that the caller may write to them.
         ids = torch.empty(batch, height, width, dtype=torch.uint8)
         confidence = torch.empty(batch, height, width) if self.confidence else None
@@ -160,7 +155,9 @@ class Segmenter:
                         if confidence is not None:
                             confidence[part][block[:3]] = best.values.cpu()
                         del block, best  # freed before the next is made
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(
                 f"an image of {width} x {height} pixels does not fit into the memory of "
                 f"{self.device}; use a window, a smaller one, or a smaller batch"
@@ -197,6 +194,40 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def check_settings(
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    batch_size: int = 1,
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Check the settings of a `Segmenter`, and return window and stride as pairs.
+
+    Raises:
+        InputError: a setting out of range, named with its value.
+    """
+    if not 1 <= batch_size <= _LARGEST_BATCH:
+        raise InputError(f"batch_size is {batch_size}; it must be from 1 to {_LARGEST_BATCH}")
+    if not 1 <= len(scales) <= _MOST_SCALES:
+        raise InputError(f"{len(scales)} scales; give one or more, at most {_MOST_SCALES}")
+    if not all(0 < scale <= _LARGEST_SCALE for scale in scales):
+        raise InputError(
+            f"scales are {tuple(scales)}; give factors above 0, at most {_LARGEST_SCALE:g}"
+        )
+    if window is None:
+        if stride is not None:
+            raise InputError(f"stride is {stride}, but there is no window; give window as well")
+        return None, None
+    window = _pair("window", window)
+    if stride is None:
+        return window, ((2 * window[0] + 2) // 3, (2 * window[1] + 2) // 3)
+    stride = _pair("stride", stride)
+    if stride[0] > window[0] or stride[1] > window[1]:
+        raise InputError(
+            f"stride {stride} exceeds window {window}: pixels would be skipped; lower the stride"
+        )
+    return window, stride
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:

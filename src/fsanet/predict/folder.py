@@ -9,6 +9,7 @@ image file that it was made from. The process that finds every image done writes
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,17 +23,22 @@ from torch import nn
 
 from fsanet.convert import load_model
 from fsanet.data.images import locate_images
-from fsanet.errors import InputError
-from fsanet.files import environment, write_json
+from fsanet.errors import InputError, printable
+from fsanet.files import check_writable, disk_error, environment, lock_folder, write_json
 from fsanet.predict.draw import check_alpha
 from fsanet.predict.launch import this_process
-from fsanet.predict.predictor import ImagePredictor, make_predictor
+from fsanet.predict.predictor import ImagePredictor, check_options, make_predictor
 from fsanet.progress import ConsoleProgress
 
 __all__ = ["predict_folder", "remove_results", "result_stems"]
 
 SUMMARY = "summary.json"
 _PNG_END = b"IEND\xaeB`\x82"
+_LONGEST_NAME = 255  # bytes; of most file systems
+_LARGEST_JSON = 10**9  # bytes
+
+# Errors of the system that concern one file of results; others would meet the next file as well.
+_FILE_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ELOOP}
 
 
 def predict_folder(
@@ -79,64 +85,65 @@ def predict_folder(
             settings.
     """
     check_alpha(alpha)
+    check_options(options)
+    out = Path(out)
+    located = _locate(paths, out, recursive=recursive)
+    check_writable(out)
     predictor = make_predictor(load_model(model), **options)
-    process, out = this_process(), Path(out)
     drawing = {"alpha": alpha, predictor.captions: legend} | ({} if overlay else {"overlay": False})
     settings, about = predictor.settings | drawing, predictor.describe_model()
     made = hashlib.sha256(json.dumps([settings, about], sort_keys=True).encode()).hexdigest()[:16]
-    items = _list_items(paths, out, predictor.reserved, recursive=recursive)
-    if resume:
-        _check_same(out, settings, about)
-    # Before the work: shows that the folder is writable, and what --resume has to compare with.
-    running = {"images": 0, "state": "running", "settings": settings, "model": about}
-    write_json(out / SUMMARY, running)
-
-    # Batches are those of the whole list, because the last bits of a result depend on the images
-    # that it is predicted together with. So a batch is done only as a whole.
-    size = predictor.batch_size
-    batches = [items[first : first + size] for first in range(0, len(items), size)]
-    done = [resume and all(_is_done(item, out, made) for item in batch) for batch in batches]
-    done_before = sum(len(batch) for batch, is_done in zip(batches, done, strict=True) if is_done)
-    start = time.perf_counter()
-    mine = range(process.rank, len(batches), process.world_size)
-    todo = [batches[index] for index in mine if not done[index]]
-    total = sum(len(batches[index]) for index in mine)
-    with ConsoleProgress("images", shown=progress and process.rank == 0) as bar:
-        task = bar.add_task("predict", total=total, completed=total - sum(map(len, todo)))
-        for batch in todo:
-            extra = {"model": about, "made": made}
-            _predict_batch(predictor, batch, out, drawing, extra, bar)
-            bar.update(task, advance=len(batch))
-    seconds = time.perf_counter() - start
-
-    failed: list[dict[str, str]] = []
-    try:
-        content = predictor.summarise(_records(items, out, made, failed), out)
-    except _StillRunning:
-        return None
-    images = len(items) - len(failed)
-    summary = {
-        "images": images,
-        **content,
-        "failed": failed,
-        "done_before": done_before,
-        "seconds": round(seconds, 3),
-        "images_per_second": round((images - done_before) / max(seconds, 1e-9), 3),
-        "processes": process.world_size,
-        "settings": settings | {"device": predictor.device.type},
-        "model": about,
-        "versions": environment(predictor.device),
-    }
-    write_json(out / SUMMARY, summary)
+    stems = result_stems([relative for _, relative in located], predictor.reserved)
+    items = [_Item(file, stem) for (file, _), stem in zip(located, stems, strict=True)]
+    process = this_process()
+    run = _Run(predictor, items, out, made, about, drawing)
+    out.mkdir(parents=True, exist_ok=True)
+    # The processes of one command share the folder; the first of them keeps other commands out.
+    lock = lock_folder(out, "is being written") if process.rank == 0 else contextlib.nullcontext()
+    with lock, ConsoleProgress("images", shown=progress and process.rank == 0) as bar:
+        if resume:
+            _check_same(out, settings, about)
+        if process.rank == 0:  # what --resume has to compare with
+            running = {"images": 0, "state": "running", "settings": settings, "model": about}
+            write_json(out / SUMMARY, running)
+        start = time.perf_counter()
+        done_before = run.predict(bar, process.rank, process.world_size, resume=resume)
+        seconds = time.perf_counter() - start
+        found = run.collect()
+        if found is None:
+            if process.world_size > 1:
+                return None
+            raise InputError(
+                f"{out}: results were changed meanwhile by another program; the same command with "
+                "--resume goes on"
+            )
+        contents, failed = found
+        summary = {
+            "images": len(contents),
+            **predictor.summarise(contents, out),
+            "failed": failed,
+            "done_before": done_before,
+            "seconds": round(seconds, 3),
+            "images_per_second": round((len(contents) - done_before) / max(seconds, 1e-9), 3),
+            "processes": process.world_size,
+            "settings": settings | {"device": predictor.device.type},
+            "model": about,
+            "versions": environment(predictor.device),
+        }
+        write_json(out / SUMMARY, summary)
     return summary
 
 
 def remove_results(out: Path) -> None:
     """Remove what `predict_folder` wrote, and folders that are empty then."""
     for path in [*out.rglob("*.json")]:
-        for name in json.loads(path.read_text(encoding="utf-8")).get("files", {}).values():
-            (path.parent / name).unlink(missing_ok=True)
-        path.unlink()
+        record = _read_json(path)
+        if isinstance(record, dict) and "made" in record:
+            for picture in _pictures(path, record):
+                picture.unlink(missing_ok=True)
+            path.unlink()
+    for name in (SUMMARY, "results.json"):
+        (out / name).unlink(missing_ok=True)
     folders = [path for path in out.rglob("*") if path.is_dir()]
     for folder in [*sorted(folders, reverse=True), out]:  # inner ones first
         with contextlib.suppress(OSError):
@@ -149,76 +156,138 @@ class _Item(NamedTuple):
     file: Path
     stem: Path
 
-
-class _StillRunning(Exception):
-    """Another process has not finished its images."""
-
-
-def _predict_batch(
-    predictor: ImagePredictor[Any],
-    batch: Sequence[_Item],
-    out: Path,
-    drawing: dict[str, Any],
-    extra: dict[str, Any],
-    bar: ConsoleProgress,
-) -> None:
-    """Predict images together and write their results; the JSON file of each comes last."""
-    stems = {item.file: item.stem for item in batch}
-    # Before the files are read, so that a later change is noticed.
-    inputs = {file: _input_state(file) for file in stems}
-
-    def write_error(file: Path, error: InputError) -> None:
-        record = {"image": str(file), "error": str(error), **extra, "files": {}}
-        write_json(out / f"{stems[file]}.json", record)
-        if not bar.disable:
-            bar.console.print(f"skipped: {error}", markup=False, highlight=False)
-
-    for result in predictor.predict_batch(list(stems), write_error):
-        stem = stems[result.source]
-        about = {
-            "model": extra["model"],
-            "input": inputs[result.source],
-            "made": extra["made"],
-            **predictor.record(result),
-        }
-        result.save(out / stem.parent, stem.name, **drawing, extra=about)
+    @property
+    def record(self) -> Path:
+        """Its JSON file, relative to the folder."""
+        record = self.stem.with_name(f"{self.stem.name}.json")
+        if len(os.fsencode(record.name)) <= _LONGEST_NAME:
+            return record
+        # Its pictures cannot be written, but what happened can.
+        return Path(hashlib.sha256(os.fsencode(self.stem)).hexdigest()[:32] + ".json")
 
 
-def _records(
-    items: list[_Item], out: Path, made: str, failed: list[dict[str, str]]
-) -> Iterator[dict[str, Any]]:
-    """Yield the JSON content of every image; adds unreadable ones to ``failed`` instead."""
-    for item in items:
-        record = _read_record(item, out, made)
-        if record is None:
-            raise _StillRunning
-        if "error" in record:
-            failed.append({"image": record["image"], "error": record["error"]})
-        else:
-            yield record
+class _Run:
+    """A list of images on its way into a folder."""
+
+    def __init__(
+        self,
+        predictor: ImagePredictor[Any],
+        items: list[_Item],
+        out: Path,
+        made: str,
+        model: dict[str, Any],
+        drawing: dict[str, Any],
+    ) -> None:
+        self.predictor = predictor
+        self.items = items
+        self.out = out
+        self.made = made  # hash of model and settings
+        self.model = model
+        self.drawing = drawing
+
+    def predict(self, bar: ConsoleProgress, rank: int, world_size: int, *, resume: bool) -> int:
+        """Predict the batches of this process; returns how many images were done before."""
+        # Batches are those of the whole list, because the last bits of a result depend on the
+        # images that it is predicted together with. So a batch is done only as a whole.
+        size = self.predictor.batch_size
+        batches = [self.items[i : i + size] for i in range(0, len(self.items), size)]
+        done = [resume and all(map(self._is_done, batch)) for batch in batches]
+        mine = range(rank, len(batches), world_size)
+        todo = [batches[index] for index in mine if not done[index]]
+        total = sum(len(batches[index]) for index in mine)
+        task = bar.add_task("predict", total=total, completed=total - sum(map(len, todo)))
+        for batch in todo:
+            self._predict_batch(batch, bar)
+            bar.update(task, advance=len(batch))
+        return sum(len(batch) for batch, is_done in zip(batches, done, strict=True) if is_done)
+
+    def collect(self) -> tuple[list[Any], list[dict[str, str]]] | None:
+        """What the summary needs of each image, and the failed ones; None if one is missing."""
+        contents, failed = [], []
+        for item in self.items:
+            found = self._read(item)
+            if found is None:
+                return None
+            record, content = found
+            if content is None:
+                failed.append({"image": record["image"], "error": record["error"]})
+            else:
+                contents.append(content)
+        return contents, failed
+
+    def _predict_batch(self, batch: Sequence[_Item], bar: ConsoleProgress) -> None:
+        """Predict images together and write their results; the JSON file of each comes last."""
+        items = {item.file: item for item in batch}
+        # Before the files are read, so that a later change is noticed.
+        inputs = {file: _input_state(file) for file in items}
+
+        def write_error(file: Path, error: InputError) -> None:
+            record = {"image": str(file), "error": str(error), "model": self.model}
+            record |= {"made": self.made, "files": {}}
+            write_json(self.out / items[file].record, record)
+            if not bar.disable:
+                line = f"skipped: {printable(str(error), 1000)}"
+                bar.console.print(line, markup=False, highlight=False)
+
+        for result in self.predictor.predict_batch(list(items), write_error):
+            stem = items[result.source].stem
+            about = {"model": self.model, "input": inputs[result.source], "made": self.made}
+            about |= self.predictor.record(result)
+            try:
+                result.save(self.out / stem.parent, stem.name, **self.drawing, extra=about)
+            except InputError as error:
+                cause = disk_error(error.__cause__)
+                if cause is not None and cause.errno not in _FILE_ERRORS:
+                    raise
+                write_error(result.source, error)
+
+    def _is_done(self, item: _Item) -> bool:
+        found = self._read(item)
+        if found is None or found[1] is None:
+            return False  # what was unreadable is tried again
+        return found[0].get("input") == _input_state(item.file)
+
+    def _read(self, item: _Item) -> tuple[dict[str, Any], Any] | None:
+        """The JSON content of an image that is whole and belongs to this model and these settings.
+
+        With what the summary needs of it, which is None for an image that could not be read.
+        """
+        file = self.out / item.record
+        record = _read_json(file)
+        try:
+            if record["made"] != self.made or record["image"] != str(item.file):
+                return None
+            if isinstance(record.get("error"), str):
+                return record, None
+            content = self.predictor.content(record)
+            whole = all(map(_is_whole, _pictures(file, record)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return (record, content) if whole else None
 
 
-def _is_done(item: _Item, out: Path, made: str) -> bool:
-    record = _read_record(item, out, made)
-    if record is None or "error" in record:
-        return False  # what was unreadable is tried again
-    return record.get("input") == _input_state(item.file)
-
-
-def _read_record(item: _Item, out: Path, made: str) -> dict[str, Any] | None:
-    """The JSON content of an image, if it belongs to this model and these settings and is whole."""
-    folder = out / item.stem.parent
+def _read_json(file: Path) -> Any:
+    """The content of a JSON file; None if there is no such file, or none that makes sense."""
     try:
-        record = json.loads((folder / f"{item.stem.name}.json").read_text(encoding="utf-8"))
-        same = record["made"] == made and record["image"] == str(item.file)
-        whole = same and all(_is_whole(folder / name) for name in record["files"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
+            return None
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return record if whole else None
+
+
+def _pictures(file: Path, record: dict[str, Any]) -> Iterator[Path]:
+    """The pictures that the JSON file of an image names; only names that it would give itself."""
+    for kind, name in record["files"].items():
+        if name != f"{file.stem}_{kind}.png":
+            raise ValueError(name)
+        yield file.with_name(name)
 
 
 def _is_whole(picture: Path) -> bool:
     """Whether a PNG file has its end, which may be missing after a power failure."""
+    if not picture.is_file():
+        return False
     with picture.open("rb") as stream:
         stream.seek(-len(_PNG_END), os.SEEK_END)
         return stream.read() == _PNG_END
@@ -236,52 +305,47 @@ def _input_state(file: Path) -> dict[str, int] | None:
 def _check_same(out: Path, settings: dict[str, Any], model: dict[str, Any]) -> None:
     """Raise `InputError` unless the results in ``out`` come from this model and these settings."""
     file = out / SUMMARY
-    advice = "leave out --resume to predict everything again, or give another --out"
-    try:
-        there = json.loads(file.read_text(encoding="utf-8"))
-        old_settings, old_model = there["settings"], there["model"]
-        old = f"{old_model.get('name')} {old_model['fingerprint']}"
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return  # nothing is done
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: does not say how its results were made; {advice}") from error
+    advice = "leave out --resume to predict everything again, or give another --out"
+    there = _read_json(file)
+    old_settings, old_model = (
+        there.get(name) if isinstance(there, dict) else None for name in ("settings", "model")
+    )
+    if not isinstance(old_settings, dict) or not isinstance(old_model, dict):
+        raise InputError(f"{file}: does not say how its results were made; {advice}")
     for name, new in json.loads(json.dumps(settings)).items():
         if old_settings.get(name) != new:
-            before = json.dumps(old_settings.get(name))
+            before = printable(json.dumps(old_settings.get(name)))
             raise InputError(
                 f"{out}: holds results with {name} {before}, not {json.dumps(new)}; "
                 f"give the same settings, or {advice}"
             )
     if old_model != json.loads(json.dumps(model)):
+        old = printable(f"{old_model.get('name')} {old_model.get('fingerprint')}")
         raise InputError(
             f"{out}: holds results of another model ({old}, now {model['name']} "
             f"{model['fingerprint']}); {advice}"
         )
 
 
-def _list_items(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    out: Path,
-    reserved: tuple[str, ...],
-    *,
-    recursive: bool,
-) -> list[_Item]:
+def _locate(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], out: Path, *, recursive: bool
+) -> list[tuple[Path, Path]]:
+    """The image files, each with its path relative to the given folder."""
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    target = out.resolve()
-    if any(Path(path).is_dir() and Path(path).resolve() == target for path in paths):
+    target = Path(os.path.realpath(out))
+    if any(Path(path).is_dir() and Path(os.path.realpath(path)) == target for path in paths):
         raise InputError(f"{out}: is an input folder as well; write to another one")
     # Results of an earlier run below an input folder are no input.
     located = [
         (file, relative)
         for file, relative in locate_images(paths, recursive=recursive)
-        if target not in file.resolve().parents
+        if target not in Path(os.path.realpath(file)).parents
     ]
     if not located:
         raise InputError(f"{out}: all given images are in the output folder; write to another one")
-    stems = result_stems([relative for _, relative in located], reserved)
-    return [_Item(file, stem) for (file, _), stem in zip(located, stems, strict=True)]
+    return located
 
 
 def result_stems(relatives: list[Path], reserved: tuple[str, ...] = ("summary",)) -> list[Path]:

@@ -28,6 +28,9 @@ __all__ = [
     "this_process",
 ]
 
+_MOST_DEVICES = 1024  # on one machine
+_MOST_NODES = 65536
+_FEW_PROCESSES = 16  # allowed on any CPU
 _RUN_ID = "fsanet-predict"  # marks the processes that `launch` has started
 
 
@@ -82,12 +85,15 @@ def choose_devices(accelerator: str, devices: str) -> list[str]:
         elif "," in devices:
             indices = [int(number) for number in devices.split(",") if number]
         else:
-            indices = list(range(int(devices)))
-    if not indices or min(indices) < 0:
+            indices = list(range(min(int(devices), _MOST_DEVICES + 1)))
+    if not 0 < len(indices) <= _MOST_DEVICES or min(indices) < 0:
         raise InputError(
             f"devices {devices}: give a number of processes, auto, or numbers of GPUs (0,2)"
         )
     if accelerator == "cpu":
+        most = max(_FEW_PROCESSES, os.cpu_count() or 1)
+        if len(indices) > most:
+            raise InputError(f"devices {devices}: at most {most} processes on this machine's CPU")
         return ["cpu"] * len(indices)
     if max(indices) >= available:
         raise InputError(f"devices {devices}: this machine has {available} for {accelerator}")
@@ -121,6 +127,8 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
         InputError: devices that this machine does not have, or a process has failed.
         KeyboardInterrupt: the command was interrupted.
     """
+    if not 1 <= num_nodes <= _MOST_NODES:
+        raise InputError(f"num_nodes is {num_nodes}; give a number of machines from 1 on")
     processes, started = len(choose_devices(accelerator, devices)), this_process().world_size
     if started > 1 and processes * num_nodes not in (1, started):
         raise InputError(

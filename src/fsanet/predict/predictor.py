@@ -8,10 +8,11 @@ Shapes: B images, (H, W) image.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast, overload
 
@@ -22,10 +23,10 @@ from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
 from fsanet.files import model_summary, write_json
 from fsanet.models import MaskRcnnFsa
-from fsanet.models.segmenter import Segmenter
+from fsanet.models.segmenter import Segmenter, check_settings
 from fsanet.predict.result import Instances, Segmentation
 
-__all__ = ["Detector", "ImagePredictor", "Predictor", "make_predictor"]
+__all__ = ["Detector", "ImagePredictor", "Predictor", "check_options", "make_predictor"]
 
 Result = TypeVar("Result", Segmentation, Instances)
 OnError = Callable[[Path, InputError], object]
@@ -124,15 +125,23 @@ class ImagePredictor(ABC, Generic[Result]):
         return model_summary(self.model)
 
     def record(self, result: Result) -> dict[str, Any]:
-        """What `summarise` needs of a result besides its ``summary()``, as values for JSON."""
+        """What `content` needs of a result besides its ``summary()``, as values for JSON."""
         return {}
 
     @abstractmethod
-    def summarise(self, records: Iterable[dict[str, Any]], out: Path) -> dict[str, Any]:
-        """Summarise the JSON files of all images, as values for JSON.
+    def content(self, record: dict[str, Any]) -> Any:
+        """What `summarise` needs from the JSON file of an image.
+
+        Raises:
+            ValueError, KeyError, TypeError or AttributeError: the file is damaged.
+        """
+
+    @abstractmethod
+    def summarise(self, contents: Iterable[Any], out: Path) -> dict[str, Any]:
+        """Summarise all images, as values for JSON.
 
         Args:
-            records: contents of the JSON file of each image, in the order of the images.
+            contents: the `content` of each image, in the order of the images.
             out: folder for further files about all images.
         """
 
@@ -164,11 +173,17 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
     def describe_model(self) -> dict[str, Any]:
         return super().describe_model() | {"num_classes": len(self.model.classes)}
 
-    def summarise(self, records: Iterable[dict[str, Any]], out: Path) -> dict[str, Any]:
+    def content(self, record: dict[str, Any]) -> dict[str, int]:
+        pixels = {entry["name"]: entry["pixels"] for entry in record["classes"]}
+        if pixels.keys() != set(self.model.classes) or not _whole_numbers(pixels.values()):
+            raise ValueError("not the classes of this model")
+        return pixels
+
+    def summarise(self, contents: Iterable[dict[str, int]], out: Path) -> dict[str, Any]:
         """Count the pixels of each class."""
         pixels: Counter[str] = Counter()
-        for record in records:
-            pixels.update({entry["name"]: entry["pixels"] for entry in record["classes"]})
+        for content in contents:
+            pixels.update(content)
         total = sum(pixels.values())
         return {
             "pixels": total,
@@ -233,8 +248,7 @@ class Detector(ImagePredictor[Instances]):
         score: float = 0.5,
         device: torch.device | str | None = None,
     ) -> None:
-        if not 0 <= score <= 1:
-            raise InputError(f"score is {score}; give a number from 0 to 1")
+        check_options({"score": score})
         self.model = cast(Any, model if device is None else model.to(device))
         self.score = score
 
@@ -252,12 +266,30 @@ class Detector(ImagePredictor[Instances]):
         entries = result.results(0)
         return {"results": [{k: v for k, v in e.items() if k != "image_id"} for e in entries]}
 
-    def summarise(self, records: Iterable[dict[str, Any]], out: Path) -> dict[str, Any]:
+    def content(self, record: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+        results = record["results"]
+        for entry in results:
+            numbers = [entry["score"], *entry["bbox"]]
+            size, counts = entry["segmentation"]["size"], entry["segmentation"]["counts"]
+            right = (
+                entry["category_id"] in self.model.category_ids
+                and len(numbers) == 5
+                and all(math.isfinite(number) for number in numbers)
+                and _whole_numbers(size)
+                and isinstance(counts, str)
+            )
+            if not right:
+                raise ValueError("not an entry of a COCO results file")
+        return record["image"], results
+
+    def summarise(
+        self, contents: Iterable[tuple[str, list[dict[str, Any]]]], out: Path
+    ) -> dict[str, Any]:
         """Count the instances of each class, and write COCO's ``results.json``."""
         files, results = [], []
-        for number, record in enumerate(records, start=1):
-            files.append({"id": number, "image": record["image"]})
-            results += [{"image_id": number} | entry for entry in record["results"]]
+        for number, (image, entries) in enumerate(contents, start=1):
+            files.append({"id": number, "image": image})
+            results += [{"image_id": number} | entry for entry in entries]
         write_json(out / "results.json", results)
         counts = Counter(entry["category_id"] for entry in results)
         return {
@@ -289,6 +321,24 @@ class Detector(ImagePredictor[Instances]):
             ).above(self.score)
             for instances, image, source in zip(found, images, sources, strict=True)
         ]
+
+
+def _whole_numbers(values: Iterable[object]) -> bool:
+    """Whether all values are integers from 0, as read from JSON."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check options of a `Predictor` or a `Detector` before there is a model.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    score = options.get("score", 0.5)
+    if not 0 <= score <= 1:
+        raise InputError(f"score is {score}; give a number from 0 to 1")
+    names = options.keys() & inspect.signature(check_settings).parameters.keys()
+    check_settings(**{name: options[name] for name in names})
 
 
 def make_predictor(model: nn.Module, **options: Any) -> Predictor | Detector:
