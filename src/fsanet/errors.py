@@ -1,11 +1,42 @@
 """The one exception that the command line reports as a single line with exit code 2."""
 
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+
 
 class InputError(ValueError):
     """The user's input is wrong.
 
-    The message is a single line that says what was given, what is expected and what to do.
+    The message is a single line that says what was given, what is expected and what to do. Control
+    characters in it, from names of files and classes, are escaped.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escaped(message))
+
+
+def check_ranges(values: Mapping[str, tuple[float, float, float]]) -> None:
+    """Check numbers given as ``name: (value, lowest, highest)``; a range of ints takes no float.
+
+    Raises:
+        InputError: naming the first that is out of its range, or no number.
+
+    >>> check_ranges({"batch_size": (0, 1, 10000)})
+    Traceback (most recent call last):
+    ...
+    fsanet.errors.InputError: batch_size=0: must be at least 1
+    """
+    for name, (value, low, high) in values.items():
+        kind = numbers.Integral if isinstance(low, int) else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            whole = "a whole" if kind is numbers.Integral else "a"
+            raise InputError(f"{name}={value!r}: must be {whole} number")
+        if not value >= low:  # also true for nan
+            raise InputError(f"{name}={value}: must be at least {low}")
+        if value > high:
+            raise InputError(f"{name}={value}: must be at most {high}")
 
 
 def one_line(error: object) -> str:
@@ -23,5 +54,17 @@ def printable(text: str, length: int = 100) -> str:
     >>> printable("wall\\n")
     'wall\\\\n'
     """
-    text = text if len(text) <= length else text[: length - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped(text if len(text) <= length else text[: length - 3] + "...")
+
+
+def escaped(text: str) -> str:
+    """The text with control characters escaped.
+
+    >>> escaped("a\\x1b[31m.png")
+    'a\\\\x1b[31m.png'
+    """
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    )

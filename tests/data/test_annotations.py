@@ -65,13 +65,13 @@ A0 = ("annotations", 0)
             change(("annotations", 1, "segmentation", "counts"), [0, 599]),
             r"annotation 12.*599 pixels of 600",
         ),
-        (change(("categories", 0, "id"), 2), r"two with the same id"),
+        (change(("categories", 0, "id"), 2), r"category id 2 is given twice"),
         (change(("categories", 0, "id"), 0), r"ids start at 1"),
-        (change(("images", 0, "id"), 3), r"two images with the same id"),
+        (change(("images", 0, "id"), 3), r"image id 3 is given twice"),
         (change(("images", 0, "height"), 0), r"image 7 is 30x0 pixels"),
-        (lambda whole: whole["images"][0].pop("width"), r"image 7 lacks"),
+        (lambda whole: whole["images"][0].pop("width"), r"image 7 has no height or width"),
         (lambda whole: whole.pop("categories"), r"no list 'categories'"),
-        (lambda whole: whole["annotations"][0].pop("bbox"), r"annotation 11.*no 'bbox'"),
+        (lambda whole: whole["annotations"][0].pop("bbox"), r"annotation 11.*bbox None is no box"),
     ],
 )
 def test_wrong_file_is_named_with_the_place(write, coco_content, edit, line):
@@ -86,7 +86,7 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(InputError, match=r"none.json: no such annotation file"):
         read_annotations(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(InputError, match=r"bad.json: not readable as JSON"):
+    with pytest.raises(InputError, match=r"bad.json: annotation file is not JSON"):
         read_annotations(tmp_path / "bad.json")
 
 

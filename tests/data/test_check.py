@@ -230,7 +230,7 @@ def test_sbd_faults(tmp_path):
     problem = only_problem(check(root, None))
     assert (problem.kind, problem.path) == ("unreadable", str(dataset / "cls/2008_000002.mat"))
     (dataset / "train.txt").unlink()
-    assert "train.txt: list of names cannot be read" in only_problem(check(root, None)).message
+    assert "train.txt: no such list file" in only_problem(check(root, None)).message
     shutil.rmtree(dataset)
     report = check(root, None)
     assert report.ok

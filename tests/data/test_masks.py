@@ -45,14 +45,17 @@ def test_16_bits_are_refused(tmp_path):
         read_mask(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", None])
-def test_damaged_files_are_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(b"", "mask file is empty"), (b"no image", "not an image"), (None, "damaged or truncated")],
+)
+def test_damaged_files_are_named(tmp_path, content, line):
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 9, (64, 64), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
     with pytest.raises(InputError) as error:
         read_mask(path)
-    assert str(error.value).startswith(f"{path}: mask cannot be read")
+    assert str(error.value).startswith(f"{path}: {line}")
     assert "\n" not in str(error.value)
 
 
@@ -123,8 +126,10 @@ def test_class_names():
         (None, None, "give classes="),
         (["a", "b"], 3, "num_classes=3, but 2 class names"),
         (["a", "b", "a"], None, "given twice: a"),
-        (None, 0, "0 classes"),
-        (None, 256, "256 classes"),
+        (None, 0, "num_classes=0: must be at least 1"),
+        ([f"{i}" for i in range(256)], None, "256 classes"),
+        ("ab", None, "list of names"),
+        ([1, 2], None, "list of names"),
     ],
 )
 def test_bad_class_names(classes, count, message):

@@ -10,8 +10,6 @@ Source of the format: https://cocodataset.org/#format-data.
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsanet.errors import InputError
+from fsanet.data.images import check_pixels
+from fsanet.errors import InputError, printable
+from fsanet.inputs import read_json
 
 __all__ = [
     "Annotation",
@@ -39,6 +39,12 @@ _TOLERANCE = 2.0  # pixels by which a box may exceed the image: annotation tools
 # COCO's own train2017 has two boxes of height 0 among 860001 annotations. A share of empty
 # annotations up to this is skipped; a larger one is a fault of the file.
 _EMPTY_SHARE = 1e-3
+
+# What makes sense: COCO's train2017 has 450 MB, 80 categories, and 25 points in a polygon.
+_FILE_BYTES = 4_000_000_000
+_MOST_CATEGORIES = 10_000
+_MASK_BYTES = 4_000_000_000  # decoded masks of one image
+_OUTLINE = 1e7  # length of an annotation's polygons in pixels; drawing them takes 40 bytes each
 
 
 @dataclass(frozen=True)
@@ -145,46 +151,62 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
             wrong, or faster-coco-eval is not installed.
     """
     path = Path(path)
-    content = _content(path)
+    content = read_json(path, "annotation", _FILE_BYTES)
     mask_tools()  # one error if it is missing, instead of one per annotation
-    try:
-        names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        images = {int(i["id"]): i for i in content["images"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: a category or image lacks its id or name ({error})") from error
-    if not names or len(names) < len(content["categories"]):
-        raise InputError(f"{path}: no categories, or two with the same id")
-    if len(images) < len(content["images"]):
-        raise InputError(f"{path}: two images with the same id")
-    if min(names) < 1:
-        raise InputError(f"{path}: category id {min(names)}; ids start at 1, 0 is the background")
-    sizes = {number: _size(entry, path) for number, entry in images.items()}
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise InputError(f"{path}: no list '{part}'; a COCO instances file has one")
+    categories = _by_id(content["categories"], f"{path}: category")
+    if not 1 <= len(categories) <= _MOST_CATEGORIES:
+        raise InputError(f"{path}: {len(categories)} categories; needs 1 to {_MOST_CATEGORIES}")
+    if min(categories) < 1:
+        raise InputError(f"{path}: category id {min(categories)}; ids start at 1, 0 is background")
+    for number, entry in categories.items():
+        if not isinstance(entry.get("name"), str):
+            raise InputError(f"{path}: category {number} has no name")
+    images = _by_id(content["images"], f"{path}: image")
+    for number, entry in images.items():
+        _check_image(entry, f"{path}: image {number}")
     found: dict[int, list[Annotation]] = {number: [] for number in images}
     faults: list[str] = []
     empty: list[str] = []
     for index, entry in enumerate(content["annotations"]):
         named = isinstance(entry, dict) and "id" in entry
-        where = f"{path}: annotation {entry['id'] if named else f'number {index}'}"
-        image = entry.get("image_id") if isinstance(entry, dict) else None
-        if image not in images:
-            faults.append(f"{where}: image_id {image} is not among the images")
+        where = f"{path}: annotation {_shown(entry['id']) if named else f'number {index}'}"
+        image_id = _whole(entry.get("image_id")) if isinstance(entry, dict) else None
+        if image_id is None or image_id not in images:
+            given = entry.get("image_id") if isinstance(entry, dict) else None
+            faults.append(f"{where}: image_id {_shown(given)} is not among the images")
             continue
-        if entry.get("category_id") not in names:
+        image = images[image_id]
+        category = _whole(entry.get("category_id"))
+        if category is None or category not in categories:
             faults.append(
-                f"{where}: category_id {entry.get('category_id')} is not among the categories "
-                f"({', '.join(map(str, sorted(names)[:10]))})"
+                f"{where}: category_id {_shown(entry.get('category_id'))} is not among the "
+                f"categories ({', '.join(map(str, sorted(categories)[:10]))})"
             )
             continue
         try:
-            found[image].append(_annotation(entry, *sizes[image]))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            text = f"no {error}" if isinstance(error, KeyError) else str(error)
-            text = f"{where} (image {images[image]['file_name']}): {text}"
+            found[image_id].append(_annotation(entry, category, image["height"], image["width"]))
+        except ValueError as error:
+            text = f"{where} (image {printable(image['file_name'])}): {error}"
             (empty if isinstance(error, _Empty) else faults).append(text)
+    for number, shapes in found.items():
+        image = images[number]
+        size = len(shapes) * image["height"] * image["width"]
+        if size > _MASK_BYTES:
+            faults.append(
+                f"{path}: image {number}: {len(shapes)} masks of {image['width']}x"
+                f"{image['height']} pixels take {size / 1e9:.0f} GB; at most "
+                f"{_MASK_BYTES / 1e9:.0f} GB are read"
+            )
+            shapes.clear()
     file = CocoFile(
-        dict(sorted(names.items())),
+        {number: entry["name"] for number, entry in sorted(categories.items())},
         tuple(
-            CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(found[number]))
+            CocoImage(
+                number, entry["file_name"], entry["height"], entry["width"], tuple(found[number])
+            )
             for number, entry in sorted(images.items())
         ),
     )
@@ -194,53 +216,90 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
     return file, faults, empty
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """The file's JSON, if it has the lists of an instances file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such annotation file; check the path") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise InputError(f"{path}: no list '{part}'; a COCO instances file has one")
-    return content
+def _by_id(entries: list[Any], where: str) -> dict[int, dict[str, Any]]:
+    """Entries by their id.
+
+    Raises:
+        InputError: one is no object, or has no id of its own.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(entries):
+        number = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        if number is None:
+            raise InputError(f"{where} number {index} has no id (a whole number)")
+        if number in found:
+            raise InputError(f"{where} id {number} is given twice; ids have to be distinct")
+        found[number] = entry
+    return found
 
 
-def _annotation(entry: Mapping[str, Any], height: int, width: int) -> Annotation:
-    x, y, w, h = (float(value) for value in entry["bbox"])
-    if not all(math.isfinite(value) for value in (x, y, w, h)) or w < 0 or h < 0:
-        raise ValueError(f"bbox {entry['bbox']} is no box (x, y, width, height); correct it")
+def _check_image(image: dict[str, Any], where: str) -> None:
+    """Raise `InputError` unless an image has a file name and a sensible size."""
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        raise InputError(f"{where} has no file_name (text)")
+    height, width = _whole(image.get("height")), _whole(image.get("width"))
+    if height is None or width is None:
+        raise InputError(f"{where} has no height or width (whole numbers)")
+    if height < 1 or width < 1:
+        raise InputError(f"{where} is {width}x{height} pixels")
+    check_pixels(height, width, where)
+    image["height"], image["width"] = height, width
+
+
+def _annotation(entry: Mapping[str, Any], category: int, height: int, width: int) -> Annotation:
+    """Check and convert an annotation.
+
+    Raises:
+        ValueError: saying what is wrong with it; `_Empty` if it has no area.
+    """
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise ValueError(f"bbox {_shown(box)} is no box (x, y, width, height); correct it")
+    x, y, w, h = map(float, box)
+    if w < 0 or h < 0:
+        raise ValueError(f"bbox {box} is no box (x, y, width, height); correct it")
     if w == 0 or h == 0:
-        raise _Empty(f"bbox {entry['bbox']} has no area; correct or remove it")
+        raise _Empty(f"bbox {box} has no area; correct or remove it")
     if min(x, y) < -_TOLERANCE or x + w > width + _TOLERANCE or y + h > height + _TOLERANCE:
-        raise ValueError(f"bbox {entry['bbox']} reaches out of the {width}x{height} image")
-    rle = _rle(entry["segmentation"], height, width)
+        raise ValueError(f"bbox {box} reaches out of the {width}x{height} image")
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd {_shown(crowd)}: needs 0 or 1")
+    rle = _rle(entry.get("segmentation"), height, width)
     pixels = float(mask_tools().area(rle))
     if pixels == 0:
         raise _Empty("the segmentation covers no pixel; correct or remove it")
+    area = entry.get("area", pixels)
+    if not _is_number(area) or area < 0:
+        raise ValueError(f"area {_shown(area)}: needs a number of pixels")
     return Annotation(
-        category=int(entry["category_id"]),
+        category=category,
         box=(max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))),
         rle=rle,
-        area=float(entry.get("area", pixels)),
-        crowd=bool(entry.get("iscrowd", 0)),
+        area=float(area),
+        crowd=bool(crowd),
     )
 
 
 def _rle(shape: Any, height: int, width: int) -> Any:
-    """Compressed RLE from polygons, uncompressed RLE, or itself."""
-    tools = mask_tools()
+    """Compressed RLE from polygons, uncompressed RLE, or itself.
+
+    The compiled code trusts what it is given, so nothing gets there that has not been checked.
+    """
     if isinstance(shape, dict):
-        size, counts = list(shape["size"]), shape["counts"]
+        size, counts = shape.get("size"), shape.get("counts")
         if size != [height, width]:
-            raise ValueError(f"RLE of size {size} on an image of (height, width) {height, width}")
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts) < 0:
-                raise ValueError(f"RLE counts {sum(counts)} pixels of {height * width}")
-            return tools.frPyObjects(shape, height, width)
-        return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+            raise ValueError(
+                f"RLE of size {_shown(size)} on an image of (height, width) {height, width}"
+            )
+        runs = _runs(counts, height * width) if isinstance(counts, str) else counts
+        if not isinstance(runs, list) or not all(type(n) is int and n >= 0 for n in runs):
+            raise ValueError("RLE counts are not a list of run lengths, or text; correct it")
+        if sum(runs) != height * width:
+            raise ValueError(f"RLE counts {sum(runs)} pixels of {height * width}")
+        if isinstance(counts, str):
+            return {"size": size, "counts": counts.encode()}
+        return mask_tools().frPyObjects(shape, height, width)
     if not isinstance(shape, list) or not shape:
         raise ValueError("segmentation is neither a list of polygons nor RLE")
     for polygon in shape:
@@ -248,22 +307,69 @@ def _rle(shape: Any, height: int, width: int) -> Any:
             raise ValueError(
                 "a polygon needs three points or more, as alternating x and y; correct or remove it"
             )
-        if not all(math.isfinite(value) for value in polygon):
+        if not all(map(_is_number, polygon)):
             raise ValueError("a polygon has a coordinate that is not a number")
-    return tools.merge(tools.frPyObjects(shape, height, width))
+        xs, ys = polygon[::2], polygon[1::2]
+        if min(xs) < -width or min(ys) < -height or max(xs) > 2 * width or max(ys) > 2 * height:
+            raise ValueError(f"a polygon reaches far out of the {width}x{height} image")
+    if sum(map(len, shape)) * (height + width) > _OUTLINE and _outline(shape) > _OUTLINE:
+        raise ValueError("the outlines of the polygons are too long")
+    return mask_tools().merge(mask_tools().frPyObjects(shape, height, width))
 
 
-def _size(image: Mapping[str, Any], path: Path) -> tuple[int, int]:
-    try:
-        height, width = int(image["height"]), int(image["width"])
-        str(image["file_name"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: image {image.get('id')} lacks its file_name, height or width"
-        ) from error
-    if height < 1 or width < 1:
-        raise InputError(f"{path}: image {image['id']} is {width}x{height} pixels")
-    return height, width
+def _outline(polygons: list[list[float]]) -> float:
+    """Length of all edges together in pixels."""
+    points = (np.array(polygon, dtype=float).reshape(-1, 2) for polygon in polygons)
+    return sum(float(np.abs(p - np.roll(p, 1, 0)).max(1).sum()) for p in points)
+
+
+def _runs(text: str, pixels: int) -> list[int]:
+    """Run lengths of compressed RLE.
+
+    Source: the format of COCO's maskApi: numbers in groups of five bits, the lowest first, the
+    sixth bit of a character saying that another follows; from the fourth number on, differences
+    from the number before the last.
+
+    >>> _runs("52203", 17)
+    [5, 2, 2, 2, 5]
+
+    Raises:
+        ValueError: the text is no such code.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 30:
+            raise ValueError("RLE text is damaged; correct or remove it")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        if not 0 <= runs[-1] <= pixels:
+            raise ValueError("RLE text is damaged; correct or remove it")
+        value = shift = 0
+    if shift:
+        raise ValueError("RLE text ends within a number; correct or remove it")
+    return runs
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number as an int; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        return None
+    return int(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e12
+
+
+def _shown(value: Any) -> str:
+    return printable(repr(value))
 
 
 def _text(rle: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ take the nearest id, so ids are never mixed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from fsanet.data.images import check_pixels
 from fsanet.data.pixels import Region, offset_and_scale, resized_ids, resized_pixels, shift_hue
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges
 
 __all__ = [
     "MEAN_COLOUR",
@@ -33,6 +35,7 @@ __all__ = [
 MEAN_COLOUR = (124, 116, 104)
 
 _ATTEMPTS = 10  # crops to draw at most
+_LARGEST_SCALE = 100
 
 
 class ScaleAndCrop(v2.Transform):
@@ -64,14 +67,11 @@ class ScaleAndCrop(v2.Transform):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        if size is not None and min(size) < 1:
-            raise InputError(f"crop={tuple(size)}: needs at least one pixel along each axis")
-        if not 0 < scale[0] <= scale[1]:
-            raise InputError(f"scale=({scale[0]}, {scale[1]}): needs 0 < low <= high")
-        if resize is not None and (len(resize) != 2 or min(resize) < 1):
-            raise InputError(
-                f"resize={tuple(resize)}: give the longest and the shortest side in pixels"
-            )
+        if size is not None:
+            _check_size("crop", size)
+        _check_scale(scale)
+        if resize is not None:
+            _check_size("resize", resize)
         if not 0 < class_ratio <= 1:
             raise InputError(f"class_ratio={class_ratio}: needs 0 < class_ratio <= 1")
         self.size = size
@@ -99,7 +99,9 @@ class ScaleAndCrop(v2.Transform):
         if self.resize is not None:
             longest, shortest = self.resize
             factor *= min(longest / max(height, width), shortest / min(height, width))
-        return max(1, round(height * factor)), max(1, round(width * factor))
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        check_pixels(size[0], size[1], "an image after the random resize")
+        return size
 
     def _region(self, size: tuple[int, int], mask: Tensor | None) -> Region:
         if self.size is None:
@@ -189,6 +191,20 @@ class PhotometricDistortion(v2.Transform):
         return tv_tensors.wrap(image, like=inpt)
 
 
+def _check_size(name: str, size: Sequence[int]) -> None:
+    """Raise `InputError` unless a size is two positive ints that make a possible image."""
+    if len(size) != 2:
+        raise InputError(f"{name}={tuple(size)}: needs two numbers")
+    for side in size:
+        check_ranges({f"{name}={tuple(size)}, {side}": (side, 1, 100_000)})
+    check_pixels(size[0], size[1], f"{name}={tuple(size)}")
+
+
+def _check_scale(scale: tuple[float, float]) -> None:
+    if not 0 < scale[0] <= scale[1] <= _LARGEST_SCALE:
+        raise InputError(f"scale={tuple(scale)}: needs 0 < low <= high <= {_LARGEST_SCALE}")
+
+
 def _uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
 
@@ -236,16 +252,16 @@ class FitAndScale(v2.Transform):
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
         super().__init__()
-        if min(size) < 1:
-            raise InputError(f"size={tuple(size)}: needs at least one pixel along each axis")
-        if not 0 < scale[0] <= scale[1]:
-            raise InputError(f"scale={tuple(scale)}: needs 0 < low <= high")
+        _check_size("size", size)
+        _check_scale(scale)
         self.size, self.scale = size, scale
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
         factor = _uniform(*self.scale) * min(self.size[0] / height, self.size[1] / width)
-        return {"size": [max(1, int(height * factor)), max(1, int(width * factor))]}
+        size = [max(1, int(height * factor)), max(1, int(width * factor))]
+        check_pixels(size[0], size[1], "an image after the random resize")
+        return {"size": size}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.resize(inpt, params["size"], antialias=True)

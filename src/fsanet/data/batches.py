@@ -25,7 +25,7 @@ from fsanet.data.augment import (
 from fsanet.data.labelled import CompactItems, DecodedDataset
 from fsanet.data.masks import Colour, class_names, class_palette
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges, escaped
 from fsanet.signals import outlive_parent_signals
 
 __all__ = ["InstanceData", "Loader", "SeededData", "SegmentationData"]
@@ -70,16 +70,15 @@ class SeededData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = {
-            "batch_size": (batch_size, 1),
-            "steps_per_epoch": (steps_per_epoch, 1),
-            "accumulate": (accumulate, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "workers": (workers, 0),
-        }
-        for name, (value, least) in counts.items():
-            if value < least:
-                raise InputError(f"{name}={value}: must be at least {least}")
+        check_ranges(
+            {
+                "batch_size": (batch_size, 1, 10_000),
+                "steps_per_epoch": (steps_per_epoch, 1, 10**9),
+                "accumulate": (accumulate, 1, 10**6),
+                "eval_batch_size": (eval_batch_size, 1, 10_000),
+                "workers": (workers, 0, 256),
+            }
+        )
         check_seed(seed)
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -218,7 +217,8 @@ class Loader(DataLoader[Any]):
             getattr(batches, "_shutdown_workers", lambda: None)()
             self._iterator = None
             # torch puts the worker's whole traceback into the message; the message itself is last.
-            line = str(error).rstrip().rsplit("\n", 1)[-1]
+            newline = escaped("\n")
+            line = str(error).removesuffix(newline).rsplit(newline, 1)[-1]
             raise InputError(line.split("InputError: ", 1)[-1]) from None
 
 
@@ -264,6 +264,7 @@ class SegmentationData(SeededData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        check_ranges({"ignore_index": (ignore_index, 0, 255)})
         self.classes = class_names(classes)
         self.palette = class_palette(palette, self.num_classes)
         self.ignore_index = ignore_index

@@ -8,11 +8,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -28,7 +28,8 @@ from fsanet.data.datasets.base import (
 )
 from fsanet.data.images import read_image
 from fsanet.data.masks import IGNORE, ranges
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges, escaped
+from fsanet.inputs import file_errors, reason
 
 __all__ = ["LAYOUTS", "Report", "SplitSummary", "check_data", "guess_layout"]
 
@@ -88,8 +89,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON, including ``ok``."""
-        problems = [problem._asdict() for problem in self.problems]
-        return {**asdict(self), "ok": self.ok, "problems": problems}
+        return {**asdict(self), "ok": self.ok}
 
 
 class _Inspection(NamedTuple):
@@ -106,6 +106,7 @@ class _Inspection(NamedTuple):
     scored: bool
 
 
+@file_errors()
 def guess_layout(root: Path) -> str:
     """Recognise the layout of a folder by its files and sub-folders.
 
@@ -158,23 +159,21 @@ def check_data(
     """
     started = time.perf_counter()
     root = Path(root)
-    for name, value, least in (("workers", workers, 0), ("num_classes", num_classes, 1)):
-        if value is not None and value < least:
-            raise InputError(f"{name}={value}: must be at least {least}")
-    if num_classes is not None and num_classes > 255:
-        raise InputError(f"num_classes={num_classes}: 8-bit masks hold 1 to 255 classes")
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1)
+    check_ranges({"workers": (workers, 0, 256)})
+    if num_classes is not None:
+        check_ranges({"num_classes": (num_classes, 1, 255)})
     layout = layout or guess_layout(root)
     if layout not in LAYOUTS:
         raise InputError(f"layout {layout!r}: use one of {', '.join(LAYOUTS)}")
-    report = Report(str(root), layout, quick, subset)
+    report = Report(escaped(str(root)), layout, quick, subset)
     splits = LAYOUTS[layout].splits(root, sbd=sbd, num_classes=num_classes)
     listings = _list_all(splits, report)
     if not quick:
         for listing in listings:
             if listing.require is not None:
                 listing.require()
-        if workers is None:
-            workers = min(8, os.cpu_count() or 1)
         _read_all(splits, listings, report, workers, progress)
         if layout == "folder" and num_classes is None:
             report.notes.append("number of classes not given: ids are listed, but not checked")
@@ -256,8 +255,14 @@ def _inspections(items: list[tuple[Pair, Split]], workers: int) -> Iterator[_Ins
     if workers == 0:
         yield from map(_inspect, items)
         return
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(_inspect, items, chunksize=_BATCH)
+    try:
+        with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(_inspect, items, chunksize=_BATCH)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that reads files was ended by the system, probably for lack of memory; use "
+            "fewer --workers"
+        ) from error
 
 
 def _inspect(item: tuple[Pair, Split]) -> _Inspection:
@@ -270,8 +275,8 @@ def _inspect(item: tuple[Pair, Split]) -> _Inspection:
             return action()
         except InputError as error:
             problems.append(Problem(kind, str(path), str(error)))
-        except (OSError, Image.DecompressionBombError) as error:
-            problems.append(Problem(kind, str(path), f"{path}: cannot be read ({error})"))
+        except Exception as error:  # one bad file must not stop the check
+            problems.append(Problem(kind, str(path), f"{path}: cannot be read ({reason(error)})"))
         return None
 
     image = attempt("unreadable", pair.image, lambda: read_image(pair.image))
@@ -291,7 +296,8 @@ def _inspect(item: tuple[Pair, Split]) -> _Inspection:
     if size is not None:
         shape = tuple(labels.shape)
         attempt("size", path, lambda: check_size(path, shape, pair.image, size))
-    present = np.flatnonzero(np.bincount(labels.numpy().ravel(), minlength=256)).tolist()
+    counts = Image.fromarray(labels.numpy()).histogram()  # without converting to 64 bits
+    present = [value for value, count in enumerate(counts) if count]
     ids = split.ids
     mapped = labels if ids is None else attempt("ids", path, lambda: ids(labels, path))
     scored = mapped is None or bool((mapped != IGNORE).any())

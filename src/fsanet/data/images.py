@@ -7,18 +7,21 @@ see the same pixels for the same image.
 from __future__ import annotations
 
 import os
-import struct
+import stat
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges
+from fsanet.inputs import open_file, reason
 
 #: Suffixes that folders are searched for; a file given explicitly is opened whatever its name.
 IMAGE_SUFFIXES = frozenset(
@@ -30,8 +33,18 @@ ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 _BAND_PIXELS = 2**22
 
-#: What Pillow's decoders raise for damaged files.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+#: Formats that are read, by Pillow's names; its parsers of others are never reached.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(source: ImageSource) -> Tensor:
@@ -40,7 +53,7 @@ def read_image(source: ImageSource) -> Tensor:
     Args:
         source: one of
 
-            * a path: any format Pillow reads; the first frame of an animation;
+            * a path: a file in one of `FORMATS`; the first frame of an animation;
             * a PIL image of any mode;
             * an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4);
             * a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W).
@@ -61,8 +74,8 @@ def read_image(source: ImageSource) -> Tensor:
       floating point in 0..1.
 
     Raises:
-        InputError: the file is missing, empty, truncated or unreadable, the image exceeds Pillow's
-            decompression-bomb limit, or shape, dtype or values are not as listed above.
+        InputError: the file is missing, empty, truncated or unreadable, the image has more pixels
+            than `limit_pixels` allows, or shape, dtype or values are not as listed above.
         TypeError: ``source`` is of another type.
 
     >>> read_image(np.zeros((4, 6), dtype=np.uint8)).shape
@@ -71,7 +84,9 @@ def read_image(source: ImageSource) -> Tensor:
     if isinstance(source, str | os.PathLike):
         return read_file(Path(source)).contiguous()
     if isinstance(source, Image.Image):
-        return _decode(source, "PIL image").contiguous()
+        check_pixels(source.height, source.width, "PIL image")
+        with _decoding("PIL image", "image"):
+            return _decode(source, "PIL image").contiguous()
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -107,42 +122,82 @@ def locate_images(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    found: dict[Path, tuple[Path, Path]] = {}
+    found: dict[str, tuple[Path, Path]] = {}
     for root in map(Path, paths):
-        try:
-            files = _files_below(root, recursive) if root.is_dir() else [root]
-            if not files:
-                raise InputError(
-                    f"{root}: no image in this folder"
-                    f"{'' if recursive else ' (sub-folders are not searched)'}; "
-                    f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
-                )
-            for file in files:
-                if not file.exists():
-                    raise InputError(f"{file}: no such file or folder; check the path")
-                relative = Path(file.name) if file == root else file.relative_to(root)
-                found.setdefault(file.resolve(), (file, relative))
-        except OSError as error:
-            raise InputError(f"{root}: cannot be read ({_reason(error)})") from error
+        for file in _files_below(root, recursive):
+            relative = Path(file.name) if file == root else file.relative_to(root)
+            found.setdefault(os.path.realpath(file), (file, relative))
     if not found:
         raise InputError("no image given; name at least one image file or folder")
     return sorted(found.values())
 
 
 def _files_below(root: Path, recursive: bool) -> list[Path]:
-    # Without onerror, os.walk silently skips folders that may not be entered.
-    def fail(error: OSError) -> None:
-        raise error
+    """The file itself, or the images below a folder, each folder being entered once.
 
+    What cannot be read, such as a broken link or a forbidden sub-folder, is among them, so that
+    reading it says so and the rest goes on.
+    """
+    try:
+        if not stat.S_ISDIR(os.stat(root).st_mode):
+            return [root]
+        os.listdir(root)
+    except FileNotFoundError as error:
+        raise InputError(f"{root}: no such file or folder; check the path") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{root}: cannot be read ({reason(error)})") from error
     files: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+    entered: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        files.append(Path(error.filename))
+
+    for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in entered:  # a link to a folder above
+            subfolders.clear()
+            continue
+        entered.add((here.st_dev, here.st_ino))
         subfolders[:] = sorted(s for s in subfolders if not s.startswith(".")) if recursive else []
         files += [
             Path(folder, name)
             for name in names
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
         ]
+    if not files:
+        raise InputError(
+            f"{root}: no image in this folder"
+            f"{'' if recursive else ' (sub-folders are not searched)'}; "
+            f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     return files
+
+
+# ---- limits
+
+_max_pixels = 200_000_000
+
+
+def limit_pixels(count: int) -> None:
+    """Set how many pixels an image or a mask may have; 200 million unless this is called.
+
+    The limit holds for this process and those forked from it, and is checked before decoding.
+    """
+    global _max_pixels
+    check_ranges({"max_pixels": (count, 1, 10**12)})
+    _max_pixels = count
+
+
+def check_pixels(height: int, width: int, name: str) -> None:
+    """Raise `InputError` for a size beyond the limit of `limit_pixels`."""
+    if height * width > _max_pixels:
+        raise InputError(
+            f"{name}: {width}x{height} pixels, more than the limit of {_max_pixels}; make it "
+            "smaller, or raise the limit (--max-pixels) if the file is trusted"
+        )
+
+
+# ---- files
 
 
 def read_file(path: Path) -> Tensor:
@@ -150,38 +205,66 @@ def read_file(path: Path) -> Tensor:
 
     That is mostly channels last, which saves transposing whole images of which a crop is used.
     """
-    try:
-        with warnings.catch_warnings():
-            # Large images are fine up to Pillow's hard limit, which raises.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with path.open("rb") as stream, Image.open(stream) as image:
-                pixels = _decode_jpeg(image, stream)
-                return _decode(image, str(path)) if pixels is None else pixels
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such image file; check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: is a folder; give an image file") from error
-    except PermissionError as error:
-        raise InputError(
-            f"{path}: may not be read ({_reason(error)}); check its permissions"
-        ) from error
-    except UnidentifiedImageError as error:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: file is empty (0 bytes); remove or replace it") from error
-        raise InputError(
-            f"{path}: not an image in a known format, or damaged; remove or replace it"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{path}: more pixels than the decompression-bomb limit allows ({_reason(error)}); "
-            "if the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except InputError:
-        raise
-    except DECODE_ERRORS as error:
-        raise InputError(
-            f"{path}: damaged or truncated image ({_reason(error)}); remove or replace it"
-        ) from error
+    with open_image(path, "image", FORMATS) as (image, stream):
+        pixels = _decode_jpeg(image, stream)
+        return _decode(image, str(path)) if pixels is None else pixels
+
+
+@contextmanager
+def open_image(
+    path: Path, what: str, formats: tuple[str, ...]
+) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Open an image file; whatever goes wrong until the context ends becomes an `InputError`.
+
+    Args:
+        path: the file.
+        what: kind of file, such as "image", for messages.
+        formats: Pillow's names of the formats to read.
+
+    Yields:
+        The image, of which only the header has been read, and the file.
+    """
+    with open_file(path, what, limit=2**26 + 8 * _max_pixels) as stream:
+        if os.fstat(stream.fileno()).st_size == 0:
+            raise InputError(f"{path}: {what} file is empty (0 bytes); remove or replace it")
+        with _decoding(str(path), what), _opened(stream, formats) as image:
+            check_pixels(image.height, image.width, str(path))
+            yield image, stream
+
+
+@contextmanager
+def _decoding(name: str, what: str) -> Iterator[None]:
+    """Turn whatever decoders raise, and warn about, into an `InputError`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks about metadata, and torchvision's deprecation
+        try:
+            yield
+        except InputError:
+            raise
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{name}: not an image in a known format, or damaged; remove or replace it"
+            ) from error
+        except MemoryError as error:
+            raise InputError(f"{name}: {what} does not fit into memory") from error
+        except Exception as error:  # of any kind: damaged files lead decoders anywhere
+            raise InputError(
+                f"{name}: damaged or truncated {what} ({reason(error)}); remove or replace it"
+            ) from error
+
+
+_opening = threading.Lock()
+
+
+def _opened(stream: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+    """Read the header, without Pillow's own limit of pixels, which is lower and global."""
+    with _opening:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(stream, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
@@ -192,7 +275,7 @@ def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
     """
     if image.format != "JPEG" or image.mode != "RGB":
         return None
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if _orientation(image) in _UPRIGHT:
         return None
     import torchvision.io  # here, because it takes seconds: other formats do without it
 
@@ -202,18 +285,28 @@ def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
         return None
     stream.seek(0)
     data = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
-    warnings.simplefilter("ignore", DeprecationWarning)  # the caller restores the filters
     try:
         pixels: Tensor = decode(data, mode=torchvision.io.ImageReadMode.RGB)
     except RuntimeError:
         stream.seek(0)
         return None
-    return pixels
+    return pixels if pixels.shape == (3, image.height, image.width) else None
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF orientation; 1, upright, if the metadata are damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever Pillow's parser runs into
+        return 1
 
 
 def _decode(image: Image.Image, name: str) -> Tensor:
     """PIL image of any mode -> uint8 (3, H, W). Raises Pillow's own errors, too."""
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    orientation = _orientation(image)  # decoding a TIFF has settled it already
+    if orientation in list(_UPRIGHT):
+        image = image.transpose(_UPRIGHT[orientation])
     if image.mode.startswith("I;16"):
         # Mode I settles byte orders other than the machine's.
         values = np.asarray(image.convert("I"))
@@ -303,10 +396,3 @@ def _to_8_bit(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
         f"{name}: pixels of type {values.dtype}; give uint8 (0..255), uint16 (0..65535), "
         "bool, or floating point in 0..1"
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error; operating-system errors without the path."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fsanet.data.images import DECODE_ERRORS
-from fsanet.errors import InputError
+from fsanet.data.images import open_image
+from fsanet.errors import InputError, check_ranges, one_line
 
 __all__ = [
     "IGNORE",
@@ -34,6 +34,7 @@ Colour = tuple[int, int, int]
 
 #: Formats of mask files: those that keep every value.
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".pgm"})
+MASK_FORMATS = ("PNG", "BMP", "TIFF", "PPM")
 
 #: Id of unlabelled pixels in the published data sets.
 IGNORE = 255
@@ -49,16 +50,9 @@ def read_mask(path: str | Path) -> Tensor:
     Raises:
         InputError: the file cannot be read, or holds colours or more than 8 bits per pixel.
     """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.array(image, dtype=np.uint8) if mode in ("L", "P", "1") else None  # (H, W)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such mask file") from error
-    except DECODE_ERRORS as error:
-        raise InputError(
-            f"{path}: mask cannot be read (truncated, or not an image); remove or replace it"
-        ) from error
+    with open_image(Path(path), "mask", MASK_FORMATS) as (image, _):
+        mode = image.mode
+        values = np.array(image, dtype=np.uint8) if mode in ("L", "P", "1") else None  # (H, W)
     if values is not None:
         return torch.from_numpy(values)
     if mode.startswith(("I", "F")):
@@ -179,11 +173,14 @@ def class_names(classes: Sequence[str] | None, num_classes: int | None = None) -
     """
     if classes is not None:
         names = tuple(classes)
+        if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
+            raise InputError("classes: give a list of names (text)")
         if num_classes is not None and num_classes != len(names):
             raise InputError(f"num_classes={num_classes}, but {len(names)} class names are given")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"class name given twice: {', '.join(twice)}")
     elif num_classes is not None:
+        check_ranges({"num_classes": (num_classes, 1, 255)})
         names = tuple(f"class {i}" for i in range(num_classes))
     else:
         raise InputError("the classes are unknown: give classes=[names] or num_classes")
@@ -209,9 +206,13 @@ def class_palette(palette: Sequence[Sequence[int]] | None, num_classes: int) -> 
         return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colours)
     if len(palette) != num_classes:
         raise InputError(f"palette has {len(palette)} colours for {num_classes} classes")
-    if any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in palette):
+    try:
+        given = [(int(r), int(g), int(b)) for r, g, b in palette]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"palette colours are (r, g, b) ({one_line(error)})") from error
+    if not all(0 <= value <= 255 for colour in given for value in colour):
         raise InputError("palette colours are (r, g, b) with values in 0..255")
-    return tuple((int(r), int(g), int(b)) for r, g, b in palette)
+    return tuple(given)
 
 
 def ranges(values: Iterable[int]) -> str:

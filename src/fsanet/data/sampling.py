@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges
 
 __all__ = ["AugmentedDataset", "EvalSampler", "SampleKey", "TrainSampler", "check_seed", "seeded"]
 
@@ -164,9 +164,8 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def check_seed(seed: int) -> None:
-    """Raise `InputError` for a negative seed, which NumPy's generators refuse."""
-    if seed < 0:
-        raise InputError(f"seed={seed}: must not be negative")
+    """Raise `InputError` for a seed that NumPy's or torch's generators refuse."""
+    check_ranges({"seed": (seed, 0, 2**63 - 1)})
 
 
 def _check_rank(rank: int, world: int) -> None:

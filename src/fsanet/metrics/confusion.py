@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsanet.errors import escaped
+
 __all__ = ["BoundaryScores", "Scores", "class_rows", "markdown_table", "percent", "scores_of"]
 
 
@@ -151,7 +153,7 @@ def markdown_table(rows: list[list[str]]) -> str:
     | --- | ---: |
     | road \\| path | 97.10 |
     """
-    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    header, *body = [[escaped(cell).replace("|", "\\|") for cell in row] for row in rows]
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
 

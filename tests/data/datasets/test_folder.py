@@ -171,7 +171,7 @@ def test_bad_list_files(write, text, message):
 def test_binary_list_file(write):
     write.pairs("", ["a"])
     (write.root / "train.txt").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(InputError, match=r"train\.txt: list cannot be read as text"):
+    with pytest.raises(InputError, match=r"train\.txt: list file is not UTF-8 text"):
         load(write.root, split="train")
 
 

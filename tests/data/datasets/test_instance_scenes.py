@@ -22,10 +22,10 @@ def test_scene_masks_do_not_overlap_and_are_in_sight():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"length": 0}, "at least one picture"),
+        ({"length": 0}, "length=0"),
         ({"size": (40, 80)}, "at least 48"),
         ({"split": "dev"}, "choose one of"),
-        ({"seed": -1}, "negative"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_scenes_refuse(options, match):

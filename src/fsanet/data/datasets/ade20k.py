@@ -11,9 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsanet.data.datasets.base import Layout, Listing, PairedImages, Problem, Split, pair_up
+from fsanet.data.datasets.base import (
+    Layout,
+    Listing,
+    PairedImages,
+    Problem,
+    Split,
+    files_in,
+    pair_up,
+)
 from fsanet.data.masks import IGNORE, IdTable, class_palette
 from fsanet.errors import InputError
+from fsanet.inputs import file_errors, read_text
 
 _NAMES = """
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
@@ -68,6 +77,7 @@ class Ade20k(PairedImages):
         super().__init__(list_split(Path(root), folders[split]))
 
 
+@file_errors()
 def list_split(root: Path, folder: str) -> Listing:
     """List the pairs of ``"training"`` or ``"validation"``.
 
@@ -76,8 +86,7 @@ def list_split(root: Path, folder: str) -> Listing:
     """
     base = _base(root)
     images, labels = base / "images" / folder, base / "annotations" / folder
-    image_files = dict(sorted((path.stem, path) for path in images.glob("*.jpg")))
-    label_files = dict(sorted((path.stem, path) for path in labels.glob("*.png")))
+    image_files, label_files = files_in(images, ".jpg"), files_in(labels, ".png")
     for place, files in ((images, image_files), (labels, label_files)):
         if not files:
             raise LAYOUT.missing(root, place, (f"{_ARCHIVE}.zip",))
@@ -95,8 +104,12 @@ def check_object_info(root: Path) -> list[Problem]:
     file = _base(root) / "objectInfo150.txt"
     if not file.is_file():
         return []
+    try:
+        lines = read_text(file, "list").splitlines()
+    except InputError as error:
+        return [Problem("classes", str(file), str(error))]
     names: dict[int, str] = {}
-    for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+    for line in lines:
         # number, ratio, counts in training and validation, names
         if row := re.match(r"\s*(\d+)\s+[\d.]+\s+\d+\s+\d+\s+(.+?)\s*$", line):
             names[int(row[1])] = row[2]

@@ -20,15 +20,23 @@ from torch import Tensor
 from fsanet.data.images import read_file
 from fsanet.data.labelled import LabelledImages
 from fsanet.data.masks import IGNORE, Colour, read_mask
-from fsanet.errors import InputError
+from fsanet.errors import InputError, escaped
 
 
-class Problem(NamedTuple):
-    """Something wrong with a data set: its kind, the file or folder, and a one-line message."""
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a data set: its kind, the file or folder, and a one-line message.
+
+    Control characters in names are escaped.
+    """
 
     kind: str
     path: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", escaped(self.path))
+        object.__setattr__(self, "message", escaped(self.message))
 
 
 class Pair(NamedTuple):
@@ -57,6 +65,14 @@ class Listing(NamedTuple):
     problems: Sequence[Problem] = ()
     notes: Sequence[str] = ()
     require: Callable[[], object] | None = None
+
+
+def files_in(folder: Path, ending: str) -> dict[str, Path]:
+    """Files of a folder by name without ``ending``, in order; none if there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ending))
+    return {path.name.removesuffix(ending): path for path in files}
 
 
 def pair_up(images: Mapping[str, Path], labels: Mapping[str, Path], folder: Path) -> Listing:

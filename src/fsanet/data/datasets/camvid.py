@@ -12,6 +12,7 @@ from typing import Any
 from fsanet.data.datasets import folder
 from fsanet.data.datasets.base import Layout, Listing, PairedImages, Split
 from fsanet.data.masks import IGNORE, Colour, IdTable
+from fsanet.inputs import file_errors
 
 _CLASSES: dict[str, Colour] = {
     "sky": (128, 128, 128),
@@ -56,6 +57,7 @@ class CamVid(PairedImages):
         super().__init__(_list_split(Path(root), split))
 
 
+@file_errors()
 def _list_split(root: Path, split: str) -> Listing:
     for part in ("images", "masks"):
         if not (root / split / part).is_dir():

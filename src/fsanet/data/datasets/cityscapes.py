@@ -10,7 +10,6 @@ the label definitions in cityscapesScripts.
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -22,10 +21,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
-from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Split, pair_up
-from fsanet.data.masks import IGNORE, Colour, IdTable
+from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Split, files_in, pair_up
+from fsanet.data.masks import IGNORE, Colour, IdTable, read_mask
 from fsanet.errors import InputError
 from fsanet.files import write_whole
+from fsanet.inputs import file_errors, read_json
 
 # Train id is the position; name, label id in the files, colour.
 _CLASSES: tuple[tuple[str, int, Colour], ...] = (
@@ -103,6 +103,7 @@ class Cityscapes(PairedImages):
         super().__init__(Listing(pairs, problems))
 
 
+@file_errors()
 def list_split(root: Path, split: str, labels: str = "fine") -> Listing:
     """List the pairs of train, val, test or train_extra, named like ``aachen_000000_000019``.
 
@@ -128,7 +129,9 @@ def list_split(root: Path, split: str, labels: str = "fine") -> Listing:
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:
     """Files of all cities by name, without the ending; names start with the city."""
-    return dict(sorted((p.name.removesuffix(ending), p) for p in folder.glob(f"*/*{ending}")))
+    cities = folder.iterdir() if folder.is_dir() else ()
+    found = [item for city in cities for item in files_in(city, ending).items()]
+    return dict(sorted(found))
 
 
 def _splits(root: Path, **_: Any) -> list[Split]:
@@ -197,7 +200,7 @@ def write_submission(folder: Path, file: Path) -> list[str]:
         InputError: an image was unreadable or is not named as in Cityscapes, the folder holds
             other predictions too, or the file is not writable.
     """
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(folder / "summary.json", "result")
     if summary["failed"]:
         raise InputError(
             f"{summary['failed'][0]['error']} ({len(summary['failed'])} not read, so no zip file "
@@ -205,7 +208,7 @@ def write_submission(folder: Path, file: Path) -> list[str]:
         )
     masks = {}
     for path in sorted(folder.rglob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, "result")
         if "mask" in record.get("files", ()):
             masks[Path(record["image"])] = path.parent / record["files"]["mask"]
     if len(masks) != summary["images"]:
@@ -220,8 +223,7 @@ def write_submission(folder: Path, file: Path) -> list[str]:
     def write(stream: BinaryIO) -> None:
         with zipfile.ZipFile(stream, "w") as archive:  # stored, because PNG files are compressed
             for image, mask in masks.items():
-                with Image.open(mask) as picture:
-                    ids = Image.fromarray(label_ids[np.asarray(picture)])  # (H, W)
+                ids = Image.fromarray(label_ids[read_mask(mask).numpy()])  # (H, W)
                 if ids.size != (2048, 1024):
                     refused.append(names[image])
                 content = BytesIO()

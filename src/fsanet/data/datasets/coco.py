@@ -21,6 +21,7 @@ from fsanet.data.annotations import (
 from fsanet.data.datasets.base import Layout, Listing, Pair, Problem, Split
 from fsanet.data.images import IMAGE_SUFFIXES, read_file
 from fsanet.errors import InputError
+from fsanet.inputs import file_errors
 
 _COUNTS = {"train": 118287, "val": 5000}
 _NUM_CATEGORIES = 80
@@ -50,6 +51,7 @@ class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
         InputError: the annotation file is wrong, or an image is missing or of another size.
     """
 
+    @file_errors()
     def __init__(
         self,
         root: str | Path,
@@ -111,6 +113,7 @@ def check_published(root: Path, file: Path) -> None:
         raise LAYOUT.missing(root, file, ("annotations_trainval2017.zip",))
 
 
+@file_errors()
 def _list_split(root: Path, split: str) -> Listing:
     """List the images of train or val, with what is wrong with their annotations."""
     images, file = root / f"{split}2017", root / f"annotations/instances_{split}2017.json"

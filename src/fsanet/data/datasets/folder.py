@@ -18,7 +18,8 @@ from fsanet.data.masks import (
     class_palette,
     looks_scaled,
 )
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges
+from fsanet.inputs import file_errors, read_text
 
 
 class SegmentationFolder(PairedImages):
@@ -59,8 +60,7 @@ class SegmentationFolder(PairedImages):
     ) -> None:
         self.classes = class_names(classes, num_classes)
         self.palette = class_palette(palette, self.num_classes)
-        if not 0 <= ignore_index <= 255:
-            raise InputError(f"ignore_index={ignore_index}: masks are 8-bit, choose one of 0..255")
+        check_ranges({"ignore_index": (ignore_index, 0, 255)})
         self.ignore_index = ignore_index
         self.ids = partial(check_ids, num_classes=self.num_classes, ignore_index=ignore_index)
         super().__init__(list_split(Path(root), split))
@@ -72,6 +72,7 @@ class SegmentationFolder(PairedImages):
             )
 
 
+@file_errors()
 def list_split(root: Path, split: str | None) -> Listing:
     """List the pairs of a split; ``None`` for a data set without splits.
 
@@ -148,10 +149,7 @@ def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
 
 def _listed(list_file: Path, images: dict[str, Path], folder: Path) -> list[str]:
     """Names in a list file, in its order."""
-    try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{list_file}: list cannot be read as text") from error
+    lines = read_text(list_file, "list").splitlines()
     names: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -173,6 +171,7 @@ def _listed(list_file: Path, images: dict[str, Path], folder: Path) -> list[str]
     return list(names)
 
 
+@file_errors()
 def _splits(root: Path, *, num_classes: int | None = None, **_: Any) -> list[Split]:
     names: Sequence[str | None]
     if (root / "images").is_dir():

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from fsanet.data.sampling import check_seed
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges
 
 CLASSES = ("disc", "box", "triangle")
 CATEGORY_IDS = (1, 2, 3)
@@ -55,12 +55,10 @@ class InstanceScenes(Dataset[tuple[Any, dict[str, Any]]]):
         size: tuple[int, int] = (128, 160),
         seed: int = 0,
     ) -> None:
-        if length < 1:
-            raise InputError(f"length={length}: the built-in data set needs at least one picture")
+        check_ranges({"length": (length, 1, 10**6)})
         if split not in _SPLITS:
             raise InputError(f"split {split!r}: choose one of {', '.join(_SPLITS)}")
-        if min(size) < 48:
-            raise InputError(f"size={tuple(size)} of the built-in data set: at least 48 pixels")
+        check_ranges({"height": (size[0], 48, 8192), "width": (size[1], 48, 8192)})
         check_seed(seed)
         self.length, self.split, self.seed = length, split, seed
         self.size = (int(size[0]), int(size[1]))

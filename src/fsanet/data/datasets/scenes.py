@@ -26,7 +26,7 @@ from fsanet.data.datasets.scene_drawing import (
 )
 from fsanet.data.labelled import LabelledImages
 from fsanet.data.sampling import check_seed
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges
 
 CLASSES = ("sky", "ground", "light", "open shop", "closed shop", "moving car", "stopped car")
 PALETTE = (
@@ -76,17 +76,16 @@ class ProceduralScenes(LabelledImages):
         size: tuple[int, int] = (96, 256),
         seed: int = 0,
     ) -> None:
-        if length < 1:
-            raise InputError(f"length={length}: the built-in data set needs at least one scene")
+        check_ranges({"length": (length, 1, 10**6)})
         if split not in _SPLITS:
             raise InputError(
                 f"split {split!r} of the built-in data set: choose one of {', '.join(_SPLITS)}"
             )
         height, width = size
-        if height < 48 or width < 128 or width < 2 * height:
+        if not (48 <= height <= width / 2 and 128 <= width <= 16384):
             raise InputError(
                 f"size=({height}, {width}) of the built-in data set: "
-                "needs H >= 48, W >= 128 and W >= 2 H, such as (96, 256)"
+                "needs H >= 48, 128 <= W <= 16384 and W >= 2 H, such as (96, 256)"
             )
         check_seed(seed)
         self.length = length

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Problem, Split
+from fsanet.data.datasets.base import Layout, Listing, Pair, PairedImages, Problem, Split, files_in
 from fsanet.data.masks import IGNORE, Colour, IdTable, read_mask
 from fsanet.errors import InputError
+from fsanet.inputs import file_errors, open_file, read_text
 
 CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
@@ -58,6 +59,7 @@ _COUNTS = {"train": 1464, "val": 1449, "train_aug": 10582}
 _VOC_SITE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 _SBD_SITE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 _VOC_ARCHIVE, _SBD_ARCHIVE = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
+_MAT_BYTES = 1_000_000  # SBD's are of some ten thousand
 # Where SBD is commonly unpacked, and where lists of train_aug are commonly kept.
 _SBD_FOLDERS = (
     "benchmark_RELEASE/dataset",
@@ -100,15 +102,15 @@ def read_labels(path: str | Path) -> Tensor:
     from scipy.io import loadmat
 
     try:
-        with path.open("rb") as stream:
+        with open_file(path, "label", _MAT_BYTES) as stream:
             content = loadmat(stream, variable_names=["GTcls"])
         values = np.asarray(content["GTcls"]["Segmentation"][0, 0])
         if values.ndim != 2 or not values.size or values.dtype.kind not in "ui":
             raise ValueError("not a map of class ids")
         if values.min() < 0 or values.max() > 255:
             raise ValueError("ids beyond 8 bits")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such label file") from error
+    except InputError:
+        raise
     except Exception as error:  # SciPy's reader raises whatever its parsing runs into
         raise InputError(
             f"{path}: labels cannot be read (damaged, or not from SBD's cls/); unpack "
@@ -152,6 +154,7 @@ class VocAug(PairedImages):
         super().__init__(listing)
 
 
+@file_errors()
 def list_split(root: Path, split: str, sbd: str | Path | None = None) -> Listing:
     """List the pairs of train, val or train_aug.
 
@@ -187,7 +190,7 @@ def _augmented(
     if sbd is None and pngs.is_dir():
         leak = []
         file = next((f for f in (voc / "ImageSets" / name for name in _LISTS) if f.is_file()), None)
-        names = _names(file) if file else [path.stem for path in pngs.glob("*.png")]
+        names = _names(file) if file else list(files_in(pngs, ".png"))
         if file and (leaked := sorted(val.intersection(names))):
             text = f"{file}: {len(leaked)} images of VOC's val, the first {leaked[:1]}"
             leak = [Problem("leak", str(file), f"{text}; remove them from the list")]
@@ -222,10 +225,7 @@ def _pairs(voc: Path, names: Sequence[str], labels: Mapping[str, Path]) -> Listi
 
 def _names(file: Path) -> list[str]:
     """First word of each line, without folders and extension, which fits all lists in use."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: list of names cannot be read; unpack it again") from error
+    lines = read_text(file, "list").splitlines()
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
 
 
