@@ -26,6 +26,7 @@ __all__ = [
     "load_model",
     "network_folder",
     "save_converted",
+    "save_like",
 ]
 
 Task = Literal["semantic", "instances"]
@@ -146,6 +147,21 @@ def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> No
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     write_json(Path(folder, CONVERSION_FILE), {"format": _FORMAT, "modules": modules})
+
+
+def save_like(
+    conversion: Conversion, source: str | os.PathLike[str], folder: str | os.PathLike[str]
+) -> None:
+    """As `save_converted`, in the format that `source` has: this library's, or transformers'."""
+    from fsanet.models.config import find_file, read_json
+    from fsanet.models.segformer import load_plain
+
+    original = network_folder(source)
+    file = find_file(original, "config.json")
+    if file is not None and "model_type" in read_json(file):
+        modules = [module.as_dict() for module in conversion.modules]
+        conversion = _convert_modules(load_plain(original), modules)
+    save_converted(conversion, folder)
 
 
 def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conversion:
