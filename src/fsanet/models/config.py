@@ -10,12 +10,12 @@ import difflib
 import inspect
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fsanet.attention.dct import Band
 from fsanet.errors import InputError, one_line, printable
 
 __all__ = ["check_values", "find_file", "read_json"]
@@ -26,6 +26,15 @@ _LONGEST_TEXT = 1_000
 _LARGEST = 65_536  # channels, classes, frequencies, pixels of a side, ...
 # What is repeated in a forward pass, resizes an image, or is no size at all.
 _LARGEST_OF = {"recurrence": 100, "min_size": 8_192, "max_size": 8_192, "category_ids": 2**53}
+
+_KINDS = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    Any: "plain values",
+}
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -89,8 +98,7 @@ def check_values(values: Mapping[str, Any], target: type, where: object) -> None
             hint = f"did you mean '{near[0]}'?" if near else "or a newer version of fsanet wrote it"
             raise InputError(f"{where}: unknown key '{printable(name)}'; {hint}")
         if not _matches(value, hints[name]):
-            kind = re.sub(r"\b(?:\w+\.)+", "", inspect.formatannotation(hints[name]))
-            raise InputError(f"{where}: {name} is {_shown(value)}; expected {kind}")
+            raise InputError(f"{where}: {name} is {_shown(value)}; expected {_kind(hints[name])}")
         largest = _LARGEST_OF.get(name, _LARGEST)
         if _size(value) > largest:
             raise InputError(f"{where}: {name} is {_shown(value)}; at most {largest} is possible")
@@ -122,6 +130,22 @@ def _matches(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str) and len(value) <= _LONGEST_TEXT
     return type(value) is hint
+
+
+def _kind(hint: Any) -> str:
+    """An annotated type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ", ".join(inner)
+    if origin is tuple:
+        return f"a list of {len(inner)} numbers"
+    if origin is dict:
+        return f"an object of {_kind(inner[1])}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list of {_kind(inner[0])}"
+    if inner:
+        return " or ".join(_kind(kind) for kind in inner if kind is not Band)
+    return _KINDS.get(hint, str(hint))
 
 
 def _is_list(value: Any) -> bool:

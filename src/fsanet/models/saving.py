@@ -40,6 +40,7 @@ __all__ = [
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "fsanet_conversion.json", "model.safetensors", "pytorch_model.bin"]
+_LARGER = "config.json describes a larger network than its weights belong to"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -193,7 +194,9 @@ def build_for(
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
         except Exception as error:  # torch, timm and torchvision report options in many ways
-            raise InputError(f"{source}: cannot be built ({one_line(error)})") from error
+            full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+            reason = _LARGER if full else f"cannot be built ({one_line(error)})"
+            raise InputError(f"{source}: {reason}") from error
     check_state(model, state, source)
     check_finite(state, source)
     own = model.state_dict()
@@ -217,7 +220,7 @@ def _parameters_limited_by(state: Mapping[str, Tensor]) -> Iterator[None]:
             return None
         count += 1
         if count > most or parameter.numel() > largest:
-            raise InputError("config.json describes a larger network than its weights belong to")
+            raise InputError(_LARGER)
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(limit)
