@@ -76,7 +76,8 @@ def check_compiled(layer, x, **options):
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     got, want = compiled(a), layer(b)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    assert got.stride() == want.stride()
+    if not torch.__version__.startswith("2.11."):  # which returns a contiguous map
+        assert got.stride() == want.stride()
     got.square().sum().backward()
     want.square().sum().backward()
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)

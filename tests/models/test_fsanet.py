@@ -200,7 +200,7 @@ def test_align_corners():
     ("options", "message"),
     [
         ({"encoder": "resnet18x"}, "did you mean resnet18"),
-        ({"encoder": "swin_tiny_patch4_window7_224"}, "has no output_stride=8"),
+        ({"encoder": "swin_tiny_patch4_window7_224"}, "(has no|ignores) output_stride=8"),
         ({"encoder": "vgg11"}, "has no output_stride=8"),
         ({"output_stride": 4}, "use 8 or 16"),
         ({"encoder_weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),

@@ -28,7 +28,6 @@ __all__ = [
     "Basis",
     "analyse",
     "autocast_dtype",
-    "band_to_json",
     "basis_dtype",
     "dct_bases",
     "dct_basis",
@@ -116,18 +115,6 @@ class Band(NamedTuple):
 BandLike = int | Sequence[int] | Sequence[Sequence[int | None]] | Band | None
 
 
-def band_to_json(k: BandLike) -> int | list[list[int | None]] | None:
-    """Convert a band argument to plain JSON values that `Band.of` accepts.
-
-    >>> band_to_json((4, 6))
-    [[0, 4], [0, 6]]
-    """
-    if k is None or isinstance(k, int):
-        return k
-    band = Band.of(k)
-    return [[band.h0, band.h1], [band.w0, band.w1]]
-
-
 def _axis_range(side: object, k: object, axis: str) -> tuple[int, int | None]:
     if isinstance(side, int) and not isinstance(side, bool):
         if side < 1:
@@ -183,7 +170,8 @@ class Basis(NamedTuple):
     @property
     def size(self) -> int:
         """K'."""
-        return self.frequencies + self.extended
+        # Not a bool: torch 2.11 and 2.12 cannot export a symbolic size plus a bool.
+        return self.frequencies + int(self.extended)
 
     @property
     def constant_index(self) -> int | None:

@@ -166,7 +166,7 @@ def synthesise(
     """
     if residual is None:
         return _synthesise_planes(coefficients, rows, columns, None, constant)
-    products = rows.shape[0] + (constant is not None)
+    products = rows.shape[0] + int(constant is not None)  # see Basis.size
     route = choose_route(residual, coefficients.dtype, products=products)
     if route == "compiled":
         return _synthesise_compiled(coefficients, rows, columns, residual, constant)
