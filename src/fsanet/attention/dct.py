@@ -28,6 +28,7 @@ __all__ = [
     "Basis",
     "analyse",
     "autocast_dtype",
+    "band_to_json",
     "basis_dtype",
     "dct_bases",
     "dct_basis",
@@ -113,6 +114,18 @@ class Band(NamedTuple):
 
 
 BandLike = int | Sequence[int] | Sequence[Sequence[int | None]] | Band | None
+
+
+def band_to_json(k: BandLike) -> int | list[list[int | None]] | None:
+    """Convert a band argument to plain JSON values that `Band.of` accepts.
+
+    >>> band_to_json((4, 6))
+    [[0, 4], [0, 6]]
+    """
+    if k is None or isinstance(k, int):
+        return k
+    band = Band.of(k)
+    return [[band.h0, band.h1], [band.w0, band.w1]]
 
 
 def _axis_range(side: object, k: object, axis: str) -> tuple[int, int | None]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +11,9 @@ from fsanet.cli.help import EVALUATION, Section
 from fsanet.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fsanet.cli.recipe import Test
-    from fsanet.convert import Conversion
 
 HELP = [
     Section("fsanet.cli.convert:convert", skip={"test"}),
@@ -109,7 +106,9 @@ def convert(
     from fsanet.convert import compare_grids, convert_attention, load_model
     from fsanet.convert.calibration import error_table
     from fsanet.convert.conversion import to_json
+    from fsanet.convert.saved import save_like
     from fsanet.files import environment, write_json, write_whole
+    from fsanet.report.conversion import network_inputs
     from fsanet.report.figures import draw_calibration
 
     network: Any = load_model(model, task="semantic").eval()
@@ -119,7 +118,7 @@ def convert(
     bands: Any = _bands(k or ["8"])
     inputs: list[Tensor] = []
     if calibrate is not None or route_error:
-        inputs = _images(network, images, test.data, calibrate_images)
+        inputs = network_inputs(network, _calibration_images(images, test.data, calibrate_images))
     if calibrate is not None:
         metric = (lambda candidate: test.evaluate(candidate).miou) if by_miou else None
         found = choose_k(network, inputs, tolerance=calibrate, metric=metric, **options)
@@ -145,8 +144,8 @@ def convert(
     report["modules"] = [module.as_dict() for module in conversion.modules]
     report["flops"] = {"size": list(pixels), "before": flops.before, "after": flops.after}
     if eval:
-        report["evaluation"] = _compare(network, conversion.model, test)
-    _save(conversion, model, folder)
+        report["evaluation"] = _evaluate(network, conversion.model, test)
+    save_like(conversion, model, folder)
     write_json(folder / "report.json", to_json(report) | {"versions": environment()})
     print(f"saved in {out}; load with fsanet.load_model({out!r})")
     return 0
@@ -244,82 +243,35 @@ def _bands(texts: list[str]) -> Any:
     return bands
 
 
-def _images(network: Any, paths: list[str] | None, data: Any, count: int) -> list[Tensor]:
-    """Network inputs from files, or from the validation split."""
-    from fsanet.data.images import list_images, read_image
+def _calibration_images(paths: list[str] | None, data: Any, count: int) -> list[Any]:
+    """Files, or images spread over the validation split."""
+    from fsanet.data.images import list_images
 
     if paths:
-        pictures = [read_image(file) for file in list_images(paths)]
-    else:
-        data.prepare_data()
-        data.setup("validate")
-        dataset = data.dataset("val")
-        count = min(count, len(dataset))
-        pictures = [read_image(dataset[i * len(dataset) // count][0]) for i in range(count)]
-    return [network.normalise(picture[None]) for picture in pictures]
+        return [*list_images(paths)]
+    data.prepare_data()
+    data.setup("validate")
+    dataset = data.dataset("val")
+    count = min(count, len(dataset))
+    return [dataset[index * len(dataset) // count][0] for index in range(count)]
 
 
-def _compare(before: Any, after: nn.Module, test: Test) -> dict[str, dict[str, float]]:
+def _evaluate(before: Any, after: Any, test: Test) -> dict[str, dict[str, float]]:
     """Print and return mIoU, time and memory of both networks."""
     import torch
 
-    from fsanet.convert.conversion import align_columns
-    from fsanet.cost import Quartiles, Timed, peak_memory, time_calls
     from fsanet.data.images import read_image
+    from fsanet.report.conversion import compare_networks, comparison_table
 
-    networks = {"before": before, "after": after}
-    scores = {name: test.evaluate(network) for name, network in networks.items()}
     split, accelerator = test.options["split"], test.options["accelerator"]
     gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
     device = torch.device("cuda" if gpu else "cpu")
-    picture = read_image(test.data.dataset(split)[0][0])
-    image = before.normalise(picture[None].to(device))
-    calls = {name: partial(net.to(device).eval(), image) for name, net in networks.items()}
-    with torch.inference_mode():
-        timed = {name: Timed(call) for name, call in calls.items()}
-        seconds = time_calls(timed, device=device, rounds=5)
-        peaks = {name: peak_memory(call, device) or 0 for name, call in calls.items()}
-    before.cpu(), after.cpu()
-    rows = [["", "mIoU %", "pixel accuracy %", "ms", "peak MiB"]]
-    found = {}
-    for name, score in scores.items():
-        middle = Quartiles.of(list(seconds[name].values())).median
-        found[name] = {
-            "miou": score.miou,
-            "pixel_accuracy": score.pixel_accuracy,
-            "seconds": middle,
-            "peak_bytes": peaks[name],
-        }
-        figures = (100 * score.miou, 100 * score.pixel_accuracy, 1e3 * middle)
-        rows.append([name, *(f"{v:.2f}" for v in figures), f"{peaks[name] / 2**20:.1f}"])
-    height, width = picture.shape[-2:]
+    image = read_image(test.data.dataset(split)[0][0])
+    found = compare_networks(before, after, test.evaluate, image, device)
+    height, width = image.shape[-2:]
     print(f"\n{split} split; time and memory of one {width} x {height} image on {device}:")
-    print("\n".join(align_columns(rows, left=1)))
+    print(comparison_table(found))
     return found
-
-
-def _save(conversion: Conversion, source: str, out: Path) -> None:
-    """Save in the format that the network came in: this library's, or transformers'."""
-    from fsanet.convert import convert_attention, save_converted
-    from fsanet.convert.saved import network_folder
-
-    folder = network_folder(source)
-    config = Path(folder, "config.json")
-    if not config.is_file() or "model_type" not in json.loads(config.read_text(encoding="utf-8")):
-        save_converted(conversion, out)
-        return
-    from fsanet.models.segformer import load_plain
-
-    module = conversion.modules[0]
-    again = convert_attention(
-        load_plain(folder),
-        {glob.escape(one.name): one.k for one in conversion.modules},
-        module.similarity,  # type: ignore[arg-type]
-        route=module.route,  # type: ignore[arg-type]
-        grid=module.grid or 1,
-        in_place=True,
-    )
-    save_converted(again, out)
 
 
 def _classes(text: str) -> str | list[str]:

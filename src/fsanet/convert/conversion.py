@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsanet.attention.dct import Band, BandLike
+from fsanet.attention.dct import Band, BandLike, band_to_json
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.kinds import ConversionOptions
 from fsanet.cost import flop_counter
@@ -59,8 +59,6 @@ class Converted:
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes as JSON values."""
-        from fsanet.models.saving import band_to_json
-
         grid = list(self.grid) if isinstance(self.grid, tuple) else self.grid
         return {**self.__dict__, "k": band_to_json(self.k), "grid": grid}
 

@@ -26,6 +26,7 @@ __all__ = [
     "load_model",
     "network_folder",
     "save_converted",
+    "save_like",
 ]
 
 Task = Literal["semantic", "instances"]
@@ -67,8 +68,7 @@ def load_model(
         return source
     # Imported here because convert_attention needs neither the hub nor the networks.
     from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
-    from fsanet.models.config import find_file, read_json
-    from fsanet.models.saving import find_folder
+    from fsanet.models.folder import find_file, find_folder, read_json
 
     folder = network_folder(find_folder(os.fspath(source)))
     file = find_file(folder, "config.json")
@@ -148,6 +148,21 @@ def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> No
     write_json(Path(folder, CONVERSION_FILE), {"format": _FORMAT, "modules": modules})
 
 
+def save_like(
+    conversion: Conversion, source: str | os.PathLike[str], folder: str | os.PathLike[str]
+) -> None:
+    """As `save_converted`, in the format that `source` has: this library's, or transformers'."""
+    from fsanet.models.folder import find_file, read_json
+    from fsanet.models.segformer import load_plain
+
+    original = network_folder(source)
+    file = find_file(original, "config.json")
+    if file is not None and "model_type" in read_json(file):
+        modules = [module.as_dict() for module in conversion.modules]
+        conversion = _convert_modules(load_plain(original), modules)
+    save_converted(conversion, folder)
+
+
 def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conversion:
     """Convert a network in place as described by the ``fsanet_conversion.json`` of a folder.
 
@@ -156,7 +171,7 @@ def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conver
     Raises:
         InputError: no such file, or modules that the network does not have.
     """
-    from fsanet.models.config import find_file
+    from fsanet.models.folder import find_file
 
     file = find_file(Path(folder), CONVERSION_FILE)
     if file is None:
@@ -189,7 +204,7 @@ def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Convers
 
 def _read_conversion(file: Path) -> list[dict[str, Any]]:
     """The converted modules in a conversion file."""
-    from fsanet.models.config import check_values, read_json
+    from fsanet.models.folder import check_values, read_json
 
     content = read_json(file)
     if content.get("format") != _FORMAT:

@@ -17,7 +17,7 @@ from torch import nn
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.block import AttentionBlock
-from fsanet.attention.dct import Band
+from fsanet.attention.dct import Band, band_to_json
 from fsanet.convert.conversion import convert_attention, replace_module
 from fsanet.errors import InputError
 
@@ -56,8 +56,6 @@ class Variant:
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes as JSON values."""
-        from fsanet.models.saving import band_to_json
-
         return {"name": self.name, "kind": self.kind, "band": band_to_json(self.band)}
 
 

@@ -6,7 +6,6 @@ Legend: B batch, H x W image, h x w feature grid.
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,31 +14,27 @@ from typing import Any, ClassVar, Self
 
 import safetensors.torch
 import torch
-from huggingface_hub import HfApi, PyTorchModelHubMixin, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fsanet.attention.dct import Band, BandLike
+from fsanet.attention.dct import BandLike, band_to_json
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights, write_text, write_whole
-from fsanet.models.config import check_values, find_file, read_json
+from fsanet.models.folder import check_values, find_file, find_folder, read_json
 
 __all__ = [
     "SavedNetwork",
     "SegmentationNetwork",
-    "band_to_json",
     "build_for",
     "check_finite",
     "check_normalisation",
     "check_state",
-    "find_folder",
 ]
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_HUB_FILES = ["config.json", "fsanet_conversion.json", "model.safetensors", "pytorch_model.bin"]
+_LARGER = "config.json describes a larger network than its weights belong to"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -130,46 +125,6 @@ class SavedNetwork(
         write_text(save_directory / "config.json", json.dumps(saved, sort_keys=True, indent=2))
 
 
-def find_folder(source: str | Path, **hub: Any) -> Path:
-    """Return the folder that ``source`` names; the network with that hub id is downloaded.
-
-    Args:
-        source: a folder, or ``owner/name`` on the hub. A folder comes first.
-        **hub: further arguments of `huggingface_hub.snapshot_download`.
-
-    Raises:
-        InputError: there is neither.
-    """
-    folder = Path(source)
-    if str(source) and folder.is_dir():
-        return folder
-    if str(source) and folder.exists():
-        raise InputError(f"{folder}: a file, not a folder written by save_pretrained")
-    if not _HUB_ID.fullmatch(str(source)):
-        raise InputError(f"{str(source)!r}: no such folder, and not a hub id (owner/name)")
-    return _download(str(source), hub)
-
-
-def _download(name: str, hub: dict[str, Any]) -> Path:
-    """The files of a network on the hub, or in the hub's cache if it cannot be reached."""
-    reason = "no such folder, and it is not in the cache of the hub"
-    if not (hub.get("local_files_only") or constants.is_offline_mode()):
-        try:  # one request without repetitions tells whether the hub and the network exist
-            api = HfApi(token=hub.get("token"))
-            hub["revision"] = api.model_info(name, revision=hub.get("revision"), timeout=5).sha
-        except HfHubHTTPError as error:
-            reason = f"no such folder, and the hub refuses it ({one_line(error)})"
-        except Exception as error:  # whatever the HTTP client in use raises
-            reason = f"no such folder, and the hub cannot be reached ({one_line(error)})"
-        else:
-            reason = ""
-    hub["local_files_only"] = bool(reason)
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, **hub))
-    except Exception as error:
-        raise InputError(f"{name}: {reason or one_line(error)}") from error
-
-
 def build_for(
     state: Mapping[str, Tensor], source: str | Path, network: Callable[..., Any], **options: Any
 ) -> Any:
@@ -193,7 +148,9 @@ def build_for(
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
         except Exception as error:  # torch, timm and torchvision report options in many ways
-            raise InputError(f"{source}: cannot be built ({one_line(error)})") from error
+            full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+            reason = _LARGER if full else f"cannot be built ({one_line(error)})"
+            raise InputError(f"{source}: {reason}") from error
     check_state(model, state, source)
     check_finite(state, source)
     own = model.state_dict()
@@ -217,7 +174,7 @@ def _parameters_limited_by(state: Mapping[str, Tensor]) -> Iterator[None]:
             return None
         count += 1
         if count > most or parameter.numel() > largest:
-            raise InputError("config.json describes a larger network than its weights belong to")
+            raise InputError(_LARGER)
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(limit)
@@ -321,14 +278,6 @@ def check_normalisation(
             f"mean {mean} and std {std} need one value per channel ({channels}), std above 0"
         )
     return mean, std
-
-
-def band_to_json(k: BandLike) -> Any:
-    """Convert a band argument to plain JSON values that `Band.of` accepts."""
-    if k is None or isinstance(k, int):
-        return k
-    band = Band.of(k)
-    return [[band.h0, band.h1], [band.w0, band.w1]]
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

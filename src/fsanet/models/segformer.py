@@ -29,8 +29,8 @@ from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights
-from fsanet.models.config import check_values, find_file, read_json
-from fsanet.models.saving import SegmentationNetwork, check_finite, find_folder
+from fsanet.models.folder import check_values, find_file, find_folder, read_json
+from fsanet.models.saving import SegmentationNetwork, check_finite
 
 if TYPE_CHECKING:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation

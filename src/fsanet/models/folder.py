@@ -1,4 +1,4 @@
-"""What a saved folder says about its network: plain values, checked before anything is built.
+"""A saved folder: where it is, and what it says about its network before anything is built.
 
 A folder may come from anyone. Its JSON files are read here, and nothing in them is ever a path, a
 URL or code: names, types and sizes are checked against the signature of what they are for.
@@ -16,16 +16,71 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from fsanet.attention.dct import Band
 from fsanet.errors import InputError, one_line, printable
 
-__all__ = ["check_values", "find_file", "read_json"]
+__all__ = ["check_values", "find_file", "find_folder", "read_json"]
 
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_FILES = ["config.json", "fsanet_conversion.json", "model.safetensors", "pytorch_model.bin"]
 _LARGEST_FILE = 1 << 20  # bytes of a JSON file; those of real networks have a few thousand
 _LONGEST = 65_536  # entries of a list
 _LONGEST_TEXT = 1_000
 _LARGEST = 65_536  # channels, classes, frequencies, pixels of a side, ...
 # What is repeated in a forward pass, resizes an image, or is no size at all.
 _LARGEST_OF = {"recurrence": 100, "min_size": 8_192, "max_size": 8_192, "category_ids": 2**53}
+
+_KINDS = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    Any: "plain values",
+}
+
+
+def find_folder(source: str | Path, **hub: Any) -> Path:
+    """Return the folder that ``source`` names; the network with that hub id is downloaded.
+
+    Args:
+        source: a folder, or ``owner/name`` on the hub. A folder comes first.
+        **hub: further arguments of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        InputError: there is neither.
+    """
+    folder = Path(source)
+    if str(source) and folder.is_dir():
+        return folder
+    if str(source) and folder.exists():
+        raise InputError(f"{folder}: a file, not a folder written by save_pretrained")
+    if not _HUB_ID.fullmatch(str(source)):
+        raise InputError(f"{str(source)!r}: no such folder, and not a hub id (owner/name)")
+    return _download(str(source), hub)
+
+
+def _download(name: str, hub: dict[str, Any]) -> Path:
+    """The files of a network on the hub, or in the hub's cache if it cannot be reached."""
+    reason = "no such folder, and it is not in the cache of the hub"
+    if not (hub.get("local_files_only") or constants.is_offline_mode()):
+        try:  # one request without repetitions tells whether the hub and the network exist
+            api = HfApi(token=hub.get("token"))
+            hub["revision"] = api.model_info(name, revision=hub.get("revision"), timeout=5).sha
+        except HfHubHTTPError as error:
+            reason = f"no such folder, and the hub refuses it ({one_line(error)})"
+        except Exception as error:  # whatever the HTTP client in use raises
+            reason = f"no such folder, and the hub cannot be reached ({one_line(error)})"
+        else:
+            reason = ""
+    hub["local_files_only"] = bool(reason)
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, **hub))
+    except Exception as error:
+        raise InputError(f"{name}: {reason or one_line(error)}") from error
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -89,8 +144,7 @@ def check_values(values: Mapping[str, Any], target: type, where: object) -> None
             hint = f"did you mean '{near[0]}'?" if near else "or a newer version of fsanet wrote it"
             raise InputError(f"{where}: unknown key '{printable(name)}'; {hint}")
         if not _matches(value, hints[name]):
-            kind = re.sub(r"\b(?:\w+\.)+", "", inspect.formatannotation(hints[name]))
-            raise InputError(f"{where}: {name} is {_shown(value)}; expected {kind}")
+            raise InputError(f"{where}: {name} is {_shown(value)}; expected {_kind(hints[name])}")
         largest = _LARGEST_OF.get(name, _LARGEST)
         if _size(value) > largest:
             raise InputError(f"{where}: {name} is {_shown(value)}; at most {largest} is possible")
@@ -122,6 +176,22 @@ def _matches(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str) and len(value) <= _LONGEST_TEXT
     return type(value) is hint
+
+
+def _kind(hint: Any) -> str:
+    """An annotated type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ", ".join(inner)
+    if origin is tuple:
+        return f"a list of {len(inner)} numbers"
+    if origin is dict:
+        return f"an object of {_kind(inner[1])}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list of {_kind(inner[0])}"
+    if inner:
+        return " or ".join(_kind(kind) for kind in inner if kind is not Band)
+    return _KINDS.get(hint, str(hint))
 
 
 def _is_list(value: Any) -> bool:
