@@ -18,7 +18,7 @@ import torchvision
 from PIL import Image
 
 from fsanet.data import images
-from fsanet.data.images import limit_pixels, list_images, locate_images, read_image
+from fsanet.data.images import limit_pixels, list_images, locate_images, read_file, read_image
 from fsanet.data.masks import read_mask
 from fsanet.errors import InputError
 
@@ -90,7 +90,9 @@ def test_jpeg_is_what_pillow_decodes(tmp_path: Path, mode: str, options: dict) -
     path = tmp_path / "photo.jpg"
     Image.fromarray(photo()).convert(mode).save(path, **options)
     with Image.open(path) as image:
-        check(path, chw(np.asarray(image.convert("RGB"))))
+        expected = chw(np.asarray(image.convert("RGB")))
+    check(path, expected)
+    np.testing.assert_array_equal(read_file(path).numpy(), expected)
 
 
 def test_colour_jpegs_go_through_torchvision_without_its_warning(
@@ -112,14 +114,14 @@ def test_colour_jpegs_go_through_torchvision_without_its_warning(
     monkeypatch.setattr(torchvision.io, "decode_jpeg", decode)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        expected = read_image(path)
+        expected = read_file(path)
         assert len(calls) == 1
         for name in ("turned.jpg", "grey.jpg", "photo.png"):
-            read_image(tmp_path / name)
+            read_file(tmp_path / name)
     assert len(calls) == 1
     # a torchvision without the decoder
     monkeypatch.delattr(torchvision.io, "decode_jpeg")
-    assert torch.equal(read_image(path), expected)
+    assert torch.equal(read_file(path), expected)
 
 
 # How to put an upright image into a file so that tag n turns it upright again.
