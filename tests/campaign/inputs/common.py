@@ -14,7 +14,7 @@ from campaign.mutate import SPECIAL, damaged_bytes, make_special, words
 PREDICT = words("--device cpu --out out")
 
 ODD_NAMES = [
-    *words("-x.png $(id).png a;b.png %s.png [red]x[/red].png ..png *.png '\".png é🙂.png"),
+    *words("-x.png $(id).png a;b.png %s.png [red]x.png ..png *.png '\".png é🙂.png"),
     *words("summary.png results.png x_mask.png x.tar.png CON.png"),
     *("a\nb.png", "\x1b[31m.png", "\udcff\udcfe.png", "x" * 250 + ".png", " .png", "a b\t.png"),
 ]
