@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,6 @@ class Place:
 
     def __init__(self, run, root: Path, folder: Path, tmp: str | None = None):
         self.run, self.root, self.folder, self.tmp = run, root, folder, tmp
-        self.calls = 0
         for name in ("home", "log"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for name in ("data", "images", "cities", "model", "city", "recipe.yaml"):
@@ -56,9 +56,7 @@ class Place:
 
     def call(self, *command: str, after: float | None = None, number: int = signal.SIGKILL):
         """Exit code, lines on stderr, and seconds of a command, which gets a signal in time."""
-        self.calls += 1
-        log = self.root / f"log-{id(self)}-{self.calls}"
-        log.mkdir()
+        log = Path(tempfile.mkdtemp(dir=self.root))
         case = {
             "command": [os.fsencode(text).hex() for text in command],
             "folder": str(self.folder),
