@@ -73,13 +73,15 @@ def options(rng: Random, root: Path, folder: Path) -> Case:
     more: list[str] = []
     for option in rng.choices(_OPTIONS[base].split(), k=rng.choice((1, 1, 1, 2))):
         more += [option, *(_argument(rng) for _ in range(rng.choice((1, 1, 1, 2, 0))))]
-    parts = [text.strip("-") for text in more]
-    parts += [part.split(".")[-1] for part in parts] + [part.replace("-", "_") for part in parts]
+    bare = [text.strip("-") for text in more]
+    names = [*more, *bare, *(part.replace("-", "_") for part in bare)]
+    names += [part for text in bare for part in text.split(".")]
+    nameless = not base or any(not text.strip() for text in more)
     return Case(
         folder,
         [*base.split(), *more],
         " ".join(map(short, more)),
-        names=tuple(part for part in parts if part.strip()) if base else (),
+        names=() if nameless else tuple(name for name in names if name.strip()),
         outputs=("out", "out.onnx", "scores.json"),
     )
 
@@ -142,6 +144,7 @@ def outputs(rng: Random, root: Path, folder: Path) -> Case:
         command,
         f"{name} into {what}",
         names=("out", "summary.json", "sweep.json", "ityscapes"),
+        outputs=("out", "nowhere"),  # where a dangling link points
     )
 
 
