@@ -78,9 +78,7 @@ def workers(count: int) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
             process.wait()
 
 
-def run_cases(
-    makers: list[Callable[[Path], Case]], work: Path, *, count: int = PROCESSES
-) -> Iterator[Outcome]:
+def run_cases(makers: list[Callable[[Path], Case]], work: Path, *, count: int) -> Iterator[Outcome]:
     """Make, run and judge cases; folders of those that went well are removed."""
 
     def one(numbered: tuple[int, Callable[[Path], Case]]) -> Outcome:

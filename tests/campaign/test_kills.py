@@ -71,11 +71,8 @@ class Place:
             case |= {"signal": int(number), "after": after}
         ended = self.run(case)
         assert ended["why"] in ("", "left processes"), ended
-        lines = [
-            line
-            for line in (log / "stderr").read_text().splitlines()
-            if not line.startswith("fsanet: warning: ")
-        ]
+        said = (log / "stderr").read_text() if (log / "stderr").exists() else ""  # killed at once
+        lines = [s for s in said.splitlines() if not s.startswith("fsanet: warning: ")]
         return ended["code"], lines, ended["seconds"]
 
 
@@ -201,6 +198,8 @@ def finish(place: Place, name: str) -> object:
 
 # --- kills
 
+HIT: list[bool] = []  # whether each signal met a running command
+FULL: list[bool] = []  # whether each small disk was too small
 KILLS = [
     (name, number)
     for name, count in (("train", 16), ("predict", 10), ("export", 8), ("eval", 6))
@@ -223,6 +222,7 @@ def test_killed_and_run_again(run, root, undisturbed, campaign, tmp_path, name, 
             resume = (tmp_path / "out" / "config.yaml").exists()
             after = rng.uniform(0, 1.1 * seconds)
             code, lines, _ = place.call(*COMMANDS[name][0](resume), after=after, number=kind)
+            HIT.append(code in (128 + kind, -kind))
             if kind == signal.SIGTERM and code != 0:
                 assert code in (2, 128 + signal.SIGTERM, -signal.SIGTERM), (code, lines)
                 assert len(lines) == (code > 0), lines
@@ -261,6 +261,7 @@ def test_disk_fills_up(run, root, undisturbed, campaign, tmp_path, name, number)
     with small_disk(tmp_path / "disk", int(kilobytes * rng.uniform(0.05, 1.5)) + 8) as disk:
         place = Place(run, root, disk)
         code, lines, _ = place.call(*COMMANDS[name][0](False))
+        FULL.append(code != 0)
         if code != 0:
             assert code == 2, (code, lines)
             assert len(lines) == 1, lines
@@ -292,3 +293,12 @@ def test_two_writers(run, root, undisturbed, tmp_path, name, lead):
     for code, lines in codes:
         assert code == 0 or (code == 2 and len(lines) == 1 and "out" in lines[0]), codes
     assert result(tmp_path / "out") == expected
+
+
+def test_kills_and_full_disks_were_met(capsys):
+    """After all others: the moments and sizes were such that something happened."""
+    with capsys.disabled():
+        print(f"\n{sum(HIT)} of {len(HIT)} signals met a running command, ", end="")
+        print(f"{sum(FULL)} of {len(FULL)} disks filled up")
+    assert sum(HIT) >= len(HIT) // 2
+    assert sum(FULL) >= len(FULL) // 3
