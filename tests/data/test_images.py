@@ -353,6 +353,19 @@ def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
     assert refused > 5
 
 
+def test_damage_that_libjpeg_reports_is_not_printed(
+    tmp_path: Path, rgb: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(rgb).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[:-2] + bytes(7) + content[-2:])
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.jpg").permute(1, 2, 0), Image.open(tmp_path / "a.jpg")
+    )
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image")

@@ -290,6 +290,28 @@ def _opened(stream: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
+_stderr = threading.Lock()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what C code prints to stderr: libjpeg reports each damaged byte, but no file."""
+    with _stderr:
+        try:
+            kept = os.dup(2)
+        except OSError:  # a process without stderr
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(nowhere)
+            os.close(kept)
+
+
 def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
     """Decode an upright colour JPEG with torchvision: Pillow's pixels in two thirds of the time.
 
@@ -309,7 +331,8 @@ def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
     stream.seek(0)
     data = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
     try:
-        pixels: Tensor = decode(data, mode=torchvision.io.ImageReadMode.RGB)
+        with _silent_stderr():
+            pixels: Tensor = decode(data, mode=torchvision.io.ImageReadMode.RGB)
     except RuntimeError:
         stream.seek(0)
         return None
