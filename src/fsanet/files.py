@@ -115,7 +115,7 @@ def _regular_file(path: Path) -> Path:
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
         mode = target.lstat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return target
     if stat.S_ISREG(mode):
         return target

@@ -98,12 +98,25 @@ def test_the_normalisation_is_part_of_the_program(tmp_path):
 
 def test_what_torch_cannot_store_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def refuse(program, stream):
-        stream.write(b"half")
+        stream.write(b"half")  # nothing of it may reach the disk
         raise RuntimeError("op ceil is not known\nand a long report")
 
     monkeypatch.setattr(torch.export, "save", refuse)
     with pytest.raises(InputError, match=r"op ceil is not known\); write an \.onnx file"):
         export_network(Small(), tmp_path / "net.pt2", size=(64, 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """A limit on the size of files, in place of a full disk; Python ignores its signal."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"net\.pt2: cannot be written \(File too large\)"):
+            export_network(Small(), tmp_path / "net.pt2", size=(64, 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 

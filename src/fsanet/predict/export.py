@@ -5,6 +5,7 @@ Shapes: B batch, C input channels, (H, W) image.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fsanet.errors import InputError
-from fsanet.files import write_whole
+from fsanet.files import check_writable_file, write_whole
 
 __all__ = ["Format", "export_network"]
 
@@ -71,6 +72,7 @@ def export_network(
         )
     if kind == "onnx":
         _need_onnx()
+    check_writable_file(file)
     deployed = _Deployed(network.float().cpu())
     channels = getattr(network, "in_channels", 3)
     traced = torch.rand(2 if dynamic else 1, channels, *size)
@@ -83,10 +85,12 @@ def export_network(
     with torch.no_grad():
         program = torch.export.export(deployed, (traced,), dynamic_shapes=shapes)
         want = deployed(other)
+        # Into memory first: torch's writer ends the process if the disk is full.
+        content = io.BytesIO()
         if kind == "torch":
             got = program.module()(other)
             try:
-                write_whole(file, lambda stream: torch.export.save(program, stream))
+                torch.export.save(program, content)
             except RuntimeError as error:  # such as encoders whose padding rounds a dynamic size up
                 raise InputError(
                     f"{file}: torch.export.save cannot store this network "
@@ -94,9 +98,9 @@ def export_network(
                 ) from error
         else:
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
-            content = exported.model_proto.SerializeToString()  # type: ignore[union-attr]
-            got = _run_onnx(content, other)
-            write_whole(file, lambda stream: stream.write(content))
+            content.write(exported.model_proto.SerializeToString())  # type: ignore[union-attr]
+            got = _run_onnx(content.getvalue(), other)
+    write_whole(file, lambda stream: stream.write(content.getbuffer()))
     return ((got - want).abs().max() / want.abs().max()).item()
 
 
