@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +242,78 @@ def test_bar_and_skipped_files_go_to_the_terminal(
     assert captured.out + captured.err == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes, pipes and links")
+def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    good = ["a", "z", os.fsdecode(b"bytes\xff"), "escape\x1b[31m\n", "ü" * 118]
+    pixels = {name: write(tmp_path / "one.png", seed) for seed, name in enumerate(good)}
+    for seed, name in enumerate(good):
+        write(tmp_path / "one.png", seed)
+        source.mkdir(exist_ok=True)
+        (tmp_path / "one.png").replace(source / f"{name}.png")
+    # Neither pictures nor the JSON file of the second fit into 255 bytes.
+    for name in ("l" * 246, "m" * 251):
+        write(source / f"{name}.png", 9)
+    (source / "nowhere.png").symlink_to("gone.png")
+    (source / "loop.png").symlink_to("loop.png")
+    (source / "deep").symlink_to(source)
+    (source / "folder.png").mkdir()
+    os.mkfifo(source / "pipe\x1b[31m\n.png")
+    summary = predict(source, out, Strongest())
+    failed = {Path(entry["image"]).name: entry["error"] for entry in summary["failed"]}
+    assert failed.keys() == {
+        *("l" * 246 + ".png", "m" * 251 + ".png", "nowhere.png", "loop.png", "pipe\x1b[31m\n.png"),
+    }
+    assert all(error.isprintable() for error in failed.values())
+    assert "File name too long" in failed["m" * 251 + ".png"]
+    for name, image in pixels.items():
+        with Image.open(out / f"{name}_mask.png") as mask:
+            np.testing.assert_array_equal(np.asarray(mask), image.argmax(-1))
+        assert json.loads((out / f"{name}.json").read_text())["image"] == f"{source}/{name}.png"
+    assert json.loads((out / "summary.json").read_text())["failed"] == summary["failed"]
+    again = predict(source, out, Strongest(), resume=True)
+    assert (again["images"], len(again["failed"])) == (5, 5)
+
+
+def test_a_full_disk_ends_the_run_and_resume_goes_on(images: Path, tmp_path: Path) -> None:
+    """A limit on the size of files, in place of a full disk; Python ignores its signal."""
+    resource = pytest.importorskip("resource")
+    predict(images, tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written \(File too large\)"):
+            predict(images, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "out").rglob(".*"))
+    predict(images, tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_two_commands_do_not_share_a_folder(images: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1] + '/.lock', 'w'); "
+        f"fcntl.lockf(file, {fcntl.LOCK_EX}); print('process 7', file=file, flush=True); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match="is being written by process 7") as caught:
+            predict(images, tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "summary.json").exists()
+    finally:
+        other.kill()
+        other.communicate()
+    assert predict(images, tmp_path)["images"] == 9  # the lock ends with its process
+
+
 # --- resumed
 
 
@@ -332,13 +407,29 @@ def damage(folder: Path, how: str) -> None:
         record.write_text(json.dumps(about | {"made": "0" * 16}))
     elif how == "record of no run":
         record.write_text('["6"]')
+    elif how == "nested record":
+        record.write_text("[" * 100_000)
+    elif how == "record of bytes":
+        record.write_bytes(b"\xff\x00")
+    else:
+        about = json.loads(record.read_text())
+        changes = {
+            "no classes": {"classes": None},
+            "other classes": {"classes": about["classes"][:2]},
+            "half a pixel": {"classes": [entry | {"pixels": 0.5} for entry in about["classes"]]},
+            "picture elsewhere": {"files": {"mask": "/dev/zero"}},
+            "no files": {"files": 3},
+        }
+        record.write_text(json.dumps(about | changes[how]))
 
 
 @pytest.mark.parametrize(
     "how",
     [
         *("cut picture", "picture of zeros", "empty picture", "no picture"),
-        *("cut record", "record of another run", "record of no run"),
+        *("cut record", "record of another run", "record of no run", "nested record"),
+        *("record of bytes", "no classes", "other classes", "half a pixel", "picture elsewhere"),
+        "no files",
     ],
 )
 def test_only_whole_results_of_this_run_count(
@@ -374,9 +465,10 @@ def test_resume_with_other_settings_is_refused(images: Path, whole: Path, tmp_pa
             predict(images, out, resume=True, **options)
         assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
-    (out / "summary.json").write_text('{"images": 9}')
-    with pytest.raises(InputError, match="does not say how its results were made"):
-        predict(images, out, resume=True)
+    for damaged in (b'{"images": 9}', b"[" * 100_000, b"\xff", b'{"settings": [], "model": 3}'):
+        (out / "summary.json").write_bytes(damaged)
+        with pytest.raises(InputError, match="does not say how its results were made"):
+            predict(images, out, resume=True)
     predict(images, out, flip=True)  # without resume everything is predicted again
     assert contents(out) != contents(whole)
     predict(images, out)

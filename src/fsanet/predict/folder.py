@@ -23,8 +23,9 @@ from torch import nn
 
 from fsanet.convert import load_model
 from fsanet.data.images import locate_images
-from fsanet.errors import InputError, printable
+from fsanet.errors import InputError
 from fsanet.files import check_writable, disk_error, environment, lock_folder, write_json
+from fsanet.inputs import read_json
 from fsanet.predict.draw import check_alpha
 from fsanet.predict.launch import this_process
 from fsanet.predict.predictor import ImagePredictor, check_options, make_predictor
@@ -226,8 +227,7 @@ class _Run:
             record |= {"made": self.made, "files": {}}
             write_json(self.out / items[file].record, record)
             if not bar.disable:
-                line = f"skipped: {printable(str(error), 1000)}"
-                bar.console.print(line, markup=False, highlight=False)
+                bar.console.print(f"skipped: {error}", markup=False, highlight=False)
 
         for result in self.predictor.predict_batch(list(items), write_error):
             stem = items[result.source].stem
@@ -269,10 +269,8 @@ class _Run:
 def _read_json(file: Path) -> Any:
     """The content of a JSON file; None if there is no such file, or none that makes sense."""
     try:
-        if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
-            return None
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(file, "result", _LARGEST_JSON)
+    except InputError:
         return None
 
 
@@ -316,13 +314,13 @@ def _check_same(out: Path, settings: dict[str, Any], model: dict[str, Any]) -> N
         raise InputError(f"{file}: does not say how its results were made; {advice}")
     for name, new in json.loads(json.dumps(settings)).items():
         if old_settings.get(name) != new:
-            before = printable(json.dumps(old_settings.get(name)))
+            before = json.dumps(old_settings.get(name))[:100]
             raise InputError(
                 f"{out}: holds results with {name} {before}, not {json.dumps(new)}; "
                 f"give the same settings, or {advice}"
             )
     if old_model != json.loads(json.dumps(model)):
-        old = printable(f"{old_model.get('name')} {old_model.get('fingerprint')}")
+        old = f"{old_model.get('name')} {old_model.get('fingerprint')}"[:100]
         raise InputError(
             f"{out}: holds results of another model ({old}, now {model['name']} "
             f"{model['fingerprint']}); {advice}"
