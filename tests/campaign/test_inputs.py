@@ -99,13 +99,12 @@ def test_inputs(root, campaign, tmp_path_factory, capsys):
     bad = [outcome for outcome in outcomes if not outcome.good]
     failures = "\n".join(describe(outcome, campaign.seed) for outcome in bad)
     if campaign.report:
-        Path(campaign.report).write_text(f"{text}\n\n{failures}\n", encoding="utf-8")
+        Path(campaign.report).write_bytes(f"{text}\n\n{failures}\n".encode("utf-8", "replace"))
     with capsys.disabled():
         print(f"\n{text}\n")
     assert not bad, f"{len(bad)} of {len(outcomes)} inputs:\n{failures}"
 
 
-@pytest.mark.campaign  # until the sample passes
 def test_sample_of_inputs(root, campaign, tmp_path):
     """A few of each area in every run of the suite; the campaign proper is `-m campaign`."""
     wanted = [(area, number) for area in AREAS for number in range(campaign.sample)]

@@ -103,6 +103,15 @@ def test_long_names_widen_the_canvas() -> None:
     assert long.width > 500
 
 
+def test_control_characters_of_names_are_written_out() -> None:
+    mask = np.zeros((300, 400), np.uint8)
+    odd, escaped = (
+        render.overlay(mask, PALETTE, legend=[(name, (1, 2, 3), 0.5)]).to_image()
+        for name in ("a\nb", "a\\nb")
+    )
+    np.testing.assert_array_equal(odd, escaped)
+
+
 def test_the_font_scales_and_has_letters_beyond_ascii() -> None:
     assert render.font(30).getlength("abc") > 1.5 * render.font(15).getlength("abc")
     glyphs = {bytes(render.font(24).getmask(letter)) for letter in "éßжλ"}

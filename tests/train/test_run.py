@@ -475,6 +475,18 @@ def test_checkpoint_whose_content_is_wrong(tmp_path, uninterrupted, part, conten
         run(out, resume=True, **ten_steps(steps=12))
 
 
+def test_state_of_the_optimiser_that_no_step_can_use(tmp_path):
+    run(tmp_path, steps=4)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.with_name("last-previous.ckpt").unlink(missing_ok=True)
+    content = torch.load(last, weights_only=True)
+    of_parameter = content["optimizer_states"][0]["state"][0]
+    of_parameter[sorted(of_parameter)[0]] = 3
+    torch.save(content, last)
+    with pytest.raises(InputError, match=r"last\.ckpt: does not fit this training"):
+        run(tmp_path, resume=True, steps=8)
+
+
 def test_checkpoint_with_code_is_refused(tmp_path):
     class Attack:
         def __reduce__(self):

@@ -89,7 +89,8 @@ def build_encoder(
                 "connection give pretrained=False, and encoder_weights with a local file if there "
                 "is one"
             ) from error
-        raise InputError(f"{what} cannot be built: {reason}") from error
+        given = f" with encoder_options={str(dict(options))[:300]}" if options else ""
+        raise InputError(f"{what} cannot be built{given}: {reason}") from error
     if missing:
         raise InputError(
             f"{what}: the file lacks {len(missing)} of its weights, such as {missing[0]}; give a "
@@ -147,7 +148,8 @@ def _missing_keys() -> Iterator[list[str]]:
             names = text[len("Missing keys (") :].split(")")[0].split(", ")
             missing.extend(n for n in names if not n.endswith("num_batches_tracked"))
         # The unexpected keys are those of the classifier, which is not needed.
-        return not text.startswith(("Missing keys (", "Unexpected keys ("))
+        expected = text.startswith(("Missing keys (", "Unexpected keys ("))
+        return record.levelno > logging.INFO and not expected
 
     logger = logging.getLogger("timm.models._builder")
     level = logger.level

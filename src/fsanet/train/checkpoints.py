@@ -53,7 +53,7 @@ class Checkpoints(Callback):
     Attributes:
         score: the best score so far, -inf before the first validation.
         step: optimiser steps done when it was reached; 0 before the first validation.
-        started: whether the training has started, with everything restored that it resumes from.
+        started: whether a step was done, with everything restored that it resumes from.
         saved: optimiser steps done in `last.ckpt`, None without that file.
     """
 
@@ -88,7 +88,6 @@ class Checkpoints(Callback):
         self.score, self.step = state_dict["score"], state_dict["step"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.started = True
         self.saved = trainer.global_step or None
         self._stop_if_told()
 
@@ -100,6 +99,7 @@ class Checkpoints(Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self.started |= stepped
         if not stepped or trainer.is_last_batch or trainer.should_stop:
             return  # at the end of the epoch, what follows saves and stops
         told = self.signal_received() is not None

@@ -67,7 +67,7 @@ def models(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         command,
         f"{kind}/{file.name}: {what}, {command[0]}",
-        names=(kind, name) if name else (kind,),
+        names=(kind, name, "FsaNet") if name else (kind, "FsaNet"),
         check=(lambda place: check_prediction(place, classes=256)) if semantic else anything,
         outputs=("out", "scores.json"),
     )
