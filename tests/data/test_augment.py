@@ -255,6 +255,9 @@ def test_no_step_at_all():
     [
         ({"scale": (0, 1)}, r"scale=\(0, 1\)"),
         ({"scale": (2, 1)}, r"scale=\(2, 1\)"),
+        ({"scale": (float("nan"), 1)}, r"scale=\(nan, 1\)"),
+        ({"scale": (1, float("inf"))}, r"scale=\(1, inf\)"),
+        ({"crop": (10**6, 10**6)}, r"crop=\(1000000, 1000000\): .* more than the limit"),
         ({"resize": (0, 512)}, r"resize=\(0, 512\)"),
         ({"crop": (0, 5)}, r"crop=\(0, 5\)"),
         ({"class_ratio": 0}, "class_ratio=0"),

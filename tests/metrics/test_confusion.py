@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from fsanet.metrics.confusion import class_rows, scores_of
+from fsanet.metrics.confusion import class_rows, markdown_table, scores_of
 
 
 def loop(labels, predictions, classes):
@@ -71,3 +71,8 @@ def test_rows_are_the_numbers_by_hand():
     assert rows[1] == ["path", "75.00", "90.00", "50"]
     assert rows[2] == ["sky", "", "", "0"]
     assert mean == ["mean", "70.83", "82.50", "90"]
+
+
+def test_names_do_not_break_a_table():
+    lines = markdown_table([["class", "IoU %"], ["a\nb|c\x1b[31m", "1.00"]]).split("\n")
+    assert lines[2:] == ["| a\\nb\\|c\\x1b[31m | 1.00 |"]

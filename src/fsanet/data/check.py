@@ -185,7 +185,7 @@ def _list_all(splits: list[Split], report: Report) -> list[Listing]:
     """List the pairs of all splits, and report what is wrong with names and numbers."""
     listings, absent = [], []
     for split in splits:
-        summary = SplitSummary(split.name, expected=split.expected)
+        summary = SplitSummary(escaped(split.name), expected=split.expected)
         problems: list[Problem] = []
         listing = Listing([])
         try:
@@ -207,7 +207,7 @@ def _list_all(splits: list[Split], report: Report) -> list[Listing]:
         summary.problems = len(problems)
         report.splits.append(summary)
         report.problems += problems
-        report.notes += listing.notes
+        report.notes += map(escaped, listing.notes)
         listings.append(listing)
     if len(absent) == len(splits):
         raise absent[0]

@@ -205,8 +205,7 @@ def read_file(path: Path) -> Tensor:
     """Read an image file like `read_image`, as fast as possible: for training.
 
     The pixels are in the memory order of their decoder, mostly channels last, which saves
-    transposing whole images of which a crop is used. Torchvision decodes JPEG files; of a damaged
-    one that can still be decoded, libjpeg then writes a line to stderr.
+    transposing whole images of which a crop is used. Torchvision decodes JPEG files.
     """
     with open_image(path, "image", FORMATS) as (image, stream):
         pixels = _decode_jpeg(image, stream)
@@ -233,7 +232,7 @@ def open_image(
         with _decoding(str(path), what), _opened(stream, formats) as image:
             check_pixels(image.height, image.width, str(path))
             if image.format == "TIFF":
-                with _silent_libtiff():
+                with _silent_stderr():
                     image.load()
             yield image, stream
 
@@ -259,24 +258,7 @@ def _decoding(name: str, what: str) -> Iterator[None]:
             ) from error
 
 
-_opening, _silencing = threading.Lock(), threading.Lock()
-
-
-@contextmanager
-def _silent_libtiff() -> Iterator[None]:
-    """Drop what libtiff writes to stderr about damaged files, which Pillow cannot turn off."""
-    with _silencing, open(os.devnull, "wb") as nothing:
-        try:
-            stderr = os.dup(2)
-        except OSError:  # there is none
-            yield
-            return
-        try:
-            os.dup2(nothing.fileno(), 2)
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+_opening = threading.Lock()
 
 
 def _opened(stream: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
@@ -295,7 +277,7 @@ _stderr = threading.Lock()
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discard what C code prints to stderr: libjpeg reports each damaged byte, but no file."""
+    """Discard what C code prints to stderr: libjpeg and libtiff report faults, but no file."""
     with _stderr:
         try:
             kept = os.dup(2)

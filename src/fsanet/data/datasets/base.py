@@ -183,7 +183,7 @@ class MissingData(InputError):
 
     def __init__(self, message: str, guide: str = "") -> None:
         super().__init__(message)
-        self.guide = guide
+        self.guide = "\n".join(map(escaped, guide.splitlines()))
 
 
 @dataclass(frozen=True)
