@@ -154,7 +154,7 @@ def test_the_data_decide_the_task(arguments, kind, tmp_path, monkeypatch, write)
         ("--task.lrr=3", "did you mean --task.lr?"),
         ("--stepss=3", "did you mean --steps?"),
         ("--steps=x", "steps.*x"),
-        ("--config=none.yaml", "none.yaml: no such file"),
+        ("--config=none.yaml", "none.yaml: no such YAML file"),
     ],
 )
 def test_mistakes_are_one_line(named, argument, line):

@@ -68,14 +68,14 @@ def convert(
         k: frequencies to keep: 8, 8,6 (rows, columns), 0:8,0:6 (ranges), all; or PATTERN=K ... by
             module name; by default 8.
         match: patterns for the names of the modules to convert; by default all.
-        similarity: by default that of the network.
+        similarity: similarity of the converted attention; by default the network's own.
         route: softmax over all keys (tokens), or over a grid of keys evaluated from coefficients.
         grid: points per side of that grid.
         calibrate: choose k for each module, the smallest within this tolerance.
-        by: what the tolerance refers to: the relative error, or the largest drop of mIoU (slow).
+        by: what the tolerance limits: the relative error, or the drop in mIoU (slow).
         images: images to calibrate on; by default from the val split of the data.
         calibrate_images: number of images from the val split.
-        route_error: print the error of route grid for several grids.
+        route_error: print the error of the grid route for several grids.
         eval: print mIoU, time and memory before and after.
         size: image size to count FLOPs for.
         overwrite: replace the network in the output folder.
@@ -177,11 +177,11 @@ def convert_checkpoint(
         from_: ccnet, the paper's CCNet-lineage network; mmseg, the paper's
             MMSegmentation head or a nonlocal_r50/r101-d8 checkpoint of MMSegmentation.
         out: folder for config.json and model.safetensors.
-        similarity: of the attention.
+        similarity: similarity of the attention.
         k: band of frequencies: 8, 8,6, or ranges 0:8,0:6.
         recurrence: rounds of attention.
-        align_corners: of the upsampling: true in recipes with crops of 769 and 849, false in the
-            others (512x1024 Cityscapes recipes too).
+        align_corners: how logits are upsampled: true for recipes with crops of 769 and 849, false
+            for the others (512x1024 Cityscapes recipes too).
         classes: cityscapes, ade20k, voc, or a text file with one name per line; by default what
             the file says, and cityscapes for ccnet.
         drop_biases: leave out the biases of a non-local network's queries, keys and values, as

@@ -69,7 +69,8 @@ EVALUATION = Section(
     "how the network is tested, and on which data",
     skip={"model", "data"},
     note="--data CLASS --data.root DIR ...: data of a network that is not in a run folder; "
-    "`fsanet train --data.help` lists the classes, --data.help CLASS their options",
+    "--data.help lists the classes, --data.help CLASS their options, and --plugin FILE brings "
+    "classes of your own",
 )
 
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with handled(to_the_end=arguments is None):
             code = _run(given)
-            sys.stdout.flush()
+            _finish_output()
             return code
     except KeyboardInterrupt as stop:
         if debug:
@@ -77,18 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"fsanet: {interrupted}", file=sys.stderr)
         return 128 + interrupted.number
     except BrokenPipeError:
-        _discard_output()
+        with contextlib.suppress(OSError):
+            _finish_output()
         return 141
-    except Exception as error:
-        if debug:
+    except (Exception, SystemExit) as error:
+        if debug or (isinstance(error, SystemExit) and not isinstance(error.code, str)):
             raise
-        if isinstance(error, OSError):
-            _discard_output()  # standard output may be the full disk
+        with contextlib.suppress(Exception):
+            _finish_output()
         line = user_error(error)
         if line is not None:
             print(f"fsanet: error: {line}", file=sys.stderr)
             return 2
-        defect = f"{type(error).__name__}: {one_line(error)}"
+        message = str(error).strip()
+        if "Traceback (most recent call last)" in message:  # of a process that loads data
+            message = message.rpartition("\n")[2]
+        defect = type(error).__name__ + (f": {one_line(message)}" if message else "")
         print(
             f"fsanet: internal error: {defect}; this is a defect of fsanet, please report it "
             "(--debug shows the traceback)",
@@ -97,22 +101,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def user_error(error: Exception) -> str | None:
+def user_error(error: BaseException) -> str | None:
     """The line for an error that the user or the machine has caused; None for a defect."""
     if isinstance(error, InputError):
         return printable(" ".join(str(error).split()), 1000)
+    if isinstance(error, UnicodeEncodeError):  # a surrogate: a byte that is no UTF-8
+        return f"{printable(error.object, 300)}: not UTF-8 text; give another name"
     torch = sys.modules.get("torch")
     out_of_memory = (MemoryError, *([] if torch is None else [torch.OutOfMemoryError]))
-    if isinstance(error, out_of_memory) or "not enough memory: you tried to allocate" in str(error):
+    message = str(error)
+    if isinstance(error, out_of_memory) or any(text in message for text in _OUT_OF_MEMORY):
         return (
             "does not fit into memory: try a smaller --data.batch-size or crop (train), or a "
             "--window"
         )
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        where = "" if error.filename is None else f"{printable(str(error.filename), 300)}: "
-        return f"{where}{(error.strerror or '').lower()}"
+    if "DataLoader worker" in message and ("signal" in message or "unexpectedly" in message):
+        return "a process that loads data was killed, probably for memory: try fewer --data.workers"
+    cause: BaseException | None = error
+    while cause is not None:  # torch hides a full disk behind an error of its own
+        if isinstance(cause, OSError) and cause.errno in _ENVIRONMENT:
+            where = "" if cause.filename is None else f"{printable(str(cause.filename), 300)}: "
+            return f"{where}{(cause.strerror or '').lower()}"
+        cause = cause.__cause__ or cause.__context__
     return None
 
+
+# How torch says on a CPU that there is not enough memory, or that no machine has that much.
+_OUT_OF_MEMORY = ("you tried to allocate", "Storage size calculation overflowed")
 
 # Errors of the system that no program can prevent.
 _ENVIRONMENT = tuple(
@@ -125,10 +140,13 @@ _ENVIRONMENT = tuple(
 )
 
 
-def _discard_output() -> None:
-    """Keep Python from writing the rest of the output at exit, which would fail again."""
-    with contextlib.suppress(OSError, ValueError):
+def _finish_output() -> None:
+    """Write what is still to be written; if that fails, keep Python from trying again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _run(given: list[str]) -> int:
@@ -162,7 +180,7 @@ def silence_libraries() -> None:
             stream.reconfigure(errors="backslashreplace")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[_OneLine()])
+    logging.basicConfig(handlers=[_OneLine()])
     for pattern in (
         r".*does not have many workers.*",
         r".*LeafSpec.*",
@@ -178,7 +196,11 @@ def silence_libraries() -> None:
 
 
 class _OneLine(logging.StreamHandler[Any]):
-    """Messages of other libraries, each on one line."""
+    """Errors that other libraries log, each on one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setLevel(logging.ERROR)  # Lightning sets the level of its own logger
 
     def format(self, record: logging.LogRecord) -> str:
         return f"{record.name}: {one_line(record.getMessage())}"

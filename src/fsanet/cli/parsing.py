@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -73,7 +74,9 @@ class CommandParser(ArgumentParser):
             InputError: wrong options, in one line.
         """
         try:
-            return self.parse_args(self.translate(arguments), namespace=base)
+            options = self.parse_args(self.translate(arguments), namespace=base)
+            self.validate(options, skip_none=False)
+            return options
         except Exception as error:  # whatever it is, the options have caused it
             _, _, unknown = str(error).partition("nrecognized arguments: --")
             hint = self.suggest(unknown.split("=")[0].strip()) if unknown else ""
@@ -164,7 +167,8 @@ def parse_message(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
-    lines = [line.strip().removeprefix("- ") for line in str(cause or error).splitlines()]
+    message = re.sub(r"Given value: (Namespace\(|\{).*", "", str(cause or error))  # all options
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     # jsonargparse lists every type that a value was tried as; most say nothing about the mistake.
     useful = [line for line in lines if not any(part in line for part in _UNINFORMATIVE)]
     return printable(" ".join(" ".join(dict.fromkeys(useful or lines)).split()), 500)

@@ -57,6 +57,7 @@ def predict(
     num_nodes: int = 1,
     strategy: Literal["auto", "ddp"] = "auto",
     dtype: Literal["bfloat16", "float16"] | None = None,
+    max_pixels: int = 200_000_000,
     **options: Any,
 ) -> bool:
     """Segment images and folders of images, or find instances in them.
@@ -71,11 +72,12 @@ def predict(
         recursive: search sub-folders; --no-recursive leaves them out.
         device: device of a single process, such as cpu, cuda:1 or mps (default: a GPU if there is
             one).
-        accelerator: of several processes, cpu, gpu or auto.
-        devices: processes on each machine, auto for one per GPU, or numbers of GPUs such as 0,2.
-        num_nodes: machines.
+        accelerator: kind of device for several processes: cpu, gpu or auto.
+        devices: processes per machine, auto for one per GPU, or indices of GPUs such as 0,2.
+        num_nodes: number of machines.
         strategy: accepted for uniformity with fsanet train.
-        dtype: half precision where it is safe.
+        dtype: compute in half precision where that is safe.
+        max_pixels: images with more pixels are refused before they are decoded.
 
     Returns:
         Whether everything is done and this process has to report it.
@@ -84,13 +86,14 @@ def predict(
 
     from fsanet.cli.parsing import available_device
     from fsanet.convert import load_model
-    from fsanet.data.images import list_images
+    from fsanet.data.images import limit_pixels, list_images
     from fsanet.predict.folder import predict_folder
     from fsanet.predict.launch import is_launched, process_device
     from fsanet.predict.predictor import check_options
 
     if out is None and cityscapes_export is None:
         raise InputError("--out is missing; give the folder to write to")
+    limit_pixels(max_pixels)
     device = available_device(device or process_device(accelerator, devices))
     network: Any = model
     if cityscapes_export is not None:

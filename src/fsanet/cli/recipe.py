@@ -385,19 +385,24 @@ def find_class(section: str, path: Any) -> type:
     """
     name = str(path).rpartition(".")[2]
     package = str(path).partition(".")[0]
+    known = [one for one in subclasses(CLASSES[section]) if not _is_abstract(one)]
     found: dict[str, type] = {}
-    for one in subclasses(CLASSES[section]):
+    for one in known:
         if package in (name, "fsanet", one.__module__.partition(".")[0]):
             found.setdefault(one.__name__, one)
     if name not in found:
-        names = sorted(one.__name__ for one in subclasses(CLASSES[section]))
+        names = [one.__name__ for one in known]
         near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"fsanet has {', '.join(names)}"
+        hint = f"did you mean {near[0]}?" if near else f"fsanet train --{section}.help lists them"
         raise UnknownClass(
             f"{section}: no class {printable(str(path))!r}; {hint}; a class of your own needs "
-            "--plugin FILE_OR_MODULE on the command line"
+            "--plugin on the command line"
         )
     return found[name]
+
+
+def _is_abstract(one: type) -> bool:
+    return getattr(getattr(one, "make_dataset", None), "__isabstractmethod__", False)
 
 
 def subclasses(classes: Sequence[type]) -> Iterator[type]:

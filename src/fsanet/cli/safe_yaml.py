@@ -10,10 +10,11 @@ import yaml
 from jsonargparse import get_loader
 
 from fsanet.errors import InputError, one_line, printable
+from fsanet.inputs import read_text
 
 __all__ = ["UnsafeYaml", "load_yaml", "read_yaml"]
 
-_MAX_BYTES = 2**20
+_MAX_BYTES = 1_000_000
 _MAX_DEPTH = 20
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -26,23 +27,13 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     """The content of a YAML file of options.
 
     Raises:
-        InputError: no such file, not YAML, more than data, or no mapping.
+        InputError: no such file, above 1 MB, not YAML, more of YAML than data need, or no mapping.
     """
-    path = Path(file)
+    text = read_text(file, "YAML", _MAX_BYTES)
     try:
-        if not path.exists():
-            raise InputError(f"{file}: no such file")
-        if not path.is_file():
-            raise InputError(f"{file}: not a regular file; give a YAML file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{file}: larger than 1 MiB, so no recipe")
-        content = load_yaml(path.read_text(encoding="utf-8-sig"), classes=(["model"], ["data"]))
+        content = load_yaml(text, classes=(["model"], ["data"]))
     except UnsafeYaml as error:
         raise InputError(f"{file}: not readable as YAML ({error})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not readable as YAML (it is not UTF-8)") from error
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds no options; write 'option: value' lines")
     return content
@@ -52,7 +43,7 @@ def load_yaml(text: str, *, classes: Sequence[list[str]] = ()) -> Any:
     """Read YAML text, such as the value of an option.
 
     Args:
-        text: up to 1 MiB.
+        text: of at most 1 MB.
         classes: the keys, from the top, whose mappings may have ``class_path``.
 
     Raises:
@@ -60,7 +51,7 @@ def load_yaml(text: str, *, classes: Sequence[list[str]] = ()) -> Any:
             ``class_path`` where no class belongs.
     """
     if len(text) > _MAX_BYTES:
-        raise UnsafeYaml("longer than 1 MiB")
+        raise UnsafeYaml("longer than 1 MB")
     try:
         for keys in _mappings(text):
             if keys[-1] == "class_path" and keys[:-1] not in classes:

@@ -96,7 +96,7 @@ def mask_tools() -> ModuleType:
         from faster_coco_eval.core import mask
     except ImportError as error:
         raise InputError(
-            "instance segmentation needs faster-coco-eval: pip install 'fsanet[coco]'"
+            "instance segmentation needs faster-coco-eval: pip install faster-coco-eval"
         ) from error
     return mask
 

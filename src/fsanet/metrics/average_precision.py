@@ -79,7 +79,7 @@ class AveragePrecision:
 
     def __init__(self, classes: Sequence[str]) -> None:
         if importlib.util.find_spec("faster_coco_eval") is None:
-            raise InputError("AP needs faster-coco-eval: pip install 'fsanet[coco]'")
+            raise InputError("AP needs faster-coco-eval: pip install faster-coco-eval")
         self.classes = tuple(classes)
         self.reset()
 

@@ -282,9 +282,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise InputError(
-            "SegFormer needs transformers, which is not installed; install fsanet[segformer]"
-        ) from error
+        raise InputError("SegFormer needs transformers: pip install transformers") from error
     return transformers
 
 

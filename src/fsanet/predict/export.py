@@ -118,7 +118,7 @@ def _need_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f'ONNX export needs {error.name}; install it with pip install "fsanet[onnx]", or '
-            "write a .pt2 file"
+            f"ONNX export needs {error.name}: pip install onnx onnxscript onnxruntime, or write a "
+            ".pt2 file"
         ) from error
     del onnxruntime

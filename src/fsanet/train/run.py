@@ -121,7 +121,7 @@ def train(
         global_batch: images per optimiser step, over all processes, that `lr` was chosen for; a
             warning is given if this training has another number. None: no comparison.
         gradient_clip: largest norm of the gradient; None for no limit.
-        seed: of dropout and everything else random that does not belong to the data.
+        seed: seed of dropout and all other randomness outside the data module.
         resume: continue the run in `out`.
         overwrite: delete the run in `out` first.
         log_every: optimiser steps between logged values.

@@ -30,12 +30,12 @@ class SegmentationTask(lightning.LightningModule):
         classes: class names.
         optimizer: "sgd" or "adamw".
         lr: base learning rate.
-        momentum: of SGD.
-        weight_decay: of the optimiser (decoupled for AdamW).
+        momentum: momentum of SGD.
+        weight_decay: weight decay (decoupled for AdamW).
         decay_norms: False exempts norms, biases and gates from weight decay.
         head_lr_multiplier: factor on the learning rate outside the encoder.
         warmup_steps: optimiser steps of linear warm-up.
-        warmup_ratio: the warm-up starts at this times `lr`.
+        warmup_ratio: the warm-up starts at this fraction of `lr`.
 
     Attributes:
         monitor: logged metric by which the best weights are chosen; the larger, the better.

@@ -41,7 +41,7 @@ def make_trainer(
         devices: processes per node (each takes `data.batch_size` images per batch), or "auto".
         num_nodes: number of machines.
         strategy: how processes work together, such as "ddp"; "auto" chooses.
-        precision: of the arithmetic; "bf16-mixed" and "16-mixed" save memory on a GPU.
+        precision: of the computation; "bf16-mixed" and "16-mixed" save memory on a GPU.
         deterministic: use only deterministic kernels, which are slower on a GPU.
 
     Raises:

@@ -81,7 +81,7 @@ def require_scipy() -> None:
         import scipy.io  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "SBD's .mat files need SciPy: pip install 'fsanet[voc]', or put the folder of PNG "
+            "SBD's .mat files need SciPy: pip install scipy, or put the folder of PNG "
             "files SegmentationClassAug into VOC2012"
         ) from error
 
