@@ -19,10 +19,9 @@ def export(model: str, *, out: str, size: tuple[int, int] = (512, 512), fixed: b
         size: height and width of the image to trace with.
         fixed: export for that size only.
     """
-    from fsanet.convert import load_model
     from fsanet.predict.export import export_network
 
-    error = export_network(load_model(model), out, size=size, dynamic=not fixed)
+    error = export_network(model, out, size=size, dynamic=not fixed)
     print(f"{out}: largest difference of logits {error:.1e} of the largest logit")
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fsanet.convert import load_model
 from fsanet.errors import InputError
 from fsanet.files import check_writable_file, write_whole
 
@@ -35,7 +36,7 @@ class _Deployed(nn.Module):
 
 
 def export_network(
-    network: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     file: str | os.PathLike[str],
     *,
     format: Format | None = None,
@@ -47,7 +48,7 @@ def export_network(
     The exported network takes RGB floats in 0..1, (B, C, H, W), and returns logits.
 
     Args:
-        network: an `fsanet.FsaNet`, or another network with ``normalise``.
+        model: a network with ``normalise``, or whatever `fsanet.load_model` opens.
         file: ends in ``.onnx`` (requires the extra `onnx`) or ``.pt2``.
         format: "onnx" or "torch"; by default determined by the suffix of the file.
         size: image (H, W) to trace with.
@@ -73,7 +74,8 @@ def export_network(
     if kind == "onnx":
         _need_onnx()
     check_writable_file(file)
-    deployed = _Deployed(network.float().cpu())
+    network: Any = load_model(model).float().cpu()
+    deployed = _Deployed(network)
     channels = getattr(network, "in_channels", 3)
     traced = torch.rand(2 if dynamic else 1, channels, *size)
     shapes = None
