@@ -131,7 +131,7 @@ class Checkpoints(Callback):
         self._stop_if_told()
 
     def _save_last(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / _LAST)
+        trainer.save_checkpoint(self.folder / _LAST, weights_only=False)
         self.saved = trainer.global_step
 
     def _stop_if_told(self) -> None:
