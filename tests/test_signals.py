@@ -12,7 +12,7 @@ from fsanet.signals import deferred, handled
 
 PROGRAM = """
 import sys, time
-from fsanet.signals import Interrupted, deferred, handled
+from fsanet.signals import Interrupted, deferred, handled, received
 
 def wait(seconds):
     print("ready", flush=True)
@@ -27,7 +27,7 @@ except KeyboardInterrupt as stop:
 """
 AT_ONCE = "wait(60)"
 LATER = """
-        with deferred() as received:
+        with deferred():
             print("ready", flush=True)
             while received() is None:
                 time.sleep(0.01)
@@ -91,7 +91,7 @@ def test_workers_leave_a_signal_to_their_parent():
             def __len__(self): return 3
             def __getitem__(self, i): time.sleep(0.3 * (i > 0)); return i
         loader = DataLoader(Numbers(), num_workers=1, worker_init_fn=outlive_parent_signals)
-        with deferred() as received:
+        with deferred():
             for number in loader:
                 print("ready", flush=True)
             assert received()

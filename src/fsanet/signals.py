@@ -10,11 +10,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Interrupted", "deferred", "handled", "install", "outlive_parent_signals"]
+__all__ = ["Interrupted", "deferred", "handled", "install", "outlive_parent_signals", "received"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -101,11 +101,8 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], int | None]]:
-    """Only note a signal within this block, and raise `Interrupted` at its end.
-
-    Yields:
-        a function that returns the number of the signal received so far, or None.
+def deferred() -> Iterator[None]:
+    """Only note a signal within this block, for `received`, and raise `Interrupted` at its end.
 
     Raises:
         Interrupted: a signal was received, and the block ended without an exception.
@@ -113,11 +110,16 @@ def deferred() -> Iterator[Callable[[], int | None]]:
     with handled():
         _State.deferring += 1
         try:
-            yield lambda: _State.received
+            yield
         finally:
             _State.deferring -= 1
         if _State.received is not None and not _State.deferring:
             raise Interrupted(_State.received)
+
+
+def received() -> int | None:
+    """The number of the signal received since the start of `handled` or `deferred`, or None."""
+    return _State.received if _State.depth else None
 
 
 def outlive_parent_signals(*_: Any) -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from fsanet.data.batches import Loader
 from fsanet.errors import InputError
 from fsanet.files import disk_error, read_checkpoint, write_whole
 from fsanet.models.saving import check_state
-from fsanet.signals import Interrupted
+from fsanet.signals import Interrupted, received
 
 __all__ = ["CheckpointFiles", "Checkpoints", "export_model", "find_checkpoint"]
 
@@ -48,7 +47,6 @@ class Checkpoints(Callback):
         monitor: logged metric, the same on every process; nan is never the best.
         steps: optimiser steps of the run.
         epoch: optimiser steps per epoch, and batches per optimiser step.
-        signal_received: returns the number of the signal received so far, or None.
 
     Attributes:
         score: the best score so far, -inf before the first validation.
@@ -59,21 +57,12 @@ class Checkpoints(Callback):
 
     state_key = _STATE_KEY
 
-    def __init__(
-        self,
-        out: Path,
-        monitor: str,
-        *,
-        steps: int,
-        epoch: tuple[int, int],
-        signal_received: Callable[[], int | None],
-    ) -> None:
+    def __init__(self, out: Path, monitor: str, *, steps: int, epoch: tuple[int, int]) -> None:
         self.folder = out / "checkpoints"
         self.model = out / "model"
         self.monitor = monitor
         self.steps = steps
         self.epoch = epoch
-        self.signal_received = signal_received
         self.score = -math.inf
         self.step = 0
         self.started = False
@@ -93,7 +82,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self._stopping:  # not when it was saved, because the log of that step follows
-            raise Interrupted(self.signal_received() or Interrupted().number)
+            raise Interrupted(received() or Interrupted().number)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -102,7 +91,7 @@ class Checkpoints(Callback):
         self.started |= stepped
         if not stepped or trainer.is_last_batch or trainer.should_stop:
             return  # at the end of the epoch, what follows saves and stops
-        told = self.signal_received() is not None
+        told = received() is not None
         if trainer.world_size > 1:
             told = trainer.strategy.reduce_boolean_decision(told, all=False)
         if told:
@@ -135,7 +124,7 @@ class Checkpoints(Callback):
         self.saved = trainer.global_step
 
     def _stop_if_told(self) -> None:
-        number = self.signal_received()
+        number = received()
         if number is not None:
             raise Interrupted(number)
 

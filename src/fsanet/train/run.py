@@ -151,12 +151,10 @@ def train(
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
-    with _in_use(out), deferred() as signal_received:
+    with _in_use(out):
         last, done = find_checkpoint(out, task, steps=steps, epoch=epoch) if resume else (None, 0)
         task.total_steps = steps
-        checkpoints = Checkpoints(
-            out, task.monitor, steps=steps, epoch=epoch, signal_received=signal_received
-        )
+        checkpoints = Checkpoints(out, task.monitor, steps=steps, epoch=epoch)
         console: list[Callback] = []
         if progress:
             bar = RichProgressBar(refresh_rate=5) if sys.stdout.isatty() else None
@@ -211,13 +209,12 @@ def train(
                 write_text(out / "config.yaml", config)
         start = time.perf_counter()
         try:
-            interruptible(
-                lambda: trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
-            )
-            if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
-                export_model(task.model, out / "model")
-            if (number := signal_received()) is not None:  # after the last step
-                raise Interrupted(number)
+            with deferred():  # until `checkpoints` has saved
+                interruptible(
+                    lambda: trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
+                )
+                if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
+                    export_model(task.model, out / "model")
         except Interrupted as stop:
             saved = checkpoints.saved
             advice = (
