@@ -1,5 +1,8 @@
 import csv
 
+import pytest
+
+from fsanet.errors import InputError
 from fsanet.train.logs import MetricsFile
 
 
@@ -39,3 +42,26 @@ def test_resuming_keeps_what_came_before_only(tmp_path):
 def test_nothing_logged_writes_nothing(tmp_path):
     MetricsFile(tmp_path / "m.csv").finalize("success")
     assert not (tmp_path / "m.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"step,epoch,train/loss\n0,0,0.5\n\xff\xfe\x00\n",
+        b"step,epoch\n0,0\n\0\0\0,\0\n",
+        b"\0" * 100,
+        b"garbage\n",
+        b"",
+        b"epoch,train/loss\n0,0.5\n",
+        b"step,epoch\nfour,0\n",
+        b"step,epoch\n0,0,0.5,7\n",
+        b"step,epoch\n0\n",
+        b"step,epoch,train/loss\n0,0,0.5\n1,0,half\n",
+    ],
+)
+def test_damaged_file_is_not_continued(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.csv: damaged .*delete it to resume without"):
+        MetricsFile(path, resume_step=5)
+    assert path.read_bytes() == content

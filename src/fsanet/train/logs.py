@@ -94,15 +94,16 @@ def _read(path: Path) -> list[dict[str, Any]]:
     rows = []
     try:
         reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines(), strict=True)
+        if "step" not in (reader.fieldnames or ()):
+            raise ValueError("it has no column 'step'")
         for row in reader:
             int(row["step"])
             numbers = {key: value for key, value in row.items() if value != ""}
             for value in numbers.values():
                 float(value)
             rows.append(numbers)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(
-            f"{path}: damaged ({type(error).__name__}: {error}); delete it to resume without the "
-            "values logged so far"
+            f"{path}: damaged ({error}); delete it to resume without the values logged so far"
         ) from error
     return rows
