@@ -208,34 +208,12 @@ def train(
             if not (resume and (out / "config.yaml").is_file()):
                 write_text(out / "config.yaml", config)
         start = time.perf_counter()
-        try:
-            with deferred():  # until `checkpoints` has saved
-                interruptible(
-                    lambda: trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
-                )
-                if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
-                    export_model(task.model, out / "model")
-        except Interrupted as stop:
-            saved = checkpoints.saved
-            advice = (
-                "" if saved is None else f"step {saved} is saved, --resume continues from there"
+        with _explained(out, checkpoints, last), deferred():  # until `checkpoints` has saved
+            interruptible(
+                lambda: trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
             )
-            raise Interrupted(stop.number, advice) from stop
-        except Exception as error:
-            full = disk_error(error)
-            if full is not None:
-                raise InputError(
-                    f"{out}: cannot be written ({full.strerror}); free some space, and continue "
-                    "with --resume"
-                ) from error
-            memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            if last is None or checkpoints.started or memory or isinstance(error, InputError):
-                raise
-            line = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{last}: does not fit this training ({line}); resume with the options that it was "
-                "started with"
-            ) from error
+            if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
+                export_model(task.model, out / "model")
     return TrainingResult(
         out=out,
         model=out / "model",
@@ -311,6 +289,32 @@ def _in_use(out: Path) -> Iterator[None]:
         if new:
             with contextlib.suppress(OSError):
                 out.rmdir()
+
+
+@contextlib.contextmanager
+def _explained(out: Path, checkpoints: Checkpoints, last: Path | None) -> Iterator[None]:
+    """Say what is left of a training that ends early, and what can be done."""
+    try:
+        yield
+    except Interrupted as stop:
+        step = checkpoints.saved
+        advice = "" if step is None else f"step {step} is saved, --resume continues from there"
+        raise Interrupted(stop.number, advice) from stop
+    except Exception as error:
+        full = disk_error(error)
+        if full is not None:
+            raise InputError(
+                f"{out}: cannot be written ({full.strerror}); free some space, and continue with "
+                "--resume"
+            ) from error
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if last is None or checkpoints.started or memory or isinstance(error, InputError):
+            raise
+        line = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{last}: does not fit this training ({line}); resume with the options that it was "
+            "started with"
+        ) from error
 
 
 def _remove_run(out: Path) -> None:
