@@ -386,17 +386,19 @@ def test_existing_run_is_kept(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_unwritable_output_fails_before_training(tmp_path):
-    (tmp_path / "file").write_text("")
-    seen = []
-
-    class Seen(lightning.Callback):
-        def on_fit_start(self, *args):
-            seen.append(True)
-
-    with pytest.raises(InputError, match=r"cannot be written"):
-        run(tmp_path / "file" / "run", callbacks=[Seen()])
-    assert not seen
+@pytest.mark.parametrize("place", ["file", "file/run", "run/model", "run/tensorboard", "nowhere"])
+def test_unwritable_output_fails_before_the_data_are_read(tmp_path, place):
+    (tmp_path / "run").mkdir()
+    for name in ("file", "run/model", "run/tensorboard"):
+        (tmp_path / name).touch()
+    (tmp_path / "nowhere").symlink_to("nothing")
+    data = TinyData()
+    data.setup = data.prepare_data = lambda *_: pytest.fail("data were read")
+    out = tmp_path / ("run" if place.startswith("run") else place)
+    if place == "run/model":
+        (tmp_path / "run/tensorboard").unlink()
+    with pytest.raises(InputError, match=rf"(model|{place}).*: cannot be written"):
+        run(out, data=data, overwrite=True)
 
 
 def test_nothing_to_resume(tmp_path):
