@@ -11,7 +11,9 @@ import socket
 import stat
 import subprocess
 import sys
+import zipfile
 from functools import partial
+from random import Random
 
 import pytest
 import safetensors.torch
@@ -303,6 +305,59 @@ def test_truncated_checkpoint(tmp_path):
     (tmp_path / "a.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"a\.pth: damaged"):
         read_weights(tmp_path / "a.pth")
+
+
+def test_archive_that_unpacks_to_more_than_it_holds(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\0" * 50_000_000)
+        archive.writestr("a/version", b"3")
+    with pytest.raises(InputError, match=r"a\.pth: damaged.*declare 50000001 bytes, more than"):
+        read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(1).expand(10**9),  # a few bytes that stand for gigabytes
+        torch.empty(10**9, device="meta"),
+        torch.zeros(4, 4).to_sparse(),
+        torch.quantize_per_tensor(torch.zeros(4), 0.1, 0, torch.qint8),
+    ],
+    ids=["expanded", "meta", "sparse", "quantized"],
+)
+def test_tensors_without_their_values(tmp_path, value):
+    torch.save({"a": torch.zeros(1), "b\n": value}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: (b\\n is not a dense tensor|damaged)"):
+        read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_flipped_bytes_are_no_traceback(tmp_path, seed, zipped):
+    """Either the file is refused in one line, or what is read are tensors."""
+    torch.save(
+        {"state_dict": WEIGHTS, "k": 3}, tmp_path / "a", _use_new_zipfile_serialization=zipped
+    )
+    content = bytearray((tmp_path / "a").read_bytes())
+    random = Random(seed)
+    for _ in range(3):
+        content[random.randrange(min(len(content), 400))] = random.randrange(256)
+    (tmp_path / "a").write_bytes(content)
+    message = ""
+    try:
+        weights = read_weights(tmp_path / "a")
+    except InputError as error:
+        weights, message = {}, str(error)
+    assert "\n" not in message
+    assert bool(weights) != bool(message)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    for path in (tmp_path, tmp_path / "a.pth", "/dev/zero"):
+        with pytest.raises(InputError, match="not a file; give the path of a checkpoint"):
+            read_weights(path)
 
 
 # --- fingerprint ------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_bad_folders(trained, tmp_path):
         apply_conversion(trained, tmp_path)
     file = tmp_path / CONVERSION_FILE
     for text, message in (
-        ("{", "not readable as JSON"),
+        ("{", "is not JSON"),
         ('{"format": 2}', "has a format that this version does not know"),
         ('{"format": 1, "modules": [{"name": "x"}]}', r"modules\[0\]: kind is missing"),
     ):
@@ -160,17 +160,9 @@ def test_detector(tmp_path):
         load_model(tmp_path, task="semantic")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"network": "FutureNet"}', "'FutureNet', which this version does not know"),
-        ("[1]", "holds no JSON object"),
-        ("{", "not readable as JSON"),
-    ],
-)
-def test_config_that_says_nothing_known(tmp_path, content, message):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=message):
+def test_network_of_a_newer_version(tmp_path):
+    (tmp_path / "config.json").write_text('{"network": "FutureNet"}')
+    with pytest.raises(InputError, match="'FutureNet', which this version does not know"):
         load_model(tmp_path)
 
 

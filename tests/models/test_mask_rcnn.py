@@ -255,10 +255,3 @@ def test_weights_for_other_classes_need_replace_predictors(tmp_path):
     for name, value in model.state_dict().items():
         is_last = "box_predictor" in name or "mask_fcn_logits" in name
         assert torch.equal(value, source.state_dict()[name]) != is_last, name
-
-
-def test_folder_without_a_network(tmp_path):
-    with pytest.raises(InputError, match=r"no config.json"):
-        MaskRcnnFsa.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"no such folder"):
-        MaskRcnnFsa.from_pretrained(tmp_path / "none")

@@ -19,6 +19,7 @@ from fsanet.convert.saved import CONVERSION_FILE
 from fsanet.errors import InputError
 from fsanet.models import MaskRcnnFsa, SegformerFsa
 
+HUGE = 10**11
 CODE = """
 from pathlib import Path
 from transformers import PretrainedConfig
@@ -131,7 +132,7 @@ def test_source_of_initial_weights_is_not_followed(tmp_path, trap, folder):
 
 
 def test_transformers_code_is_not_run(trap):
-    refused(trap, "no model.safetensors in it")
+    refused(trap, "holds a network of type evil, not segformer")
     change(trap, model_type="segformer", architectures=["Evil"], trust_remote_code=True)
     change(trap, _attn_implementation="owner/kernel", attn_implementation="owner/kernel")
     change(trap, quantization_config={"quant_method": "evil"}, transformers_weights="../x.bin")
@@ -227,23 +228,72 @@ def test_snapshot_in_the_cache_of_the_hub(folder, tmp_path):
         assert all(torch.equal(found.state_dict()[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_channels", "3", "expected whole number"),
+        ("num_channels", HUGE, "at most"),
+        ("num_channels", 5, "another architecture"),
+        ("num_labels", HUGE, "at most"),
+        ("id2label", {"0": "a", "5": "b"}, "other keys than 0 to 1"),
+        ("id2label", [1], "expected an object of text"),
+        ("hidden_sizes", "x", "no published size"),
+        ("mlp_ratios", [HUGE] * 4, "no published size"),
+        ("hidden_act", "os.system", "no published size"),
+        ("model_type", "bert\n", r"of type bert\\n, not segformer"),
+        ("model_type", ["segformer"], "not segformer"),
+    ],
+)
+def test_value_that_no_segformer_of_transformers_has(tmp_path, plain, key, value, message):
+    folder = Path(shutil.copytree(plain, tmp_path / "folder"))
+    refused(change(folder, **{key: value}), message)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_of_transformers_are_checked(tmp_path, plain, canary, name):
+    folder = Path(shutil.copytree(plain, tmp_path / "folder"))
+    file = folder / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    file.unlink()
+    save = torch.save if name.endswith(".bin") else safetensors.torch.save_file
+    save(state, folder / name)
+    load_model(folder)
+    weight = next(key for key in state if key.endswith("classifier.weight"))
+    save(state | {weight: state[weight] * float("nan")}, folder / name)
+    refused(folder, "nan or infinite values")
+    torch.save(state | {"x": Attack(canary)}, folder / name)
+    refused(folder, "besides its weights|damaged")
+    (folder / name).unlink()
+    (folder / name).symlink_to(plain / "model.safetensors")
+    refused(folder, "a link to a file outside")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("plain")
+    config = transformers.SegformerConfig(num_labels=3)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    return folder
+
+
 # --- config.json ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe{\x00}\x00", "not readable as JSON"),
-        (b"", "not readable as JSON"),
-        (b"[" * 100_000, "not readable as JSON"),
-        (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "not readable as JSON"),
-        (b'{"dropout": NaN}', "not readable as JSON"),
-        (b'{"dropout": 1e999}', "not readable as JSON"),
-        (b'{"num_classes": ' + b"9" * 5000 + b"}", "not readable as JSON"),
-        (rb'{"classes": ["\ud800"]}', "not readable as JSON"),
+        (b"\xff\xfe{\x00}\x00", "is not UTF-8"),
+        (b"", "is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "nested too deeply"),
+        (b'{"dropout": NaN}', "holds nan, infinity"),
+        (b'{"dropout": 1e999}', "holds nan, infinity"),
+        (b'{"num_classes": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (rb'{"classes": ["\ud800"]}', "no Unicode"),
         (b'"text"', "holds no JSON object"),
         (b"null", "holds no JSON object"),
-        (b" " * (1 << 20) + b"{}", "larger than 1 MiB"),
+        (b" " * (1 << 20) + b"{}", "at most 1 MB is read"),
         (b"{}", "num_classes is missing"),
         (b'{"network": ["FsaNet"]}', "which this version does not know"),
         (b'{"network": "FsaNet\\n\\u001b[31m"}', r"FsaNet\\n\\x1b\[31m'"),
@@ -253,9 +303,6 @@ def test_snapshot_in_the_cache_of_the_hub(folder, tmp_path):
 def test_file_that_is_no_config(folder, content, message):
     (folder / "config.json").write_bytes(content)
     refused(folder, rf"config\.json.*{message}")
-
-
-HUGE = 10**11
 
 
 @pytest.mark.parametrize(
@@ -299,7 +346,7 @@ HUGE = 10**11
         ("encoder_options", {"channels": [HUGE] * 4}, "at most"),
         ("encoder_options", {"channels": [60_000] * 4}, "larger network|cannot be built"),
         ("encoder_options", {"layers": [60_000] * 4}, "larger network"),
-        ("encoder_options", {"layers": [[[1]]]}, "expected"),
+        ("encoder_options", {"layers": [[[1]]]}, "is no number, text, bool or list"),
         ("encoder_options", {"block": "BasicBlock"}, "cannot be built"),
         ("encoder_options", {"act_layer": "__import__('os')"}, "cannot be built"),
         ("encoder_options", {"norm_layer": "os.system"}, "cannot be built"),
@@ -315,6 +362,7 @@ def test_value_that_no_network_has(folder, key, value, message):
     ("key", "value", "message"),
     [
         ("min_size", HUGE, "at most"),
+        ("min_size", 0, "at least 1"),
         ("max_size", 60_000, "at most"),
         ("positions", ["p4", "p99"], "expected"),
         ("anchor_sizes", [1, 2, 3, 4, HUGE], "at most"),
@@ -323,6 +371,9 @@ def test_value_that_no_network_has(folder, key, value, message):
         ("detector_options", {"box_roi_pool": 1}, "no option 'box_roi_pool'"),
         ("detector_options", {"rpn_nms_thresh": "0.5"}, "give a number"),
         ("detector_options", {"box_detections_per_img": HUGE}, "at most"),
+        ("detector_options", {"box_detections_per_img": -1}, "whole number above 0"),
+        ("detector_options", {"rpn_pre_nms_top_n_test": 0.5}, "whole number above 0"),
+        ("detector_options", {"box_score_thresh": None}, "give a number"),
         ("backbone_options", {"checkpoint_path": "x"}, "has no option"),
         ("backbone", "resnet101", "larger network|another architecture"),
         ("backbone", "__init__", "not a timm model"),
@@ -350,6 +401,27 @@ def test_folders_of_older_versions_still_load(folder):
     config = json.loads((folder / "config.json").read_text())
     assert not {"pretrained", "encoder_weights"} & config.keys()
     load_model(change(folder, pretrained=False, encoder_weights=None))
+
+
+def test_network_of_a_user_is_saved_and_opened(tmp_path):
+    class Own(FsaNet):
+        def __init__(self, **options):
+            super().__init__(**options)
+
+    torch.manual_seed(0)
+    small = {"num_classes": 3, "head_channels": 8, "aux_channels": 0, "k": [[0, 2], [1, None]]}
+    model = Own(encoder="resnet10t", **small)
+    model.save_pretrained(tmp_path)
+    for again in (Own.from_pretrained(tmp_path), load_model(tmp_path)):
+        assert again.head.attention.band == (0, 2, 1, None)
+        assert all(torch.equal(v, again.state_dict()[n]) for n, v in model.state_dict().items())
+
+
+def test_what_cannot_be_opened_is_not_built():
+    with pytest.raises(InputError, match="FsaNet: recurrence is 101; at most 100"):
+        fsanet(recurrence=101)
+    with pytest.raises(InputError, match="FsaNet: bgr is 1; expected true or false"):
+        fsanet(bgr=1)
 
 
 def test_overrides_are_checked_alike(folder):

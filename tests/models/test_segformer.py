@@ -272,5 +272,5 @@ def test_image_too_small():
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"install fsanet\[segformer\]"):
+    with pytest.raises(InputError, match="pip install transformers"):
         SegformerFsa(num_classes=4)

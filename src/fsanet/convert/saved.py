@@ -68,14 +68,14 @@ def load_model(
         return source
     # Imported here because convert_attention needs neither the hub nor the networks.
     from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
-    from fsanet.models.folder import find_file, find_folder, read_json
+    from fsanet.models.folder import find_file, find_folder, read_object
 
     folder = network_folder(find_folder(os.fspath(source)))
     file = find_file(folder, "config.json")
-    config = {} if file is None else read_json(file)  # from_pretrained reports a missing file
+    config = {} if file is None else read_object(file)  # from_pretrained reports a missing file
     name = config.get("network", "FsaNet")  # files before 0.2 name no class
-    if config.get("model_type") == "segformer":
-        name = "segformer"
+    if "model_type" in config:
+        name = "segformer"  # the only network of transformers; any other is reported as it is read
     loaders: dict[object, tuple[Task, Callable[..., nn.Module]]] = {
         "FsaNet": ("semantic", FsaNet.from_pretrained),
         "MaskRcnnFsa": ("instances", MaskRcnnFsa.from_pretrained),
@@ -152,12 +152,12 @@ def save_like(
     conversion: Conversion, source: str | os.PathLike[str], folder: str | os.PathLike[str]
 ) -> None:
     """As `save_converted`, in the format that `source` has: this library's, or transformers'."""
-    from fsanet.models.folder import find_file, read_json
+    from fsanet.models.folder import find_file, read_object
     from fsanet.models.segformer import load_plain
 
     original = network_folder(source)
     file = find_file(original, "config.json")
-    if file is not None and "model_type" in read_json(file):
+    if file is not None and "model_type" in read_object(file):
         modules = [module.as_dict() for module in conversion.modules]
         conversion = _convert_modules(load_plain(original), modules)
     save_converted(conversion, folder)
@@ -204,9 +204,9 @@ def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Convers
 
 def _read_conversion(file: Path) -> list[dict[str, Any]]:
     """The converted modules in a conversion file."""
-    from fsanet.models.folder import check_values, read_json
+    from fsanet.models.folder import check_values, read_object
 
-    content = read_json(file)
+    content = read_object(file)
     if content.get("format") != _FORMAT:
         raise InputError(f"{file}: has a format that this version does not know; update fsanet")
     modules = content.get("modules")

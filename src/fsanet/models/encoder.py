@@ -76,7 +76,7 @@ def build_encoder(
         raise
     except Exception as error:  # timm and its networks report options in many ways
         reason = one_line(error)
-        undilated = isinstance(error, NotImplementedError | AssertionError)
+        undilated = isinstance(error, NotImplementedError | AssertionError) and not options
         if undilated or (isinstance(error, TypeError) and "output_stride" in reason):
             raise InputError(
                 f"encoder {name!r} has no output_stride={output_stride} with features_only in "

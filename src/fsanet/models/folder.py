@@ -21,12 +21,13 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from fsanet.attention.dct import Band
 from fsanet.errors import InputError, one_line, printable
+from fsanet.inputs import read_json
 
-__all__ = ["check_values", "find_file", "find_folder", "read_json"]
+__all__ = ["check_values", "find_file", "find_folder", "read_object"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "fsanet_conversion.json", "model.safetensors", "pytorch_model.bin"]
-_LARGEST_FILE = 1 << 20  # bytes of a JSON file; those of real networks have a few thousand
+_LARGEST_FILE = 1_000_000  # bytes of a JSON file; those of real networks have a few thousand
 _LONGEST = 65_536  # entries of a list
 _LONGEST_TEXT = 1_000
 _LARGEST = 65_536  # channels, classes, frequencies, pixels of a side, ...
@@ -101,23 +102,17 @@ def find_file(folder: Path, name: str) -> Path | None:
     return file
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 1 MiB, without nan and infinity.
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object of at most 1 MB, without nan and infinity.
 
     Raises:
         InputError: anything else.
     """
+    content = read_json(file, "configuration", _LARGEST_FILE)
     try:
-        with file.open("rb") as stream:
-            data = stream.read(_LARGEST_FILE + 1)
-        if len(data) > _LARGEST_FILE:
-            raise InputError(f"{file}: larger than 1 MiB, which no configuration is")
-        content = json.loads(data.decode("utf-8"))
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not readable as JSON ({one_line(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: holds nan, infinity or text that is no Unicode") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds no JSON object")
     return content
@@ -135,16 +130,21 @@ def check_values(values: Mapping[str, Any], target: type, where: object) -> None
         InputError: an unknown or missing name, or a value of another type or beyond all measure.
     """
     constructor: Any = target.__init__  # type: ignore[misc]
-    hints = get_type_hints(constructor)
+    hints, variadic = get_type_hints(constructor), False
     parameters = dict(inspect.signature(constructor).parameters)
     del parameters["self"]
+    for name, parameter in list(parameters.items()):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            variadic = True  # the class of a user, which takes what it passes on
+            del parameters[name]
     for name, value in values.items():
-        if name not in parameters:
+        if name not in parameters and not variadic:
             near = difflib.get_close_matches(name, parameters, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "or a newer version of fsanet wrote it"
-            raise InputError(f"{where}: unknown key '{printable(name)}'; {hint}")
-        if not _matches(value, hints[name]):
-            raise InputError(f"{where}: {name} is {_shown(value)}; expected {_kind(hints[name])}")
+            advice = f"did you mean '{near[0]}'?" if near else "a newer fsanet may know it"
+            raise InputError(f"{where}: unknown key '{printable(name)}'; {advice}")
+        hint = hints.get(name, Any)
+        if not _matches(value, hint):
+            raise InputError(f"{where}: {name} is {_shown(value)}; expected {_kind(hint)}")
         largest = _LARGEST_OF.get(name, _LARGEST)
         if _size(value) > largest:
             raise InputError(f"{where}: {name} is {_shown(value)}; at most {largest} is possible")
@@ -157,8 +157,8 @@ def _matches(value: Any, hint: Any) -> bool:
     """Whether a value has an annotated type. A bool is no int, and nan is no number."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
-        kinds = (NoneType, bool, int, float, str)
-        return any(_matches(value, kind) for kind in (*kinds, list[bool | int | float | str]))
+        kinds = (NoneType, bool, int, float, str, Sequence[Any], dict[str, Any])
+        return any(_matches(value, kind) for kind in kinds)
     if origin is Literal:
         return isinstance(value, str) and value in inner
     if origin is tuple:

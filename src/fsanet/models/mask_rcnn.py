@@ -138,8 +138,8 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
     ) -> None:
         if version not in ("v1", "v2"):
             raise InputError(f"version={version!r}: use v1 or v2")
-        if min(num_classes, fpn_channels, box_channels, mask_channels) < 1:
-            raise InputError("num_classes and the widths of the heads must be at least 1")
+        if min(num_classes, fpn_channels, box_channels, mask_channels, min_size, max_size) < 1:
+            raise InputError("num_classes, the widths of the heads and sizes must be at least 1")
         if not 0 <= trainable_stages <= 5:
             raise InputError(f"trainable_stages={trainable_stages}: a ResNet has 0 to 5")
         if len(anchor_sizes) != 5 or min(anchor_sizes) < 1:
@@ -216,7 +216,18 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
             For each image its instances by falling score: "boxes" float32 (N, 4) in pixels,
             "labels" int64 (N,), "scores" float32 (N,), and "masks" bool (N, H, W), true where
             torchvision's probability is at least 0.5.
+
+        Raises:
+            InputError: an image so narrow that no pixel would remain after resizing.
         """
+        for image in images:
+            short, long = sorted(image.shape[-2:])
+            scale = min(min(self.transform.min_size) / short, self.transform.max_size / long)
+            if short * scale < 1:
+                raise InputError(
+                    f"an image of {image.shape[-1]} x {image.shape[-2]} pixels is too narrow: its "
+                    f"longer side is resized to {self.transform.max_size} pixels"
+                )
         found = []
         for one in self(as_floats(images)):
             order = one["scores"].argsort(descending=True, stable=True)
@@ -252,8 +263,9 @@ def _detector(
             near = difflib.get_close_matches(name, allowed, 1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; use {', '.join(sorted(allowed))}"
             raise InputError(f"detector_options: no option '{printable(name)}'{hint}")
-        values = value if isinstance(value, list | tuple) else [value]
-        if value is not None and not all(type(one) in (int, float) for one in values):
+        if type(allowed[name]) is int and not (type(value) is int and value >= 1):
+            raise InputError(f"detector_options: {name} is {value!r}; give a whole number above 0")
+        if type(value) not in (int, float):
             raise InputError(f"detector_options: {name} is {value!r}; give a number")
     width = pyramid.out_channels
     anchors = AnchorGenerator(
@@ -279,7 +291,12 @@ def _detector(
     )
 
 
-def _detector_options() -> set[str]:
-    """Arguments of torchvision's detector that its parts here leave open."""
-    names = {n for kind in (tv.MaskRCNN, FasterRCNN) for n in inspect.signature(kind).parameters}
-    return {n for n in names if n.startswith(("rpn_", "box_"))} - _BUILT
+def _detector_options() -> dict[str, float]:
+    """Arguments of torchvision's detector that its parts here leave open, with their defaults."""
+    found = {
+        name: parameter.default
+        for kind in (tv.MaskRCNN, FasterRCNN)
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name.startswith(("rpn_", "box_"))
+    }
+    return {name: default for name, default in found.items() if name not in _BUILT}

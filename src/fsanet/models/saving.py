@@ -23,7 +23,7 @@ from fsanet.attention.dct import BandLike, band_to_json
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights, write_text, write_whole
-from fsanet.models.folder import check_values, find_file, find_folder, read_json
+from fsanet.models.folder import check_values, find_file, find_folder, read_object
 
 __all__ = [
     "SavedNetwork",
@@ -62,10 +62,14 @@ class SavedNetwork(
             k: the band argument of the constructor.
             **resolved: arguments as they are needed to build the network again: defaults replaced
                 by their values.
+
+        Raises:
+            InputError: an argument of another type, or beyond the limits of a saved network.
         """
         passed: Any = self._hub_mixin_config or {}
-        known = {"network": self.network, "k": band_to_json(k)}
-        self._hub_mixin_config = {**passed, **resolved, **self.initial_weights, **known}
+        config = {**passed, **resolved, **self.initial_weights, "k": band_to_json(k)}
+        check_values(config, type(self), self.network)  # what is built can be saved and opened
+        self._hub_mixin_config = {**config, "network": self.network}
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -105,7 +109,7 @@ class SavedNetwork(
                 raise InputError(
                     f"{folder}: no {name} in it; give a folder written by save_pretrained"
                 )
-        config = read_json(folder / "config.json")
+        config = read_object(folder / "config.json")
         found = printable(str(config.pop("network", cls.network)))
         if found != cls.network:
             raise InputError(f"{folder}: holds a {found}, not a {cls.network}; use load_model")
@@ -145,11 +149,12 @@ def build_for(
     with _parameters_limited_by(state):
         try:
             model = network(**options)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from error
         except Exception as error:  # torch, timm and torchvision report options in many ways
-            full = isinstance(error, MemoryError) or "allocate memory" in str(error)
-            reason = _LARGER if full else f"cannot be built ({one_line(error)})"
+            reason = f"cannot be built ({one_line(error)})"
+            if isinstance(error, InputError):
+                reason = str(error)
+            if isinstance(error, MemoryError) or "allocate memory" in reason:
+                reason = _LARGER
             raise InputError(f"{source}: {reason}") from error
     check_state(model, state, source)
     check_finite(state, source)

@@ -29,7 +29,7 @@ from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights
-from fsanet.models.folder import check_values, find_file, find_folder, read_json
+from fsanet.models.folder import check_values, find_file, find_folder, read_object
 from fsanet.models.saving import SegmentationNetwork, check_finite
 
 if TYPE_CHECKING:
@@ -310,13 +310,14 @@ def _load(
     file = find_file(source, "model.safetensors") or find_file(source, "pytorch_model.bin")
     if file is None:
         raise InputError(f"{source}: no model.safetensors in it; give a folder with weights")
+    state = read_weights(file)
     try:
         # transformers gets no folder to look into, only the weights, whose old names it knows.
         with _silent(transformers):  # about missing weights, which are checked here
             network, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
                 None,
                 config=_config(variant, options),
-                state_dict=read_weights(file),
+                state_dict=state,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 local_files_only=True,
@@ -352,7 +353,7 @@ def _read_config(source: str | Path) -> Plain:
     file = find_file(folder, "config.json")
     if file is None:
         raise InputError(f"{folder}: no config.json in it; give a SegFormer of transformers")
-    config = read_json(file)
+    config = read_object(file)
     kind = config.get("model_type")
     if kind != "segformer":
         raise InputError(f"{source}: holds a network of type {printable(str(kind))}, not segformer")
@@ -382,9 +383,12 @@ def _named(size: Size) -> dict[str, Any]:
 @contextmanager
 def _silent(transformers: Any) -> Iterator[None]:
     logging = transformers.utils.logging
-    before = logging.get_verbosity()
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
