@@ -140,12 +140,14 @@ def compare_layers(
         on_size: is called after each size, with a report of all rows so far.
 
     Raises:
-        InputError: for an unknown layer.
+        InputError: for an unknown layer, or a map that does not fit into memory.
     """
     names = list(settings.layers)
     if settings.baseline not in names:
         names.append(settings.baseline)
     cases = find_cases(names)
+    for size in settings.sizes:
+        settings.check_input(settings.channels, size)
     report = LayerReport(settings, {}, ())
     with torch_threads(settings.threads):
         report = replace(report, environment=environment(settings.device))

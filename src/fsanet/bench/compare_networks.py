@@ -39,7 +39,7 @@ from fsanet.cost import (
     no_watch,
     ratios,
 )
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges, one_line
 from fsanet.files import environment
 from fsanet.models import FsaNet
 
@@ -128,6 +128,8 @@ def compare_networks(settings: NetworkSettings, *, watch: Watch = no_watch) -> N
     Raises:
         InputError: for an encoder or a folder that cannot be used.
     """
+    settings.check_input(3, settings.size)
+    check_ranges({"recurrence": (settings.recurrence or 1, 1, 1000)})
     with torch_threads(settings.threads):
         model = build_network(settings)  # first of all, so that bad input is reported at once
         images, clock = make_images(settings), Clock(torch.device(settings.device))
@@ -274,6 +276,10 @@ def _count(model: FsaNet, attention: nn.Module, images: Tensor) -> Findings:
     model = copy.deepcopy(model)
     model.head.attention = copy.deepcopy(attention)
     model.to("meta")
-    with torch.no_grad():
-        flops = count_flops(lambda: model(images.to("meta")))
+    try:
+        with torch.no_grad():
+            flops = count_flops(lambda: model(images.to("meta")))
+    except (RuntimeError, ValueError) as error:
+        size = "x".join(map(str, images.shape[2:]))
+        raise InputError(f"the network takes no {size} image ({one_line(error)})") from error
     return Findings(parameters=count_parameters(model), flops=flops)

@@ -6,7 +6,6 @@ time. A call that needs more memory or time than allowed fails there, and is lef
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from fsanet.cost import (
     run_isolated,
     time_calls,
 )
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges, one_line
 
 __all__ = [
     "Findings",
@@ -70,10 +69,47 @@ class Settings:
     limit_memory: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if is_number and not 0 < value < math.inf:
-                raise InputError(f"{name}={value}: expected a positive number")
+        week = 604_800.0
+        check_ranges(
+            {
+                "batch": (self.batch, 1, 1_000_000),
+                "threads": (self.threads, 1, 1024),
+                "rounds": (self.rounds, 1, 10_000),
+                "seconds": (self.seconds, 0.001, week),
+                "limit_seconds": (self.limit_seconds, 0.001, week),
+                "limit_memory": (1 if self.limit_memory is None else self.limit_memory, 1, 2**50),
+            }
+        )
+
+    def check_input(self, channels: int, size: tuple[int, int]) -> None:
+        """Check that an input of ``(batch, channels, *size)`` fits into the memory limit.
+
+        Raises:
+            InputError: it does not, or a number makes no sense.
+        """
+        height, width = size
+        limits = {"channels": channels, "height": height, "width": width}
+        check_ranges({name: (value, 1, 1_000_000) for name, value in limits.items()})
+        needed = self.batch * channels * height * width * self.torch_dtype.itemsize
+        memory = self.memory()
+        if memory is not None and needed > memory:
+            raise InputError(
+                f"an input of {self.batch}x{channels}x{height}x{width} takes "
+                f"{needed / 2**30:,.1f} GiB, and {memory / 2**30:,.1f} may be used; give a smaller "
+                "one, or --limit-memory"
+            )
+        try:
+            torch.empty(1, dtype=self.torch_dtype, device=self.device)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise InputError(f"dtype={self.dtype}: not on {self.device} ({one_line(error)})") from error
+
+    def memory(self) -> int | None:
+        """Bytes that a call may take; None if that is not known."""
+        if self.limit_memory is not None:
+            return self.limit_memory
+        device = torch.device(self.device)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+        return None if free is None else int(0.8 * free)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -149,12 +185,8 @@ def measure_alone(
         findings: what is known already, to be completed.
         backward: whether forward + backward is measured as well.
     """
-    memory = settings.limit_memory
-    if memory is None:
-        free = available_memory()
-        memory = None if free is None else int(0.8 * free)
-    if torch.device(settings.device).type != "cpu":
-        memory = None  # it would limit the drivers' address space, not the device's memory
+    # On a GPU it would limit the drivers' address space, not the device's memory.
+    memory = settings.memory() if torch.device(settings.device).type == "cpu" else None
     outcome = run_isolated(
         measure_memory,
         *(make, settings.limit_seconds, backward),

@@ -99,7 +99,8 @@ def bench(
             a network 120.
     """
     from fsanet.cli.parsing import available_device
-    from fsanet.files import write_json, write_text
+    from fsanet.errors import check_ranges
+    from fsanet.files import check_writable, check_writable_file, write_json, write_text
 
     attention: dict[str, Any] = {"k": k, "similarity": similarity, "recurrence": recurrence}
     chosen: dict[str, Any] = {"layers": layers, "baseline": baseline}
@@ -110,6 +111,13 @@ def bench(
         _refuse(for_layers, "is for layers; leave it out with --model")
     if paper:
         _refuse(chosen, "cannot be combined with --paper, which chooses the layers itself")
+    if limit_memory is not None:
+        check_ranges({"limit_memory": (limit_memory, 0.001, 1e6)})
+    for file in (json, markdown):
+        if file is not None:
+            check_writable_file(file)
+    if figures is not None:
+        check_writable(figures)
     options: dict[str, Any] = {
         "batch": batch,
         "dtype": dtype,
