@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fsanet.errors import InputError
-from fsanet.files import environment
+from fsanet.files import check_writable, environment
+from fsanet.inputs import read_json
 
 Options = dict[str, dict[str, Any]]  # keywords of argparse's add_argument, by option
 
@@ -25,7 +26,7 @@ def main(description: str, commands: Mapping[str, tuple[Callable[..., None], Opt
 
     Options that it does not have are left in ``arguments.rest``, for `fsanet train`.
     """
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser = Parser(description=description.splitlines()[0])
     subparsers = parser.add_subparsers(required=True)
     for name, (function, options) in commands.items():
         command = subparsers.add_parser(name)
@@ -36,9 +37,30 @@ def main(description: str, commands: Mapping[str, tuple[Callable[..., None], Opt
     try:
         arguments.run(arguments)
     except InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong option on one line, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``low`` to a million."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= 1_000_000:
+            raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least {low}")
+        return value
+
+    return number
 
 
 def train_options(out: str, variants: Sequence[str], default: Sequence[str] = ()) -> Options:
@@ -51,9 +73,9 @@ def train_options(out: str, variants: Sequence[str], default: Sequence[str] = ()
             "choices": variants,
             "default": list(default or variants),
         },
-        "--steps": {"type": int, "help": "instead of those of the config"},
-        "--seeds": {"type": int, "nargs": "+", "default": [0, 1, 2]},
-        "--jobs": {"type": int, "default": 1, "help": "runs at a time"},
+        "--steps": {"type": whole(1), "help": "instead of those of the config"},
+        "--seeds": {"type": whole(0), "nargs": "+", "default": [0, 1, 2]},
+        "--jobs": {"type": whole(1), "default": 1, "help": "runs at a time"},
     }
 
 
@@ -77,6 +99,9 @@ def train_all(
     started, done = time.monotonic(), 0
     share = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
     quiet = {"OMP_NUM_THREADS": share, **os.environ}
+    if not Path(arguments.config).is_file():
+        raise InputError(f"--config {arguments.config}: no such file; give a recipe")
+    check_writable(arguments.out)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     def run(one: tuple[str, int]) -> None:
@@ -117,7 +142,8 @@ def finished_runs(
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob(f"*-seed*/{names[-1]}.json")):
-        scores = {name: json.loads((path.parent / f"{name}.json").read_text()) for name in names}
+        files = {name: path.parent / f"{name}.json" for name in names}
+        scores = {name: read_json(file, "the scores of a run") for name, file in files.items()}
         found.setdefault(path.parent.name.rsplit("-seed", 1)[0], []).append(scores)
     if not found:
         raise InputError(f"{out}: no finished run; give the --out of train")

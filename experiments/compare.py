@@ -28,6 +28,7 @@ from common import (
     test_miou,
     train_all,
     train_options,
+    whole,
 )
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -145,7 +146,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 TRAIN = {
     **train_options("runs/compare", list(VARIANTS)),
     "--config": {"help": f"default: {CONFIG} with a smaller budget"},
-    "--jobs": {"type": int, "default": 2, "help": "runs at a time"},
+    "--jobs": {"type": whole(1), "default": 2, "help": "runs at a time"},
 }
 COMMANDS = {
     "train": (train, TRAIN),
@@ -155,9 +156,9 @@ COMMANDS = {
         {
             "--config": TRAIN["--config"],
             "--variants": TRAIN["--variants"],
-            "--rounds": {"type": int, "default": 10},
-            "--size": {"type": int, "nargs": 2, "metavar": ("H", "W")},
-            "--batch": {"type": int},
+            "--rounds": {"type": whole(1), "default": 10},
+            "--size": {"type": whole(1), "nargs": 2, "metavar": ("H", "W")},
+            "--batch": {"type": whole(1)},
         },
     ),
     "sweep": (

@@ -26,6 +26,9 @@ from common import (
     train_options,
 )
 
+from fsanet.errors import InputError
+from fsanet.inputs import read_text
+
 VARIANTS = {
     "plain": ["--model.attention=null"],
     "frequency-res4": ["--model.attention=frequency", "--model.positions=[res4]"],
@@ -42,10 +45,15 @@ COLUMNS = (
 
 
 def train(arguments: argparse.Namespace) -> None:
-    init = yaml.safe_load(Path(arguments.config).read_text())["data"]["init_args"]
+    recipe = yaml.safe_load(read_text(arguments.config, "a recipe"))
+    try:
+        init = recipe["data"]["init_args"]
+        annotations, images = init["train_annotations"], init["train_images"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"--config {arguments.config}: not a recipe of COCO files") from error
     seen = [
-        f"--data.init_args.test_annotations={init['train_annotations']}",
-        f"--data.init_args.test_images={init['train_images']}",
+        f"--data.init_args.test_annotations={annotations}",
+        f"--data.init_args.test_images={images}",
         "--split=test",
     ]
     train_all(arguments, VARIANTS, {"val": ["--split=val"], "train": seen}, mask_ap)

@@ -16,10 +16,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import mean_and_spread, print_environment
+from common import Parser, mean_and_spread, print_environment, whole
 
 from fsanet.cli.main import silence_libraries
-from fsanet.files import write_json
+from fsanet.errors import InputError
+from fsanet.files import check_writable, write_json
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
 from fsanet.report.demo import score_look_alikes
@@ -36,12 +37,16 @@ SWEPT = "regular, softmax"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=whole(1), default=300)
+    parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     options = parser.parse_args()
+    try:
+        check_writable(options.out)
+    except InputError as error:
+        parser.error(str(error))
     silence_libraries()
     results: dict[str, list[dict]] = {head: [] for head in options.heads}
     for seed in options.seeds:

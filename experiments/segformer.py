@@ -12,7 +12,6 @@ mIoU for each stage and k. Both resume what was interrupted.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,12 @@ from common import (
     test_miou,
     train_all,
     train_options,
+    whole,
 )
 
 from fsanet.errors import InputError
 from fsanet.files import write_json
+from fsanet.inputs import read_json
 
 VARIANTS = {
     "plain": ["--model.init_args.attention=null"],
@@ -54,7 +55,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     silence_libraries()
     file = arguments.json or arguments.model / "sweep.json"
     about = {"model": str(arguments.model), "split": arguments.split}
-    done = json.loads(file.read_text()) if file.is_file() else {**about, "miou": {}}
+    done = read_json(file, "a sweep") if file.is_file() else {**about, "miou": {}}
     if {name: done[name] for name in about} != about:
         raise InputError(f"{file}: holds another sweep; give another --json")
 
@@ -85,7 +86,10 @@ def sweep(arguments: argparse.Namespace) -> None:
     call_with_data(print_sweep, [str(arguments.model), *options])
 
 
-TRAIN = {**train_options("runs/segformer", list(VARIANTS)), "--jobs": {"type": int, "default": 2}}
+TRAIN = {
+    **train_options("runs/segformer", list(VARIANTS)),
+    "--jobs": {"type": whole(1), "default": 2},
+}
 COMMANDS = {
     "train": (train, TRAIN),
     "table": (table, {"--out": TRAIN["--out"]}),
@@ -93,7 +97,7 @@ COMMANDS = {
         sweep,
         {
             "model": {"type": Path, "help": "run folder of a SegFormer"},
-            "--k": {"type": int, "nargs": "+", "default": [2, 4, 8, 16]},
+            "--k": {"type": whole(1), "nargs": "+", "default": [2, 4, 8, 16]},
             "--stages": {"nargs": "+", "choices": STAGES, "default": list(STAGES)},
             "--split": {"default": "test"},
             "--json": {"type": Path, "help": "default: sweep.json in the run folder"},

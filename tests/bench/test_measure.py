@@ -77,9 +77,31 @@ def test_a_pass_that_fails_leaves_the_others():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rounds": 0}, {"seconds": float("nan")}, {"limit_seconds": -1.0}, {"threads": 0}]
+    ("wrong", "message"),
+    [
+        ({"rounds": 0}, "rounds=0: must be at least 1"),
+        ({"rounds": 10**12}, "rounds=.*: must be at most 10000"),
+        ({"seconds": float("nan")}, "seconds=nan: must be at least"),
+        ({"limit_seconds": float("inf")}, "limit_seconds=inf: must be at most"),
+        ({"threads": 10**9}, "threads=.*: must be at most 1024"),
+        ({"batch": -1}, "batch=-1: must be at least 1"),
+    ],
 )
-def test_settings_that_make_no_sense(wrong):
-    (name,) = wrong
-    with pytest.raises(InputError, match=f"{name}=.*: expected a positive number"):
+def test_settings_that_make_no_sense(wrong, message):
+    with pytest.raises(InputError, match=message):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "message"),
+    [
+        (0, (9, 9), "channels=0: must be at least 1"),
+        (8, (10**9, 5), "height=1000000000: must be at most 1000000"),
+        (8, (1024, 1024), r"an input of 2x8x1024x1024 takes 0.1 GiB, and 0.1 may be used"),
+    ],
+)
+def test_inputs_that_do_not_fit(channels, size, message):
+    settings = Settings(batch=2, dtype="float64", limit_memory=2**27 - 1)
+    with pytest.raises(InputError, match=message):
+        settings.check_input(channels, size)
+    settings.check_input(8, (1024, 1023))

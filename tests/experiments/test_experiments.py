@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CONFIG = str(EXPERIMENTS.parent / "configs" / "camvid_segformer_b0.yaml")
 
 
 def run(monkeypatch, script, *arguments):
@@ -82,7 +83,7 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
     interrupted = tmp_path / "plain-seed2"
     (interrupted / "checkpoints").mkdir(parents=True)
     (interrupted / "checkpoints" / "last.ckpt").touch()
-    where = ["--out", str(tmp_path), "--config", "c.yaml", "--jobs", "1", "--data.root=x"]
+    where = ["--out", str(tmp_path), "--config", CONFIG, "--jobs", "1", "--data.root=x"]
     what = ["--variants", "plain", "fsa", "--seeds", "1", "2", "--steps", "7"]
     assert run(monkeypatch, "segformer.py", "train", *where, *what) == 0
     trained = [command for command in commands if command[0] == "train"]
@@ -92,7 +93,7 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
         "fsa-seed2",
     ]
     assert commands[0] == [
-        *("train", "--config=c.yaml", "--seed=1", f"--out={tmp_path / 'fsa-seed1'}"),
+        *("train", f"--config={CONFIG}", "--seed=1", f"--out={tmp_path / 'fsa-seed1'}"),
         *("--model.init_args.attention=frequency", "--data.root=x", "--steps=7"),
     ]
     assert ["--resume=true" in command for command in trained] == [False, True, False]
@@ -105,7 +106,27 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
 
 def test_a_run_that_fails_names_its_log(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
-    options = ["--config", "c.yaml", "--out", str(tmp_path), "--seeds", "4"]
+    options = ["--config", CONFIG, "--out", str(tmp_path), "--seeds", "4"]
     assert run(monkeypatch, "segformer.py", "train", *options, "--variants", "plain") == 2
     log = tmp_path / "plain-seed4.log"
     assert f"plain seed 4 failed; see {log}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compare.py cost --rounds 0", "--rounds: 0: give a whole number of at least 1"),
+        ("compare.py cost --size 0 5", "--size: 0: give"),
+        ("compare.py train --jobs nan", "--jobs: nan: give"),
+        ("compare.py train --out /dev/null/x", "cannot be written"),
+        ("scenes.py --steps -1", "--steps: -1: give"),
+        ("scenes.py --out /dev/null/x", "cannot be written"),
+        ("segformer.py train --config no.yaml", "--config no.yaml: no such file"),
+        ("mask_rcnn.py train --config no.yaml", "no.yaml"),
+        (f"mask_rcnn.py train --config {CONFIG}", "not a recipe of COCO files"),
+    ],
+)
+def test_bad_options_are_one_line(monkeypatch, capsys, arguments, message):
+    assert run(monkeypatch, *arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

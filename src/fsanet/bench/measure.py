@@ -101,7 +101,9 @@ class Settings:
         try:
             torch.empty(1, dtype=self.torch_dtype, device=self.device)
         except (RuntimeError, TypeError, AssertionError) as error:
-            raise InputError(f"dtype={self.dtype}: not on {self.device} ({one_line(error)})") from error
+            raise InputError(
+                f"dtype={self.dtype}: not on {self.device} ({one_line(error)})"
+            ) from error
 
     def memory(self) -> int | None:
         """Bytes that a call may take; None if that is not known."""

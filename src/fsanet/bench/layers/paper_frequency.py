@@ -10,64 +10,40 @@ channels, e value channels, P (N, K) the dense basis, s (B, C, K) the coefficien
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fsanet.attention.block import AttentionBlock
-from fsanet.attention.dct import Band, BandLike, basis_dtype, dct_basis, dense_basis
-from fsanet.attention.similarity import Similarity, attend
+from fsanet.attention import FrequencySelfAttention
+from fsanet.attention.dct import Band, basis_dtype, dct_basis, dense_basis
+from fsanet.attention.similarity import attend
 from fsanet.errors import InputError
 
 
-class PaperFrequencyAttention(AttentionBlock):
+class PaperFrequencyAttention(FrequencySelfAttention):
     """Attention over K coefficients, transformed back to the map before projection and norm.
 
     Every round computes ``s = x P``, then q, k and v from s, ``a = v (k^T q) / N`` on K
     coefficients and the map ``a P^T``, followed by output projection and batch norm at N positions
-    and the residual. Function, parameters and ``state_dict`` are those of
+    and the residual. Function, arguments and ``state_dict`` are those of
     :class:`fsanet.FrequencySelfAttention` with ``block="nonlocal"``, which is faster.
 
     P depends on the size of the map (the published code keeps that of the first size); it is cached
-    for the last few sizes, in the dtype of the map.
-
-    Args:
-        channels: C.
-        k: the band, as :meth:`fsanet.attention.dct.Band.of` reads it; clipped to the map.
-        similarity: "dot" or "linear_softmax". The latter transforms q, k and v back to the map,
-            since it needs their lengths at each position; the products are bracketed such that no
-            N x N matrix arises, an order that the paper leaves open.
-        recurrence: how often the block is applied, with the same weights.
-        qk_channels: channels of queries and keys; C/2 by default.
-        value_channels: channels of values; C/2 by default.
-        zero_init: whether to start as the identity (batch norm weight at zero).
+    for the last few sizes, in the dtype of the map. "linear_softmax" transforms q, k and v back to
+    the map, since it needs their lengths at each position; the products are bracketed such that no
+    N x N matrix arises, an order that the paper leaves open.
 
     Raises:
-        InputError: for an invalid option, or an input of another shape.
+        InputError: for options that the paper does not have, or an input of another shape.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        k: BandLike = 8,
-        similarity: Similarity = "dot",
-        recurrence: int = 1,
-        qk_channels: int | None = None,
-        value_channels: int | None = None,
-        zero_init: bool = True,
-    ) -> None:
-        if similarity not in ("dot", "linear_softmax"):
-            raise InputError(f'similarity={similarity!r}: choose "dot" or "linear_softmax"')
-        super().__init__(
-            channels,
-            similarity=similarity,
-            recurrence=recurrence,
-            qk_channels=qk_channels,
-            value_channels=value_channels,
-            zero_init=zero_init,
-        )
-        self.band = Band.of(k)
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, **options)
+        if self.similarity not in ("dot", "linear_softmax"):
+            raise InputError(f'similarity={self.similarity!r}: choose "dot" or "linear_softmax"')
+        if self.block != "nonlocal" or self.qkv_bias:
+            raise InputError('the published layer has block="nonlocal" and no qkv_bias')
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape."""

@@ -8,51 +8,31 @@ Legend: B batch, C channels, H x W grid, N = H*W positions, d query/key channels
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from fsanet.attention.block import AttentionBlock
+from fsanet.attention import SpatialSelfAttention
 
 
-class MaterialisedSelfAttention(AttentionBlock):
+class MaterialisedSelfAttention(SpatialSelfAttention):
     """Softmax self-attention that stores its N x N weights, ``y = x + norm(Wo (v softmax(q k)))``.
 
-    Function, parameters and ``state_dict`` are those of :class:`fsanet.SpatialSelfAttention` with
+    Function, arguments and ``state_dict`` are those of :class:`fsanet.SpatialSelfAttention` with
     ``similarity="softmax"``, which uses a faster kernel,
     :func:`torch.nn.functional.scaled_dot_product_attention`.
-
-    Args:
-        channels: C.
-        recurrence: how often the block is applied, with the same weights.
-        qk_channels: channels of queries and keys; C/2 by default.
-        value_channels: channels of values; C/2 by default.
-        zero_init: whether to start as the identity (batch norm weight at zero).
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        recurrence: int = 1,
-        qk_channels: int | None = None,
-        value_channels: int | None = None,
-        zero_init: bool = True,
-    ) -> None:
-        super().__init__(
-            channels,
-            similarity="softmax",
-            recurrence=recurrence,
-            qk_channels=qk_channels,
-            value_channels=value_channels,
-            zero_init=zero_init,
-        )
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, similarity="softmax", **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape."""
         self.check_input(x)
         for _ in range(self.recurrence):
             q, k, v = (
-                conv2d(x, linear.weight[:, :, None, None]).flatten(2)  # (B, ., N)
+                conv2d(x, linear.weight[:, :, None, None], linear.bias).flatten(2)  # (B, ., N)
                 for linear in (self.query, self.key, self.value)
             )
             weights = ((q * self.scale).mT @ k).softmax(-1)  # (B, N queries, N keys)
