@@ -210,7 +210,7 @@ def check_settings(
     if not 1 <= batch_size <= _LARGEST_BATCH:
         raise InputError(f"batch_size is {batch_size}; it must be from 1 to {_LARGEST_BATCH}")
     if not 1 <= len(scales) <= _MOST_SCALES:
-        raise InputError(f"{len(scales)} scales; give one or more, at most {_MOST_SCALES}")
+        raise InputError(f"{len(scales)} scales; give one or more factors, at most {_MOST_SCALES}")
     if not all(0 < scale <= _LARGEST_SCALE for scale in scales):
         raise InputError(
             f"scales are {tuple(scales)}; give factors above 0, at most {_LARGEST_SCALE:g}"
