@@ -19,6 +19,7 @@ import stat
 import subprocess
 import tempfile
 import uuid
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -324,8 +325,9 @@ def _read(path: Path) -> Any:
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_archive(path)
-        # Mapped into memory where the format allows, so that unused entries are not read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings(action="ignore"):  # about what a damaged file pretends to be
+            # Mapped into memory where the format allows, so that unused entries are not read.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged or hostile file may cause any of them
         refused = re.search(r"[Uu]nsupported (?:\w+: )?GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused is not None:
