@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 LAYER_CONVENTIONS = """\
-FLOPs: 2 per multiply-add, matrix products and convolutions of a forward pass; "counted" by
-`torch.utils.flop_counter`; "by hand" adds what it cannot see (FFTs). Peak: tensor memory above the
+FLOPs: 2 per multiply-add, matrix products and convolutions of a forward pass, counted by
+`torch.utils.flop_counter`; FFTs, which it cannot see, by formula. Peak: tensor memory above the
 input, "forward" without gradients, "training" in forward + backward with the gradients of input and
 parameters. Kept: storages that autograd holds for backward, without parameters and input. Times:
 median of interleaved rounds (evaluation mode without gradients; training mode for forward +
@@ -64,7 +64,7 @@ class Grid:
 
 def cost_grid(report: LayerReport, size: tuple[int, int]) -> Grid:
     """Parameters, FLOPs and memory of the layers at one size."""
-    heading = "layer, parameters, GFLOP counted, by hand, peak MiB forward, training, kept MiB"
+    heading = "layer, parameters, GFLOP, peak MiB forward, training, kept MiB"
     rows = report.at(size)
     cells = [(row.case.name, *_cost_cells(row.findings)) for row in rows]
     return Grid(f"{_name(size)}: cost", tuple(heading.split(", ")), cells, _ours(rows))
@@ -73,7 +73,6 @@ def cost_grid(report: LayerReport, size: tuple[int, int]) -> Grid:
 def _cost_cells(found: Findings) -> tuple[str, ...]:
     return (
         thousands(found.parameters),
-        gigaflop(found.flops),
         gigaflop(found.flops_by_hand),
         mebibytes(found.peak) or found.problem or "",
         mebibytes(found.training_peak) or found.training_problem or "",
