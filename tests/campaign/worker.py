@@ -91,11 +91,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
             _, status, usage = os.wait4(pid, 0)
             break
         time.sleep(0.01)
-    try:  # what it left behind
-        os.killpg(pid, signal.SIGKILL)
-        left = True
-    except ProcessLookupError:
-        left = False
+    left = _outlived(pid)
     return {
         "code": os.waitstatus_to_exitcode(status),
         "why": why or ("left processes" if left else ""),
@@ -103,6 +99,19 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         "cpu": round(usage.ru_utime + usage.ru_stime, 2),
         "peak": max(0, round(max(largest, usage.ru_maxrss / 1024) - base)),
     }
+
+
+def _outlived(group: int, seconds: float = 3.0) -> bool:
+    """Whether processes of a command are alive some time after it; they are killed."""
+    stop = time.monotonic() + seconds
+    try:
+        while time.monotonic() < stop:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _child(case: dict[str, Any], log: Path) -> None:
@@ -121,6 +130,7 @@ def _child(case: dict[str, Any], log: Path) -> None:
                 del os.environ[name]
         home = Path(case["folder"], "home")
         tmp = case.get("tmp", str(home))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{home}/torchinductor"  # it stays by design
         os.environ |= {"HOME": str(home), "TMPDIR": tmp, "COLUMNS": "200", "NO_COLOR": "1"}
         import tempfile
 

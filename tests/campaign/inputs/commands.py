@@ -62,7 +62,7 @@ _OPTIONS = {
         "--similarity --recurrence --device --paper"
     ),
     "demo --out out --steps 1": "--minutes --steps --seed",
-    "": "--version --help --debug -h train predict",
+    "": "--version --help -h train predict",
 }
 
 
@@ -81,7 +81,7 @@ def options(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         [*base.split(), *more],
         " ".join(map(short, more)),
-        names=() if nameless else tuple(name for name in names if name.strip()),
+        names=() if nameless else tuple(name[:40] for name in names if name.strip()),
         outputs=("out", "out.onnx", "scores.json"),
     )
 

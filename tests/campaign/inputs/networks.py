@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from campaign.case import Case, anything
 from campaign.inputs.common import PREDICT, as_yaml, damage, replace_by_special
-from campaign.judge import check_prediction, check_run, check_scores
+from campaign.judge import check_prediction, check_resumed, check_scores
 from campaign.material import ON_DATA, give
 from campaign.mutate import damaged_tree, words
 
@@ -161,7 +161,7 @@ def checkpoints(rng: Random, root: Path, folder: Path) -> Case:
     else:
         what = damage(rng, path)
     if rng.random() < 0.8:
-        command, check = words("train --resume --out out"), check_run
+        command, check = words("train --resume --out out"), check_resumed
     else:
         command, check = words("eval out --accelerator cpu --json scores.json"), check_scores
     return Case(

@@ -58,7 +58,7 @@ def images(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         ["predict", given, "--model", "model", *PREDICT, *options.split()],
         f"{name!r}: {what}, {'alone' if alone else 'in a folder'}",
-        names=(printable_part(name), "in/") if alone else ("in", "image"),
+        names=(printable_part(name), "in/") if alone else ("in", "image", "out/"),
         check=check_prediction,
         outputs=("out", "images"),
     )
