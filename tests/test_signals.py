@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fsanet.signals import deferred, handled
+from fsanet.signals import Interrupted, deferred, handled
 
 PROGRAM = """
 import sys, time
@@ -108,3 +108,20 @@ def test_handlers_are_restored():
     with pytest.raises(KeyboardInterrupt), handled(), deferred():
         signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_signal_while_an_object_is_deleted(capfd):
+    """Python discards an exception in `__del__`: the signal is sent again."""
+
+    class Signals:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            len(())  # the handler runs here
+
+    def delete_and_wait():
+        Signals()
+        time.sleep(10)
+
+    with pytest.raises(Interrupted, match="interrupted"), handled():
+        delete_and_wait()
+    assert capfd.readouterr().err == ""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +47,7 @@ class _State:
     deferring = 0  # depth of `deferred`
     received: int | None = None
     when = 0.0
+    unraisable: Callable[[Any], object] = sys.unraisablehook
     signals: tuple[int, ...] = ()  # those that are not ignored, as nohup does with SIGHUP
 
 
@@ -62,6 +64,15 @@ def _handle(number: int, frame: Any) -> None:
     _State.received, _State.when = number, time.monotonic()
     if not _State.deferring:
         raise Interrupted(number)
+
+
+def _unraisable(found: Any) -> None:
+    """Send a signal again that arrived in a `__del__`, where its exception is lost."""
+    if not isinstance(found.exc_value, Interrupted):
+        _State.unraisable(found)
+        return
+    _State.received = None
+    threading.Timer(0.01, os.kill, (os.getpid(), found.exc_value.number)).start()
 
 
 def install() -> None:
@@ -87,6 +98,7 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     if not _State.depth:
         _State.process, _State.received = os.getpid(), None
+        _State.unraisable, sys.unraisablehook = sys.unraisablehook, _unraisable
         _State.signals = tuple(n for n in _SIGNALS if before[n] != signal.SIG_IGN)
     _State.depth += 1
     try:
@@ -95,6 +107,8 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
     finally:
         if not to_the_end:
             _State.depth -= 1
+            if not _State.depth:
+                sys.unraisablehook = _State.unraisable
             for number, handler in before.items():
                 if handler is not None:  # None: it was not installed from Python
                     signal.signal(number, handler)

@@ -180,6 +180,7 @@ def silence_libraries() -> None:
             stream.reconfigure(errors="backslashreplace")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it cannot read, it raises, too
     logging.basicConfig(handlers=[_OneLine()])
     for pattern in (
         r".*does not have many workers.*",
