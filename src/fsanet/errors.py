@@ -18,25 +18,32 @@ class InputError(ValueError):
 
 
 def check_ranges(values: Mapping[str, tuple[float, float, float]]) -> None:
-    """Check numbers given as ``name: (value, lowest, highest)``; a range of ints takes no float.
+    """`check_range` of several numbers, given as ``name: (value, lowest, highest)``."""
+    for name, (value, low, high) in values.items():
+        check_range(name, value, low, high)
+
+
+def check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
+    """Check that ``low <= value <= high``, or ``low < value <= high`` with ``above``.
+
+    A lower bound that is an int takes whole numbers only; nan is in no range.
 
     Raises:
-        InputError: naming the first that is out of its range, or no number.
+        InputError: out of the range, or no number.
 
-    >>> check_ranges({"batch_size": (0, 1, 10000)})
+    >>> check_range("batch_size", 0, 1, 10000)
     Traceback (most recent call last):
     ...
     fsanet.errors.InputError: batch_size=0: must be at least 1
     """
-    for name, (value, low, high) in values.items():
-        kind = numbers.Integral if isinstance(low, int) else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, kind):
-            whole = "a whole" if kind is numbers.Integral else "a"
-            raise InputError(f"{name}={value!r}: must be {whole} number")
-        if not value >= low:  # also true for nan
-            raise InputError(f"{name}={value}: must be at least {low}")
-        if value > high:
-            raise InputError(f"{name}={value}: must be at most {high}")
+    kind = numbers.Integral if isinstance(low, int) else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        whole = "a whole" if kind is numbers.Integral else "a"
+        raise InputError(f"{name}={value!r}: must be {whole} number")
+    if not (low < value if above else low <= value):  # also for nan
+        raise InputError(f"{name}={value}: must be {'above' if above else 'at least'} {low}")
+    if value > high:
+        raise InputError(f"{name}={value}: must be at most {high}")
 
 
 def one_line(error: object) -> str:

@@ -40,7 +40,7 @@ class ConsoleProgress(Progress):
     def __init__(
         self, unit: str = "", *, shown: bool = True, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         self._unit = f" {unit}" if unit else ""
         self._prints_lines = shown and not console.is_terminal
         self._last_line = clock()

@@ -246,7 +246,7 @@ def test_real_process_is_light_and_tells_errors_by_its_exit_code():
         (["--model.k", "0"], r"k=0"),
         (["--model.k", "[[2,2],[0,4]]"], r"k="),
         (["--model.encoder", "resnet1o1"], r"encoder 'resnet1o1' is not .*resnet101"),
-        (["--task.lr", "-1"], r"lr=-1.0: give a number above 0"),
+        (["--task.lr", "-1"], r"lr=-1.0: must be above 0"),
         (["--steps", "0"], r"steps=0"),
         (["--data.init_args.root", "/nowhere"], r"/nowhere: no such folder"),
         (["--data.init_args.batch_size", "0"], r"batch_size=0"),

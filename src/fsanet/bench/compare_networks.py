@@ -39,7 +39,7 @@ from fsanet.cost import (
     no_watch,
     ratios,
 )
-from fsanet.errors import InputError, check_ranges, one_line
+from fsanet.errors import InputError, check_range, one_line
 from fsanet.files import environment
 from fsanet.models import FsaNet
 
@@ -129,7 +129,7 @@ def compare_networks(settings: NetworkSettings, *, watch: Watch = no_watch) -> N
         InputError: for an encoder or a folder that cannot be used.
     """
     settings.check_input(3, settings.size)
-    check_ranges({"recurrence": (settings.recurrence or 1, 1, 1000)})
+    check_range("recurrence", settings.recurrence or 1, 1, 1000)
     with torch_threads(settings.threads):
         model = build_network(settings)  # first of all, so that bad input is reported at once
         images, clock = make_images(settings), Clock(torch.device(settings.device))

@@ -99,7 +99,7 @@ def bench(
             a network 120.
     """
     from fsanet.cli.parsing import available_device
-    from fsanet.errors import check_ranges
+    from fsanet.errors import check_range
     from fsanet.files import check_writable, check_writable_file, write_json, write_text
 
     attention: dict[str, Any] = {"k": k, "similarity": similarity, "recurrence": recurrence}
@@ -112,7 +112,7 @@ def bench(
     if paper:
         _refuse(chosen, "cannot be combined with --paper, which chooses the layers itself")
     if limit_memory is not None:
-        check_ranges({"limit_memory": (limit_memory, 0.001, 1e6)})
+        check_range("limit_memory", limit_memory, 0.001, 1e6)
     for file in (json, markdown):
         if file is not None:
             check_writable_file(file)
@@ -210,9 +210,9 @@ def _print(progress: Progress, *parts: Grid | str) -> None:
     """Print to stdout with the bar out of the way."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(emoji=False)
     if not console.is_terminal:
-        console = Console(width=180)  # a file has room
+        console = Console(width=180, emoji=False)  # a file has room
     progress.stop()
     for part in parts:
         console.print(part if isinstance(part, str) else part.rich(), highlight=False, markup=False)

@@ -101,7 +101,7 @@ def _print(report: Report, show: int) -> None:
             split.ids,
             str(split.problems),
         )
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(table)
     for problem in report.problems[: max(show, 0)]:
         console.print(f"  {problem.kind}: {problem.message}")

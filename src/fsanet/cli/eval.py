@@ -111,7 +111,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
         table.add_column(escape(name), justify="right" if index else "left")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _percent(value: float) -> str:

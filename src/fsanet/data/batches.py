@@ -25,7 +25,7 @@ from fsanet.data.augment import (
 from fsanet.data.labelled import CompactItems, DecodedDataset
 from fsanet.data.masks import Colour, class_names, class_palette
 from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
-from fsanet.errors import InputError, check_ranges, escaped
+from fsanet.errors import InputError, check_range, check_ranges, escaped
 from fsanet.signals import outlive_parent_signals
 
 __all__ = ["InstanceData", "Loader", "SeededData", "SegmentationData"]
@@ -264,7 +264,7 @@ class SegmentationData(SeededData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        check_ranges({"ignore_index": (ignore_index, 0, 255)})
+        check_range("ignore_index", ignore_index, 0, 255)
         self.classes = class_names(classes)
         self.palette = class_palette(palette, self.num_classes)
         self.ignore_index = ignore_index

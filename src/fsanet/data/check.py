@@ -28,7 +28,7 @@ from fsanet.data.datasets.base import (
 )
 from fsanet.data.images import read_image
 from fsanet.data.masks import IGNORE, ranges
-from fsanet.errors import InputError, check_ranges, escaped
+from fsanet.errors import InputError, check_range, escaped
 from fsanet.inputs import file_errors, reason
 
 __all__ = ["LAYOUTS", "Report", "SplitSummary", "check_data", "guess_layout"]
@@ -161,9 +161,9 @@ def check_data(
     root = Path(root)
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
-    check_ranges({"workers": (workers, 0, 256)})
+    check_range("workers", workers, 0, 256)
     if num_classes is not None:
-        check_ranges({"num_classes": (num_classes, 1, 255)})
+        check_range("num_classes", num_classes, 1, 255)
     layout = layout or guess_layout(root)
     if layout not in LAYOUTS:
         raise InputError(f"layout {layout!r}: use one of {', '.join(LAYOUTS)}")

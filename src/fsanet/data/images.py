@@ -20,7 +20,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from fsanet.errors import InputError, check_ranges
+from fsanet.errors import InputError, check_range
 from fsanet.inputs import open_file, reason
 
 #: Suffixes that folders are searched for; a file given explicitly is opened whatever its name.
@@ -185,7 +185,7 @@ def limit_pixels(count: int) -> None:
     The limit holds for this process and those forked from it, and is checked before decoding.
     """
     global _max_pixels
-    check_ranges({"max_pixels": (count, 1, 10**12)})
+    check_range("max_pixels", count, 1, 10**12)
     _max_pixels = count
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsanet.data.images import open_image
-from fsanet.errors import InputError, check_ranges, one_line
+from fsanet.errors import InputError, check_range, one_line
 
 __all__ = [
     "IGNORE",
@@ -180,7 +180,7 @@ def class_names(classes: Sequence[str] | None, num_classes: int | None = None) -
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"class name given twice: {', '.join(twice)}")
     elif num_classes is not None:
-        check_ranges({"num_classes": (num_classes, 1, 255)})
+        check_range("num_classes", num_classes, 1, 255)
         names = tuple(f"class {i}" for i in range(num_classes))
     else:
         raise InputError("the classes are unknown: give classes=[names] or num_classes")

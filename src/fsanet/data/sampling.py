@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from fsanet.errors import InputError, check_ranges
+from fsanet.errors import InputError, check_range
 
 __all__ = ["AugmentedDataset", "EvalSampler", "SampleKey", "TrainSampler", "check_seed", "seeded"]
 
@@ -165,7 +165,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 def check_seed(seed: int) -> None:
     """Raise `InputError` for a seed that NumPy's or torch's generators refuse."""
-    check_ranges({"seed": (seed, 0, 2**63 - 1)})
+    check_range("seed", seed, 0, 2**63 - 1)
 
 
 def _check_rank(rank: int, world: int) -> None:

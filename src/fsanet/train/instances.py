@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fsanet.errors import check_range
 from fsanet.metrics.average_precision import ApScores, AveragePrecision
 from fsanet.models.mask_rcnn import as_floats
 from fsanet.train.losses import global_mean
 from fsanet.train.schedule import milestone_factor
-from fsanet.train.task import SegmentationTask, check, check_range
+from fsanet.train.task import SegmentationTask, check
 
 __all__ = ["InstanceSegmentation"]
 
@@ -71,7 +72,7 @@ class InstanceSegmentation(SegmentationTask):
             warmup_steps=warmup_steps,
             **options,
         )
-        check_range("decay", decay, 0, 1)
+        check_range("decay", decay, 0.0, 1.0)
         rising = list(milestones) == sorted(milestones)
         check(
             rising and all(0 < share < 1 for share in milestones),

@@ -27,7 +27,7 @@ from torch import nn
 
 from fsanet.convert import load_model
 from fsanet.data.batches import InstanceData, SegmentationData
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 from fsanet.files import check_writable, disk_error, first_process, lock_folder, write_text
 from fsanet.metrics.average_precision import ApScores
 from fsanet.metrics.boundary import BoundaryQuality
@@ -46,7 +46,6 @@ from fsanet.train.checkpoints import CheckpointFiles, Checkpoints, export_model,
 from fsanet.train.instances import InstanceSegmentation
 from fsanet.train.logs import MetricsFile
 from fsanet.train.semantic import SemanticSegmentation
-from fsanet.train.task import check_range
 from fsanet.train.trainer import (
     check_batch,
     check_classes,
@@ -257,7 +256,7 @@ def check_options(
             check_range(name, value, 1, 10**9)
     check_range("seed", seed, 0, 2**32 - 1)
     if gradient_clip is not None:
-        check_range("gradient_clip", gradient_clip, 0, 1e9, above=True)
+        check_range("gradient_clip", gradient_clip, 0.0, 1e9, above=True)
     processes = inspect.signature(make_trainer).parameters.keys() & others.keys()
     make_trainer({"callbacks": (), "logger": False}, **{name: others[name] for name in processes})
     if not first_process():

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from fsanet.errors import check_range
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.confusion import Scores, scores_of
 from fsanet.train.losses import SegmentationLoss
 from fsanet.train.schedule import polynomial_rate
-from fsanet.train.task import SegmentationTask, check, check_choice, check_range
+from fsanet.train.task import SegmentationTask, check, check_choice
 
 __all__ = ["SemanticSegmentation"]
 
@@ -77,8 +78,8 @@ class SemanticSegmentation(SegmentationTask):
         check_choice("loss", loss, ("cross_entropy", "ohem"))
         check_choice("freeze_batchnorm", freeze_batchnorm, ("none", "encoder", "all"))
         check(0 <= min_lr <= self.lr, f"min_lr={min_lr}: give 0 <= min_lr <= lr ({self.lr})")
-        check_range("power", power, 0, 1e3, above=True)
-        check_range("auxiliary_weight", auxiliary_weight, 0, 1e6)
+        check_range("power", power, 0.0, 1e3, above=True)
+        check_range("auxiliary_weight", auxiliary_weight, 0.0, 1e6)
         check(
             class_weights is None or len(class_weights) == len(classes),
             f"class_weights holds {len(class_weights or ())} numbers for {len(classes)} classes",

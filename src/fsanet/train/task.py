@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 from fsanet.train.schedule import parameter_groups
 
-__all__ = ["SegmentationTask", "check", "check_choice", "check_range"]
+__all__ = ["SegmentationTask", "check", "check_choice"]
 
 
 class SegmentationTask(lightning.LightningModule):
@@ -66,12 +66,12 @@ class SegmentationTask(lightning.LightningModule):
     ) -> None:
         super().__init__()
         check_choice("optimizer", optimizer, ("sgd", "adamw"))
-        check_range("lr", lr, 0, 1e3, above=True)
+        check_range("lr", lr, 0.0, 1e3, above=True)
         check(0 <= momentum < 1, f"momentum={momentum}: give 0 <= momentum < 1")
-        check_range("weight_decay", weight_decay, 0, 1e3)
-        check_range("head_lr_multiplier", head_lr_multiplier, 0, 1e6, above=True)
+        check_range("weight_decay", weight_decay, 0.0, 1e3)
+        check_range("head_lr_multiplier", head_lr_multiplier, 0.0, 1e6, above=True)
         check_range("warmup_steps", warmup_steps, 0, 10**9)
-        check_range("warmup_ratio", warmup_ratio, 0, 1)
+        check_range("warmup_ratio", warmup_ratio, 0.0, 1.0)
         self.model: Any = model
         self.classes = tuple(classes)
         self.optimizer = optimizer
@@ -173,18 +173,6 @@ class SegmentationTask(lightning.LightningModule):
         self.scores, logged = self.compute_scores()
         for name, value in logged.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in self.headlines, batch_size=1)
-
-
-def check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    """Raise `InputError` unless ``low <= value <= high``, or ``low < value`` if `above`; nan never.
-
-    Numbers beyond `high` are mistakes that would only be noticed later.
-    """
-    # Not `not low <= value`: comparisons with nan are false.
-    if not ((low < value if above else low <= value) and value <= high):
-        more = "above" if above else "of at least"
-        upper = f" and at most {high:g}" if value > high else ""
-        raise InputError(f"{name}={value}: give a number {more} {low:g}{upper}")
 
 
 def check(condition: bool, message: str) -> None:

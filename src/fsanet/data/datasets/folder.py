@@ -18,7 +18,7 @@ from fsanet.data.masks import (
     class_palette,
     looks_scaled,
 )
-from fsanet.errors import InputError, check_ranges
+from fsanet.errors import InputError, check_range
 from fsanet.inputs import file_errors, read_text
 
 
@@ -60,7 +60,7 @@ class SegmentationFolder(PairedImages):
     ) -> None:
         self.classes = class_names(classes, num_classes)
         self.palette = class_palette(palette, self.num_classes)
-        check_ranges({"ignore_index": (ignore_index, 0, 255)})
+        check_range("ignore_index", ignore_index, 0, 255)
         self.ignore_index = ignore_index
         self.ids = partial(check_ids, num_classes=self.num_classes, ignore_index=ignore_index)
         super().__init__(list_split(Path(root), split))

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from fsanet.data.sampling import check_seed
-from fsanet.errors import InputError, check_ranges
+from fsanet.errors import InputError, check_range, check_ranges
 
 CLASSES = ("disc", "box", "triangle")
 CATEGORY_IDS = (1, 2, 3)
@@ -55,7 +55,7 @@ class InstanceScenes(Dataset[tuple[Any, dict[str, Any]]]):
         size: tuple[int, int] = (128, 160),
         seed: int = 0,
     ) -> None:
-        check_ranges({"length": (length, 1, 10**6)})
+        check_range("length", length, 1, 10**6)
         if split not in _SPLITS:
             raise InputError(f"split {split!r}: choose one of {', '.join(_SPLITS)}")
         check_ranges({"height": (size[0], 48, 8192), "width": (size[1], 48, 8192)})

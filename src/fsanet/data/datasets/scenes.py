@@ -26,7 +26,7 @@ from fsanet.data.datasets.scene_drawing import (
 )
 from fsanet.data.labelled import LabelledImages
 from fsanet.data.sampling import check_seed
-from fsanet.errors import InputError, check_ranges
+from fsanet.errors import InputError, check_range
 
 CLASSES = ("sky", "ground", "light", "open shop", "closed shop", "moving car", "stopped car")
 PALETTE = (
@@ -76,7 +76,7 @@ class ProceduralScenes(LabelledImages):
         size: tuple[int, int] = (96, 256),
         seed: int = 0,
     ) -> None:
-        check_ranges({"length": (length, 1, 10**6)})
+        check_range("length", length, 1, 10**6)
         if split not in _SPLITS:
             raise InputError(
                 f"split {split!r} of the built-in data set: choose one of {', '.join(_SPLITS)}"
