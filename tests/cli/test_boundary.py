@@ -97,6 +97,7 @@ def test_one_line_for_every_error(error, code, line, monkeypatch, capsys):
         (["demo", "--seed", "null"], "seed"),
         (["demo", "--seed", "1e999"], "seed"),
         (["demo", "--seed", "9" * 5000], "seed"),
+        (["demo", "--seed", "-1"], "seed=-1"),
         (["demo", "--steps", "nan"], "steps"),
         (["demo", "--steps", "0"], "steps=0"),
         (["demo", "--minutes", "nan"], "minutes"),

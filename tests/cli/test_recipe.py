@@ -149,6 +149,8 @@ def test_the_data_decide_the_task(arguments, kind, tmp_path, monkeypatch, write)
         ("--model.encoder=resnet18", "SegformerFsa': Option 'encoder' is not accepted"),
         ("--model.variant=b9", "b9"),
         ("--model=Segformer", "Segformer"),
+        ("--model.recurrence=null", "recurrence"),
+        ("--task.lr=null", "lr"),
         ("--data.init_args.bath_size=3", "Option 'bath_size' is not accepted"),
         ("--data.batch_size=many", "batch_size.*many"),
         ("--task.lrr=3", "did you mean --task.lr?"),

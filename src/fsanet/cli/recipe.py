@@ -22,6 +22,7 @@ import yaml
 from jsonargparse import Namespace
 from torch import nn
 
+from fsanet.cli.help import FROM_DATA
 from fsanet.cli.parsing import CommandParser, parse_message
 from fsanet.cli.plugins import load_plugin
 from fsanet.cli.safe_yaml import load_yaml, read_yaml
@@ -131,6 +132,7 @@ class Recipe:
         except Exception as error:  # whatever it is, the file has caused it
             raise InputError(where + parse_message(error)) from error
         self.options = self.parser.parse(tokens, given)
+        check_nulls("model", self.options.model)
         self.options.plugin = plugins or None
 
     def data(self) -> Any:
@@ -418,11 +420,22 @@ def class_path(one: type) -> str:
 
 def instantiate_data(parser: CommandParser, options: Namespace) -> Any:
     """The data module that parsed options describe."""
+    check_nulls("data", options.data)
     try:
         return parser.instantiate(options).data
     except (ValueError, TypeError) as error:
         line = parse_message(error)
         raise InputError(line if isinstance(error, InputError) else f"data: {line}") from error
+
+
+def check_nulls(section: str, options: Namespace) -> None:
+    """Raise `InputError` for a null where the class takes none, which jsonargparse lets pass."""
+    parser, one = CommandParser(), find_class(section, options.class_path)
+    parser.add_class_arguments(one, section, skip=set(FROM_DATA) if section == "model" else None)
+    try:
+        parser.validate(Namespace({section: options.init_args}), skip_none=False)
+    except Exception as error:
+        raise InputError(parse_message(error)) from error
 
 
 def kind_of(data: str | None) -> Kind:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fsanet.data import SceneData
 from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_ranges
 from fsanet.files import environment, write_json, write_whole
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
@@ -74,8 +74,7 @@ def run_demo(
     out = Path(out)
     if not 0 < minutes < float("inf"):
         raise InputError(f"minutes={minutes}: give a time above 0")
-    if steps is not None and steps < 1:
-        raise InputError(f"steps={steps}: give a number of at least 1")
+    check_ranges({"seed": (seed, 0, 2**32 - 1), "steps": (1 if steps is None else steps, 1, 10**9)})
     write_json(out / "metrics.json", {"state": "running"})  # an unwritable folder fails here
 
     def say(line: str) -> None:
