@@ -23,6 +23,7 @@ try:
         {body}
 except KeyboardInterrupt as stop:
     print(stop, flush=True)
+    time.sleep(0.3)  # the same signal may come once more, but not after the interpreter's end
     sys.exit(128 + stop.number)
 """
 AT_ONCE = "wait(60)"

@@ -10,9 +10,7 @@ import csv
 import io
 import json
 import re
-import runpy
 import shutil
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -30,6 +28,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 import fsanet
+from fsanet.cli import main as cli
 
 HERE = Path(__file__).resolve().parent
 SAVED = HERE / "saved"  # networks saved by version 0.1
@@ -83,17 +82,13 @@ class Call:
 
 
 def call(*arguments: object) -> Call:
-    """Run `python -m fsanet` with these arguments, in this process."""
+    """Run `fsanet` with these arguments, in this process."""
     out, err = io.StringIO(), io.StringIO()
-    before, sys.argv = sys.argv, ["fsanet", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_module("fsanet", run_name="__main__")
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = before
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main([*map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return Call(code, out.getvalue(), err.getvalue())
 
 
