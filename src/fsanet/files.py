@@ -85,9 +85,10 @@ def write_whole(
         target = _regular_file(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_partial_files(target.parent)
-        partial, stream = _open_partial(target)
+        start = target.name.encode(errors="ignore")[:100].decode(errors="ignore")
+        partial = target.with_name(f".{start}.{uuid.uuid4().hex[:12]}.partial")
         try:
-            with stream:
+            with _open_locked(partial) as stream:
                 write(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -125,15 +126,13 @@ def _regular_file(path: Path) -> Path:
     raise InputError(f"{path}: cannot be written (it is {kind}); give the path of a file")
 
 
-def _open_partial(target: Path) -> tuple[Path, BinaryIO]:
-    """A new file next to the target, locked for as long as it is open."""
-    start = target.name.encode(errors="ignore")[:100].decode(errors="ignore")
+def _open_locked(partial: Path) -> BinaryIO:
+    """Create a file, locked for as long as it is open."""
     while True:
-        partial = target.with_name(f".{start}.{uuid.uuid4().hex[:12]}.partial")
         stream = partial.open("xb")
         _lock(stream)
         if partial.exists():  # else another process took it for an old one before it was locked
-            return partial, stream
+            return stream
         stream.close()
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from campaign.case import Case
 
 SLOWEST = 20.0  # seconds of processor time of a refused input
+TORCH_CACHES = ("home/torchinductor", "home/.cache")  # what torch.export leaves by design
 LARGEST = 1500  # MiB more than an idle process
 
 
@@ -92,7 +93,7 @@ def _changed(case: Case, before: dict[str, tuple[int, ...]]) -> str:
     for name, state in after.items():
         if ".partial" in name:
             return f"left {name}"
-        if name.split(os.sep)[0] in case.outputs or name.startswith("home/torchinductor"):
+        if name.split(os.sep)[0] in case.outputs or name.startswith(TORCH_CACHES):
             continue
         if name not in before:
             return f"made {name}"

@@ -187,6 +187,8 @@ def _watch(folder: Path, log: Path) -> None:
             program = str(arguments[0])
             if "git" not in program and "python" not in program:
                 what = f"program {arguments[:2]}"
+        elif event == "socket.connect" and isinstance(arguments[1], str | bytes):
+            pass  # a socket of the file system, as between the workers of a loader
         elif event in _CONNECTS:
             os.write(notes, f"network {event} {arguments[1:]!r}\n".encode("utf-8", "replace"))
             raise OSError(101, "Network is unreachable")

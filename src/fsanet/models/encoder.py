@@ -57,8 +57,8 @@ def build_encoder(
     """
     if output_stride not in (8, 16, 32):
         raise InputError(f"output_stride={output_stride}: use 8 or 16")
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, 0.5)
+    if not isinstance(name, str) or not timm.is_model(name):
+        near = difflib.get_close_matches(str(name).split(".")[0], timm.list_models(), 3, 0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
         raise InputError(f"encoder {name!r} is not a timm model{hint}")
     arguments: dict[str, Any] = {"pretrained": pretrained}

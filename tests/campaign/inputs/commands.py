@@ -75,7 +75,7 @@ def options(rng: Random, root: Path, folder: Path) -> Case:
         more += [option, *(_argument(rng) for _ in range(rng.choice((1, 1, 1, 2, 0))))]
     bare = [text.strip("-") for text in more]
     names = [*more, *bare, *(part.replace("-", "_") for part in bare)]
-    names += [part for text in bare for part in text.split(".")]
+    names += [part for text in bare for part in (*text.split("."), *text.split())]
     nameless = not base or any(not text.strip() for text in more)
     return Case(
         folder,
@@ -116,6 +116,8 @@ def outputs(rng: Random, root: Path, folder: Path) -> Case:
     match what:
         case "special":
             what = replace_by_special(rng, target)
+            if what == "self":
+                out = "out/below"
         case "file":
             target.write_text("a file\n")
         case "below":
@@ -144,7 +146,7 @@ def outputs(rng: Random, root: Path, folder: Path) -> Case:
         command,
         f"{name} into {what}",
         names=("out", "summary.json", "sweep.json", "ityscapes"),
-        outputs=("out", "nowhere"),  # where a dangling link points
+        outputs=("out", "nowhere", "below"),  # where links point
     )
 
 
