@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fsanet.cli import main as cli
+from fsanet.cli.eval import print_table
 from fsanet.errors import InputError
 from fsanet.signals import Interrupted
 
@@ -175,3 +176,12 @@ def test_libraries_say_at_most_one_line(capsys, monkeypatch):
         code, shown = ending(capsys, "demo")
     assert code == 0
     assert shown == "some.library: three more lines\n"
+
+
+def test_class_name_of_two_lines_takes_one_row(capsys):
+    print_table("a\x1b", ["class", "IoU %"], [["wall\nof [red]", "1.00"]])
+    shown = capsys.readouterr().out
+    assert shown.startswith(r"a\x1b")
+    assert r"wall\nof [red]" in shown
+    assert shown.count("1.00") == 1
+    assert len(shown.splitlines()) == 6

@@ -106,11 +106,13 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title) or None, title_justify="left")
+    from fsanet.errors import escaped
+
+    table = Table(title=escape(escaped(title)) or None, title_justify="left")
     for index, name in enumerate(header):
         table.add_column(escape(name), justify="right" if index else "left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(escaped(cell)) for cell in row))  # class names may hold anything
     Console(emoji=False).print(table)
 
 
