@@ -68,7 +68,7 @@ def load_model(
         return source
     # Imported here because convert_attention needs neither the hub nor the networks.
     from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
-    from fsanet.models.folder import find_file, find_folder, read_object
+    from fsanet.models.saved_folder import find_file, find_folder, read_object
 
     folder = network_folder(find_folder(os.fspath(source)))
     file = find_file(folder, "config.json")
@@ -152,7 +152,7 @@ def save_like(
     conversion: Conversion, source: str | os.PathLike[str], folder: str | os.PathLike[str]
 ) -> None:
     """As `save_converted`, in the format that `source` has: this library's, or transformers'."""
-    from fsanet.models.folder import find_file, read_object
+    from fsanet.models.saved_folder import find_file, read_object
     from fsanet.models.segformer import load_plain
 
     original = network_folder(source)
@@ -171,7 +171,7 @@ def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conver
     Raises:
         InputError: no such file, or modules that the network does not have.
     """
-    from fsanet.models.folder import find_file
+    from fsanet.models.saved_folder import find_file
 
     file = find_file(Path(folder), CONVERSION_FILE)
     if file is None:
@@ -204,7 +204,7 @@ def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Convers
 
 def _read_conversion(file: Path) -> list[dict[str, Any]]:
     """The converted modules in a conversion file."""
-    from fsanet.models.folder import check_values, read_object
+    from fsanet.models.saved_folder import check_values, read_object
 
     content = read_object(file)
     if content.get("format") != _FORMAT:

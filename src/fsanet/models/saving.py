@@ -23,7 +23,7 @@ from fsanet.attention.dct import BandLike, band_to_json
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights, write_text, write_whole
-from fsanet.models.folder import check_values, find_file, find_folder, read_object
+from fsanet.models.saved_folder import check_values, find_file, find_folder, read_object
 
 __all__ = [
     "SavedNetwork",

@@ -29,7 +29,7 @@ from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights
-from fsanet.models.folder import check_values, find_file, find_folder, read_object
+from fsanet.models.saved_folder import check_values, find_file, find_folder, read_object
 from fsanet.models.saving import SegmentationNetwork, check_finite
 
 if TYPE_CHECKING:
