@@ -101,7 +101,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _outlived(group: int, seconds: float = 3.0) -> bool:
+def _outlived(group: int, seconds: float = 20.0) -> bool:
     """Whether processes of a command are alive some time after it; they are killed."""
     stop = time.monotonic() + seconds
     try:
