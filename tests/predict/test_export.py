@@ -4,12 +4,13 @@ import sys
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from fsanet import FsaNet
 from fsanet.cli.main import main
 from fsanet.errors import InputError
-from fsanet.predict.export import export_network
+from fsanet.predict.export import with_fixed_padding, export_network
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,26 @@ def plain(folder, images):
     std = torch.tensor(network.std)[:, None, None]
     with torch.no_grad():
         return network((images - mean) / std)
+
+
+def test_same_padding_as_a_constant():
+    """An encoder with TensorFlow's padding: its expressions of dynamic sizes would explode."""
+    torch.manual_seed(0)
+    network = FsaNet(
+        "mobilenetv2_035",
+        num_classes=3,
+        output_stride=16,
+        head_channels=8,
+        aux_channels=0,
+        encoder_options={"pad_type": "same"},
+    ).eval()
+    fixed = with_fixed_padding(network)
+    with torch.no_grad():
+        for size in ((64, 96), (128, 64)):
+            images = torch.rand(1, 3, *size)
+            assert torch.equal(fixed(images), network(images))
+    assert not any(isinstance(module, Conv2dSame) for module in fixed.modules())
+    assert any(isinstance(module, Conv2dSame) for module in network.modules())
 
 
 def test_torch_program(folder, tmp_path, capsys):

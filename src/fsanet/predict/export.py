@@ -5,19 +5,21 @@ Shapes: B batch, C input channels, (H, W) image.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from fsanet.convert import load_model
 from fsanet.errors import InputError
 from fsanet.files import check_writable_file, write_whole
 
-__all__ = ["Format", "export_network"]
+__all__ = ["Format", "export_network", "with_fixed_padding"]
 
 Format = Literal["onnx", "torch"]
 
@@ -75,7 +77,7 @@ def export_network(
         _need_onnx()
     check_writable_file(file)
     network: Any = load_model(model).float().cpu()
-    deployed = _Deployed(network)
+    deployed = _Deployed(with_fixed_padding(network))
     channels = getattr(network, "in_channels", 3)
     traced = torch.rand(2 if dynamic else 1, channels, *size)
     shapes = None
@@ -86,7 +88,7 @@ def export_network(
     other = torch.rand(1, channels, size[0] + 32, size[1] + 64) if dynamic else traced
     with torch.no_grad():
         program = torch.export.export(deployed, (traced,), dynamic_shapes=shapes)
-        want = deployed(other)
+        want = _Deployed(network)(other)
         # Into memory first: torch's writer ends the process if the disk is full.
         content = io.BytesIO()
         if kind == "torch":
@@ -104,6 +106,37 @@ def export_network(
             got = _run_onnx(content.getvalue(), other)
     write_whole(file, lambda stream: stream.write(content.getbuffer()))
     return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def with_fixed_padding(network: nn.Module) -> nn.Module:
+    """A copy whose TensorFlow-style convolutions pad by a constant number of pixels.
+
+    Their padding depends on the size of the map, which makes the expressions of a dynamic size grow
+    with each layer, until the exporter takes minutes. On a map whose sides are multiples of the
+    stride, as those of images of multiples of 32 are, it is constant.
+    """
+    network = copy.deepcopy(network)
+    for name, module in [*network.named_modules()]:
+        if isinstance(module, Conv2dSame):
+            padding: list[int] = []  # left, right, top, bottom
+            sides = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+            for kernel, stride, dilation in reversed([*sides]):
+                total = max(dilation * (kernel - 1) + 1 - stride, 0)
+                padding += [total // 2, total - total // 2]
+            convolution = nn.Conv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                module.stride,  # type: ignore[arg-type]
+                0,
+                module.dilation,  # type: ignore[arg-type]
+                module.groups,
+                module.bias is not None,
+                device="meta",
+            )
+            convolution.weight, convolution.bias = module.weight, module.bias
+            network.set_submodule(name, nn.Sequential(nn.ZeroPad2d(tuple(padding)), convolution))
+    return network
 
 
 def _run_onnx(content: bytes, images: Tensor) -> Tensor:
