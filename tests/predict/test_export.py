@@ -10,7 +10,7 @@ from torch import nn
 from fsanet import FsaNet
 from fsanet.cli.main import main
 from fsanet.errors import InputError
-from fsanet.predict.export import with_fixed_padding, export_network
+from fsanet.predict.export import export_network, with_fixed_padding
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def _files_below(root: Path, recursive: bool) -> list[Path]:
     """The file itself, or the images below a folder, each folder being entered once.
 
     What cannot be read, such as a broken link or a forbidden sub-folder, is among them, so that
-    reading it says so and the rest goes on.
+    reading it is an error, and the rest goes on.
     """
     try:
         if not stat.S_ISDIR(os.stat(root).st_mode):

@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
     Attributes:
         labels: label file; ``None`` where none is published.
-        size: (H, W) that the image must have, where a list says so.
+        size: (H, W) of the image, where a list gives it.
     """
 
     name: str
