@@ -118,11 +118,10 @@ def with_fixed_padding(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for name, module in [*network.named_modules()]:
         if isinstance(module, Conv2dSame):
-            padding: list[int] = []  # left, right, top, bottom
             sides = zip(module.kernel_size, module.stride, module.dilation, strict=True)
-            for kernel, stride, dilation in reversed([*sides]):
-                total = max(dilation * (kernel - 1) + 1 - stride, 0)
-                padding += [total // 2, total - total // 2]
+            rows, columns = (max(d * (k - 1) + 1 - stride, 0) for k, stride, d in sides)
+            left, top = columns // 2, rows // 2
+            padding = nn.ZeroPad2d((left, columns - left, top, rows - top))
             convolution = nn.Conv2d(
                 module.in_channels,
                 module.out_channels,
@@ -135,7 +134,7 @@ def with_fixed_padding(network: nn.Module) -> nn.Module:
                 device="meta",
             )
             convolution.weight, convolution.bias = module.weight, module.bias
-            network.set_submodule(name, nn.Sequential(nn.ZeroPad2d(tuple(padding)), convolution))
+            network.set_submodule(name, nn.Sequential(padding, convolution))
     return network
 
 
