@@ -317,7 +317,7 @@ def read_recipe(file: str | Path, leave_out: Sequence[str] = ()) -> dict[str, An
         InputError: see `read_yaml`; or another section, or a class that is not known.
     """
     content = read_yaml(file)
-    plugins = content.pop("plugin", None)  # information; never imported because a file says so
+    plugins = content.pop("plugin", None)  # information; a file never causes an import
     try:
         for section in SECTIONS:
             if section in leave_out:

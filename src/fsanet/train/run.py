@@ -27,7 +27,7 @@ from torch import nn
 
 from fsanet.convert import load_model
 from fsanet.data.batches import InstanceData, SegmentationData
-from fsanet.errors import InputError, check_range
+from fsanet.errors import InputError, check_range, one_line
 from fsanet.files import check_writable, disk_error, first_process, lock_folder, write_text
 from fsanet.metrics.average_precision import ApScores
 from fsanet.metrics.boundary import BoundaryQuality
@@ -309,10 +309,9 @@ def _explained(out: Path, checkpoints: Checkpoints, last: Path | None) -> Iterat
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if last is None or checkpoints.started or memory or isinstance(error, InputError):
             raise
-        line = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{last}: does not fit this training ({line}); resume with the options that it was "
-            "started with"
+            f"{last}: does not fit this training ({one_line(error)}); resume with the "
+            "options that it was started with"
         ) from error
 
 
