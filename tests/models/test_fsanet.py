@@ -16,6 +16,9 @@ VARIANTS = [
     {"attention": "spatial", "similarity": "softmax"},
     {"attention": None},
     {"similarity": "linear_softmax", "recurrence": 2, "block": "ccnet", "k": [2, 3]},
+    {"decoder": "multiscale", "decoder_channels": 16, "output_stride": 16},
+    {"decoder": "multiscale", "attention": "spatial", "align_corners": True},
+    {"decoder": "multiscale", "attention": None, "output_stride": 16},
 ]
 
 

@@ -212,8 +212,8 @@ def attention_layer(model: FsaNet, variant: str, settings: NetworkSettings) -> n
     if variant == "frequency":
         asked = {name: getattr(settings, name) for name in ("k", "similarity", "recurrence")}
         options |= {name: value for name, value in asked.items() if value is not None}
-    weight = model.head.classify.weight
-    layer = make_attention(VARIANTS[variant], weight.shape[1], **options)
+    weight = model.head.reduce[0].weight
+    layer = make_attention(VARIANTS[variant], weight.shape[0], **options)
     return layer.to(device=weight.device, dtype=weight.dtype).eval()
 
 

@@ -8,7 +8,7 @@ Legend: B batch, H x W image, h x w feature grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
@@ -43,7 +43,11 @@ class FsaNet(SegmentationNetwork):
             used only in training.
         dropout: channel dropout in both heads.
         output_stride: image pixels per feature position, 8 or 16.
-        align_corners: passed to the bilinear upsampling of the logits.
+        decoder: "multiscale" merges the head's features with the encoder's at strides 8 and 4, so
+            that logits have stride 4 before they are upsampled; None leaves them at
+            ``output_stride``.
+        decoder_channels: width of the merged features.
+        align_corners: passed to every bilinear upsampling.
         in_channels: channels of the images.
         pretrained: start from timm's weights for the encoder (a download).
         encoder_weights: start from this local file of encoder weights instead.
@@ -85,6 +89,8 @@ class FsaNet(SegmentationNetwork):
         aux_channels: int = 256,
         dropout: float = 0.1,
         output_stride: int = 8,
+        decoder: Literal["multiscale"] | None = None,
+        decoder_channels: int = 128,
         align_corners: bool = False,
         in_channels: int = 3,
         pretrained: bool = False,
@@ -103,6 +109,11 @@ class FsaNet(SegmentationNetwork):
             raise InputError(
                 f"num_classes={num_classes} and head_channels={head_channels} must be >= 1, "
                 f"aux_channels={aux_channels} >= 0"
+            )
+        if decoder not in (None, "multiscale") or decoder_channels < 1:
+            raise InputError(
+                f"decoder={decoder!r} must be 'multiscale' or None, "
+                f"decoder_channels={decoder_channels} >= 1"
             )
         known = default_normalisation(encoder, in_channels)
         self.describe(
@@ -124,7 +135,11 @@ class FsaNet(SegmentationNetwork):
             ceil_pool=ceil_pool,
             contract_dilation=contract_dilation,
         )
-        *_, middle, last = self.encoder.feature_info.channels()  # type: ignore[union-attr, operator]
+        info = cast(Any, self.encoder).feature_info
+        *_, middle, last = widths = info.channels()
+        self.finer: list[int] = []  # which of the encoder's features are merged, coarsest first
+        if decoder is not None:
+            self.finer = _finer_features(encoder, info.reduction())
         self.head = FsaHead(
             last,
             num_classes,
@@ -137,6 +152,9 @@ class FsaNet(SegmentationNetwork):
             qkv_bias=qkv_bias,
             zero_init=zero_init,
             dropout=dropout,
+            finer=[widths[index] for index in self.finer],
+            decoder_channels=decoder_channels,
+            align_corners=align_corners,
         )
         self.auxiliary = None
         if aux_channels:
@@ -145,8 +163,7 @@ class FsaNet(SegmentationNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""
-        features = self.encoder(images)
-        return self.upsample(self.head(features[-1]), images)
+        return self._logits(self.encoder(images), images)
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute logits of the head and the auxiliary head, both ``(B, num_classes, H, W)``.
@@ -154,7 +171,29 @@ class FsaNet(SegmentationNetwork):
         Used in training. The second is None if the network has no auxiliary head.
         """
         features = self.encoder(images)
-        logits = self.upsample(self.head(features[-1]), images)
+        logits = self._logits(features, images)
         if self.auxiliary is None:
             return logits, None
         return logits, self.upsample(self.auxiliary(features[-2]), images)
+
+    def _logits(self, features: list[Tensor], images: Tensor) -> Tensor:
+        finer = [features[index] for index in self.finer]
+        return self.upsample(self.head(features[-1], *finer), images)
+
+
+def _finer_features(encoder: str, strides: Sequence[int]) -> list[int]:
+    """Indices of the features that the decoder merges: the last at stride 8, the last at 4.
+
+    Stride 8 is left out if the attention has it.
+
+    Raises:
+        InputError: the encoder has no features at a stride that is needed.
+    """
+    needed = [stride for stride in (8, 4) if stride < strides[-1]]
+    if not set(needed) <= set(strides):
+        raise InputError(
+            f"encoder {encoder!r}: its features have strides {', '.join(map(str, strides))}; "
+            f"decoder='multiscale' needs {' and '.join(map(str, needed))}; use another encoder, or "
+            "decoder=None"
+        )
+    return [len(strides) - 1 - list(strides)[::-1].index(stride) for stride in needed]
