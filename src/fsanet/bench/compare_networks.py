@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +212,7 @@ def attention_layer(model: FsaNet, variant: str, settings: NetworkSettings) -> n
     if variant == "frequency":
         asked = {name: getattr(settings, name) for name in ("k", "similarity", "recurrence")}
         options |= {name: value for name, value in asked.items() if value is not None}
-    weight = model.head.reduce[0].weight
+    weight = cast(nn.Conv2d, model.head.reduce[0]).weight
     layer = make_attention(VARIANTS[variant], weight.shape[0], **options)
     return layer.to(device=weight.device, dtype=weight.dtype).eval()
 
