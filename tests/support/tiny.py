@@ -31,6 +31,9 @@ class TinyNet(nn.Module):
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         return (images - 0.5) / 0.25
 
+    def encoder_features(self, images):
+        return [self.encoder(images)]
+
     def forward(self, images):
         return self.head(self.encoder(images))
 
@@ -41,7 +44,8 @@ class TinyNet(nn.Module):
 
     def save_pretrained(self, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), Path(folder) / "model.safetensors")
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, Path(folder) / "model.safetensors")
         (Path(folder) / "config.json").write_text(json.dumps({"classes": CLASSES}))
 
 

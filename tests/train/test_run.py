@@ -99,6 +99,37 @@ def test_best_model_is_the_one_of_the_best_validation(tmp_path):
         assert torch.equal(tensor, checkpoint["state_dict"][f"model.{name}"])
 
 
+def test_moving_average_is_what_is_validated_and_kept(tmp_path):
+    """Weights and batch statistics averaged by hand; the decay of update n starts at 1 / 10."""
+    seen = []
+
+    class Follow(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            seen.append({k: v.clone() for k, v in module.model.state_dict().items()})
+
+    task = task_of(ema=0.4)
+    result = run(tmp_path, task=task, steps=4, data=TinyData(accumulate=2), callbacks=[Follow()])
+    steps = seen[1::2]  # two batches per step
+    average = dict(steps[0])
+    for count, weights in enumerate(steps[1:], 1):
+        decay = min(0.4, (1 + count) / (10 + count))
+        for name, value in weights.items():
+            mixed = decay * average[name] + (1 - decay) * value
+            average[name] = mixed if value.is_floating_point() else value
+    saved = load_file(result.model / "model.safetensors")
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert best.keys() == {f"model.{name}" for name in saved}
+    for name, value in average.items():
+        torch.testing.assert_close(saved[name], value, msg=name)
+        assert torch.equal(saved[name], best[f"model.{name}"])
+    assert not torch.allclose(saved["encoder.1.running_mean"], steps[-1]["encoder.1.running_mean"])
+    assert saved["encoder.1.num_batches_tracked"] == 8
+    network = TinyNet()
+    network.load_state_dict(saved)
+    scores = evaluate(network, TinyData(), split="val", accelerator="cpu", progress=False)
+    assert scores.miou == pytest.approx(result.best_score, rel=1e-6)
+
+
 def test_validation_scores_equal_a_loop_over_the_set(tmp_path):
     task = task_of()
     run(tmp_path, task=task, steps=3)
@@ -241,6 +272,7 @@ def test_run_stopped_within_an_epoch_can_be_made_longer(tmp_path):
     [
         (6, {"optimizer": "sgd"}),
         (11, {"optimizer": "adamw", "decay_norms": False}),
+        (7, {"ema": 0.8, "freeze": 1, "class_weights": "balanced", "channels_last": True}),
     ],
 )
 def test_resumed_run_equals_uninterrupted(tmp_path, crash, options):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from fsanet import FsaNet
 from fsanet.train import SemanticSegmentation
 from fsanet.train.schedule import milestone_factor, parameter_groups, polynomial_rate
 
@@ -80,6 +81,25 @@ def test_groups():
         "head": ({"head.weight"}, 1.0, 0.5),
         "head without decay": ({"head.bias", "out_bias", "gamma"}, 1.0, 0.0),
     }
+
+
+def test_rates_by_stage():
+    """As in timm: the head has the base rate, each stage away from it a factor more."""
+    model = FsaNet("mobilenetv2_100", num_classes=3, head_channels=8, aux_channels=8)
+    options = {"lr": 0.1, "encoder_lr_multiplier": 0.5, "layer_decay": 0.3}
+    task = SemanticSegmentation(model, classes=("a", "b", "c"), head_lr_multiplier=2.0, **options)
+    task.total_steps = 10
+    rates = {}
+    for group in task.configure_optimizers()["optimizer"].param_groups:
+        rates |= dict.fromkeys(group["params"], group["initial_lr"])
+    modules = {"conv_stem": 1, "blocks.0": 1, "blocks.1": 2, "blocks.2": 3, "blocks.3": 4}
+    modules |= {"blocks.4": 4, "blocks.5": 5, "blocks.6": 5}
+    for name, stage in modules.items():
+        for parameter in model.encoder.get_submodule(name).parameters():
+            assert rates[parameter] == pytest.approx(0.1 * 0.5 * 0.3 ** (6 - stage)), name
+    for parameter in (*model.head.parameters(), *model.auxiliary.parameters()):
+        assert rates[parameter] == pytest.approx(0.2)
+    assert len(rates) == len(list(model.parameters()))
 
 
 def test_groups_with_decay_everywhere():

@@ -88,6 +88,37 @@ def test_frozen_batch_norms(frozen, count):
     assert all(modes["head.1"] for modes in recorder.modes)  # dropout is on
 
 
+def test_frozen_encoder():
+    """Neither weights nor statistics change, nothing is computed for its gradients."""
+    task = task_of(freeze="encoder", ema=0.9, weight_decay=0.1)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    recorder = fit(task, max_epochs=2)
+    for modes in recorder.modes:  # in every step, those after a validation among them
+        assert not modes["encoder.1"]
+        assert modes["head.0"]  # dropout is on
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("encoder."), name
+        if name.startswith("encoder."):
+            assert torch.equal(value, task.network.state_dict()[name])
+    assert task.model.encoder(torch.rand(1, 3, 8, 8)).grad_fn is None
+    assert not any(parameter.requires_grad for parameter in task.average.parameters())
+
+
+def test_classes_balanced_by_their_frequency_in_the_training_masks():
+    data = TinyData()
+    task = task_of(class_weights="balanced")
+    fit(task, data, max_epochs=1)
+    share = []
+    for number in range(3):
+        masks = [labels for _, labels in data.train_set if (labels == number).any()]
+        labelled = sum(int((labels != 255).sum()) for labels in masks)
+        share.append(sum(int((labels == number).sum()) for labels in masks) / labelled)
+    expected = [sorted(share)[1] / one for one in share]
+    assert task.loss.class_weights.tolist() == pytest.approx(expected)
+    assert task.auxiliary_loss.class_weights.tolist() == pytest.approx(expected)
+    assert expected != [1.0, 1.0, 1.0]
+
+
 def test_ohem_minimum_is_shared_among_partial_batches():
     task = task_of(loss="ohem", ohem_min_kept=101)
     fit(task, TinyData(batch_size=2, accumulate=2), accumulate_grad_batches=2, max_epochs=1)
@@ -115,6 +146,12 @@ def test_segment_replaces_the_whole_image():
         ({"loss": "dice"}, "give one of cross_entropy, ohem"),
         ({"freeze_batchnorm": "some"}, "give one of none, encoder, all"),
         ({"class_weights": [1.0]}, "1 numbers for 3 classes"),
+        ({"class_weights": "even"}, "give one of balanced"),
+        ({"freeze": 2}, "the encoder has 1 stages; give 0 to 1, or 'encoder'"),
+        ({"freeze": "head"}, "give 0 to 1, or 'encoder'"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"layer_decay": 0.0}, "layer_decay=0.0"),
+        ({"encoder_lr_multiplier": 0.0}, "encoder_lr_multiplier"),
         ({"head_lr_multiplier": 0.0}, "head_lr_multiplier"),
         ({"ohem_threshold": 2.0}, "give a probability"),
     ],

@@ -235,6 +235,10 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
             found.append(sorted_ | {"masks": one["masks"][order, 0] >= 0.5})
         return found
 
+    def encoder_features(self, images: Tensor) -> list[Tensor]:
+        """The features of all stages of the backbone for normalised images, finest first."""
+        return list(self.backbone.body(images).values())  # type: ignore[operator, union-attr]
+
     def attention_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters, by name, that torchvision's detector does not have."""
         return {n: p for n, p in self.named_parameters() if ".attention." in n}

@@ -244,6 +244,10 @@ class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"
             **resolved,
         )
 
+    def encoder_features(self, images: Tensor) -> list[Tensor]:
+        """The features of all stages of the encoder for normalised images, finest first."""
+        return list(self.encoder(images))  # type: ignore[operator]
+
     def normalise(self, images: Tensor) -> Tensor:
         """Convert plain images to what ``forward`` expects.
 

@@ -194,8 +194,12 @@ class SegformerFsa(SegmentationNetwork):
                 f"images of {height} x {width} pixels are too small for SegFormer: "
                 f"give at least {_SMALLEST} x {_SMALLEST}"
             )
-        features = self.segformer(images, output_hidden_states=True).hidden_states
+        features = self.encoder_features(images)
         return self.upsample(self.decode_head(features), images)  # from (B, num_classes, h, w)
+
+    def encoder_features(self, images: Tensor) -> list[Tensor]:
+        """The features of the four stages of the encoder for normalised images, finest first."""
+        return list(self.segformer(images, output_hidden_states=True).hidden_states)
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, None]:
         """Return the logits and None, because SegFormer has no auxiliary head."""

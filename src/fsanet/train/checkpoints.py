@@ -113,7 +113,7 @@ class Checkpoints(Callback):
             self.score, self.step = score, trainer.global_step
             trainer.save_checkpoint(self.folder / _BEST, weights_only=True)
             if trainer.is_global_zero:
-                export_model(module.model, self.model)
+                export_model(module.network, self.model)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self._save_last(trainer)

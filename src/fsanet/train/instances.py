@@ -114,7 +114,7 @@ class InstanceSegmentation(SegmentationTask):
 
     def count(self, batch: tuple[list[Tensor], list[Any]]) -> None:
         images, targets = batch
-        self.average_precision.update(self.model.detect(images), targets)
+        self.average_precision.update(self.network.detect(images), targets)
 
     def compute_scores(self) -> tuple[ApScores | None, Mapping[str, float]]:
         scores = self.average_precision.compute()

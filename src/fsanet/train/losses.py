@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fsanet.errors import InputError
 
-__all__ = ["SegmentationLoss", "global_mean", "hardest_pixels"]
+__all__ = ["SegmentationLoss", "global_mean", "hardest_pixels", "median_frequency_weights"]
 
 
 def _world_size() -> int:
@@ -79,6 +79,32 @@ def hardest_pixels(losses: Tensor, valid: Tensor, *, threshold: float, min_kept:
         easy &= losses < hardest.min()
     # "not easy" rather than "hard": a nan loss is kept, and so gets noticed.
     return valid & ~easy
+
+
+def median_frequency_weights(pixels: Tensor, present: Tensor) -> Tensor:
+    """Class weights by median frequency balancing.
+
+    The frequency of a class is its share of the labelled pixels of the images that it is in; its
+    weight is the median frequency divided by its own. A class without a pixel has weight 1, and no
+    part in the median.
+
+    Source: Eigen and Fergus, arXiv 1411.4734.
+
+    Args:
+        pixels: (C,) labelled pixels of each class.
+        present: (C,) labelled pixels of all images that contain the class.
+
+    Returns:
+        (C,) float32.
+
+    >>> median_frequency_weights(torch.tensor([60, 30, 10, 0]), torch.tensor([100, 100, 50, 0]))
+    tensor([0.5000, 1.0000, 1.5000, 1.0000])
+    """
+    seen = pixels > 0
+    frequency = pixels[seen].double() / present[seen].double()
+    weights = torch.ones(len(pixels), dtype=torch.float64)
+    weights[seen] = frequency.quantile(0.5) / frequency if len(frequency) else frequency
+    return weights.float()
 
 
 class SegmentationLoss(nn.Module):

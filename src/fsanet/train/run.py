@@ -212,7 +212,7 @@ def train(
                 lambda: trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
             )
             if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
-                export_model(task.model, out / "model")
+                export_model(task.network, out / "model")
     return TrainingResult(
         out=out,
         model=out / "model",

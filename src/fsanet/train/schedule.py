@@ -71,6 +71,9 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     head_lr_multiplier: float = 1.0,
+    encoder_lr_multiplier: float = 1.0,
+    layer_decay: float = 1.0,
+    stages: Sequence[Sequence[nn.Parameter]] = (),
     decay_norms: bool = True,
     encoder_prefixes: Sequence[str] = ("encoder.",),
 ) -> list[dict[str, Any]]:
@@ -78,6 +81,10 @@ def parameter_groups(
 
     Args:
         head_lr_multiplier: factor on `lr` for parameters outside the encoder.
+        encoder_lr_multiplier: factor on `lr` for parameters of the encoder.
+        layer_decay: further factor for each stage from the head on, as in timm: once for the last
+            stage of the encoder, twice for the one before it, ...
+        stages: parameters of the encoder by stage, for `layer_decay`.
         decay_norms: False exempts norms, biases, and everything else with at most one axis longer
             than 1 (gates, learned output biases) from weight decay.
         encoder_prefixes: a parameter whose name starts with one of these belongs to the encoder.
@@ -85,20 +92,27 @@ def parameter_groups(
     Returns:
         Groups for a `torch.optim` optimiser; "name" says what a group holds.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
+    stage_of = {p: number for number, stage in enumerate(stages, 1) for p in stage}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         head = not name.startswith(tuple(encoder_prefixes))
         vector = sum(size > 1 for size in parameter.shape) <= 1 and parameter.ndim != 4
         exempt = not decay_norms and (vector or name.rsplit(".", 1)[-1] == "bias")
-        groups.setdefault((head, exempt), []).append(parameter)
-    return [
-        {
-            "name": ("head" if head else "encoder") + (" without decay" if exempt else ""),
-            "params": parameters,
-            "lr": lr * (head_lr_multiplier if head else 1.0),
-            "weight_decay": 0.0 if exempt else weight_decay,
-        }
-        for (head, exempt), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
+        stage = 0 if head else stage_of.get(parameter, 0)
+        groups.setdefault((head, stage, exempt), []).append(parameter)
+    result = []
+    for (head, stage, exempt), parameters in sorted(groups.items(), key=lambda item: item[0]):
+        depth = len(stages) + 1 - stage if stage else 0  # stages from the head on
+        factor = head_lr_multiplier if head else encoder_lr_multiplier * layer_decay**depth
+        name = "head" if head else f"encoder stage {stage}" if stage else "encoder"
+        result.append(
+            {
+                "name": name + (" without decay" if exempt else ""),
+                "params": parameters,
+                "lr": lr * factor,
+                "weight_decay": 0.0 if exempt else weight_decay,
+            }
+        )
+    return result

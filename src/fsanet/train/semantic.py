@@ -6,14 +6,19 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from fsanet.data.labelled import CompactItems
 from fsanet.errors import check_range
+from fsanet.files import first_process
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.confusion import Scores, scores_of
-from fsanet.train.losses import SegmentationLoss
+from fsanet.progress import ConsoleProgress
+from fsanet.signals import Interrupted, received
+from fsanet.train.losses import SegmentationLoss, median_frequency_weights
 from fsanet.train.schedule import polynomial_rate
 from fsanet.train.task import SegmentationTask, check, check_choice
 
@@ -37,7 +42,8 @@ class SemanticSegmentation(SegmentationTask):
         ohem_threshold: OHEM keeps pixels whose true class is less probable than this.
         ohem_min_kept: OHEM keeps at least this many pixels of the global batch (all processes and
             accumulated partial batches together).
-        class_weights: one weight per class, for the main and the auxiliary loss.
+        class_weights: one weight per class, for the main and the auxiliary loss; or "balanced", see
+            `fsanet.train.losses.median_frequency_weights`, from the masks of the training split.
         auxiliary_weight: weight of the auxiliary loss.
         power: exponent of the polynomial decay of the learning rate.
         min_lr: learning rate at the end.
@@ -67,7 +73,7 @@ class SemanticSegmentation(SegmentationTask):
         loss: Literal["cross_entropy", "ohem"] = "cross_entropy",
         ohem_threshold: float = 0.7,
         ohem_min_kept: int = 100_000,
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         auxiliary_weight: float = 0.4,
         power: float = 0.9,
         min_lr: float = 0.0,
@@ -80,9 +86,13 @@ class SemanticSegmentation(SegmentationTask):
         check(0 <= min_lr <= self.lr, f"min_lr={min_lr}: give 0 <= min_lr <= lr ({self.lr})")
         check_range("power", power, 0.0, 1e3, above=True)
         check_range("auxiliary_weight", auxiliary_weight, 0.0, 1e6)
+        if isinstance(class_weights, str):
+            check_choice("class_weights", class_weights, ("balanced",))
+        self.balanced = class_weights == "balanced"
+        weights = None if isinstance(class_weights, str) else class_weights
         check(
-            class_weights is None or len(class_weights) == len(classes),
-            f"class_weights holds {len(class_weights or ())} numbers for {len(classes)} classes",
+            weights is None or len(weights) == len(classes),
+            f"class_weights holds {len(weights or ())} numbers for {len(classes)} classes",
         )
         check(
             freeze_batchnorm != "encoder" or hasattr(model, "encoder"),
@@ -93,11 +103,9 @@ class SemanticSegmentation(SegmentationTask):
             ohem=loss == "ohem",
             threshold=ohem_threshold,
             min_kept=ohem_min_kept,
-            class_weights=class_weights,
+            class_weights=weights,
         )
-        self.auxiliary_loss = SegmentationLoss(
-            ignore_index=ignore_index, class_weights=class_weights
-        )
+        self.auxiliary_loss = SegmentationLoss(ignore_index=ignore_index, class_weights=weights)
         self.ohem_min_kept = ohem_min_kept
         self.auxiliary_weight = auxiliary_weight
         self.power = power
@@ -133,6 +141,40 @@ class SemanticSegmentation(SegmentationTask):
         super().on_fit_start()
         # OHEM's minimum is divided among the partial batches, rounded up.
         self.loss.min_kept = -(-self.ohem_min_kept // self.trainer.accumulate_grad_batches)
+        if self.balanced and self.loss.class_weights is None:  # else it resumes with them
+            self._set_class_weights(self._balanced_weights())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.balanced:
+            checkpoint["class_weights"] = self.loss.class_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.balanced and "class_weights" in checkpoint:
+            self._set_class_weights(checkpoint["class_weights"])
+
+    def _set_class_weights(self, weights: Tensor) -> None:
+        self.loss.class_weights = self.auxiliary_loss.class_weights = weights.to(self.device)
+
+    def _balanced_weights(self) -> Tensor:
+        """Balanced weights (C,) from the training masks, which all processes share in reading."""
+        trainer: Any = self.trainer
+        items = CompactItems(trainer.datamodule.dataset("train"))
+        mine = range(trainer.global_rank, len(items), trainer.world_size)
+        counts = torch.zeros(2, len(self.classes), dtype=torch.int64)
+        with ConsoleProgress("masks", shown=first_process()) as progress:
+            task = progress.add_task("class frequencies", total=len(mine))
+            for index in mine:
+                ids = torch.as_tensor(items[index][1]).flatten()
+                pixels = torch.bincount(ids[ids != self.loss.ignore_index], minlength=256)
+                pixels = pixels[: len(self.classes)]  # (C,)
+                counts += torch.stack([pixels, (pixels > 0) * pixels.sum()])
+                progress.update(task, advance=1)
+                number = received()
+                if number is not None:
+                    raise Interrupted(number)
+        counts = trainer.strategy.reduce(counts.to(self.device), reduce_op="sum").cpu()
+        return median_frequency_weights(*counts)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch  # (B, 3, H, W), (B, H, W)
@@ -150,7 +192,8 @@ class SemanticSegmentation(SegmentationTask):
         if self.segment is not None:
             predictions = self.segment(images).to(images.device).long()
         else:
-            predictions = self.model(self.model.normalise(images)).argmax(1)  # (B, H, W)
+            network = self.network
+            predictions = network(network.normalise(images)).argmax(1)  # (B, H, W)
         self.confusion.update(predictions, labels)
         if self.boundary is not None:
             self.boundary.update(predictions, labels)

@@ -11,8 +11,11 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from fsanet.errors import InputError, check_range
+from fsanet.models.stages import encoder_stages, freeze_stages
+from fsanet.train.average import moving_average
 from fsanet.train.schedule import parameter_groups
 
 __all__ = ["SegmentationTask", "check", "check_choice"]
@@ -34,12 +37,23 @@ class SegmentationTask(lightning.LightningModule):
         weight_decay: weight decay (decoupled for AdamW).
         decay_norms: False exempts norms, biases and gates from weight decay.
         head_lr_multiplier: factor on the learning rate outside the encoder.
+        encoder_lr_multiplier: factor on the learning rate of the encoder.
+        layer_decay: further factor for each stage of the encoder from the head on, as in timm:
+            0.5 halves the rate of the last stage, quarters that of the one before it, ...
+        freeze: how many stages of the encoder do not train, or "encoder" for all. Their batch
+            norms and dropout stay in evaluation mode; nothing is computed for their gradients.
+        ema: decay of an exponential moving average of all weights and batch statistics, such as
+            0.999. Evaluation, the best weights and the saved network then use the average. It
+            forgets faster at first: the decay of update n is at most (1 + n) / (10 + n).
+        channels_last: keep the network in channels-last memory format, which convolutions on CPUs
+            and on GPUs with tensor cores are faster in.
         warmup_steps: optimiser steps of linear warm-up.
         warmup_ratio: the warm-up starts at this fraction of `lr`.
 
     Attributes:
         monitor: logged metric by which the best weights are chosen; the larger, the better.
         headlines: metrics shown on the progress bar.
+        average: the moving average of the network, None without `ema`.
         scores: those of the last pass of evaluation; None before the first.
         total_steps: optimiser steps of the schedule; None for as many as the trainer will do.
 
@@ -61,6 +75,11 @@ class SegmentationTask(lightning.LightningModule):
         weight_decay: float = 5e-4,
         decay_norms: bool = True,
         head_lr_multiplier: float = 1.0,
+        encoder_lr_multiplier: float = 1.0,
+        layer_decay: float = 1.0,
+        freeze: int | Literal["encoder"] = 0,
+        ema: float | None = None,
+        channels_last: bool = False,
         warmup_steps: int = 0,
         warmup_ratio: float = 1e-3,
     ) -> None:
@@ -70,9 +89,18 @@ class SegmentationTask(lightning.LightningModule):
         check(0 <= momentum < 1, f"momentum={momentum}: give 0 <= momentum < 1")
         check_range("weight_decay", weight_decay, 0.0, 1e3)
         check_range("head_lr_multiplier", head_lr_multiplier, 0.0, 1e6, above=True)
+        check_range("encoder_lr_multiplier", encoder_lr_multiplier, 0.0, 1e6, above=True)
+        check_range("layer_decay", layer_decay, 0.0, 1.0, above=True)
+        check(ema is None or 0 < ema < 1, f"ema={ema}: give a decay above 0 and below 1")
         check_range("warmup_steps", warmup_steps, 0, 10**9)
         check_range("warmup_ratio", warmup_ratio, 0.0, 1.0)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frozen = freeze_stages(model, freeze)
         self.model: Any = model
+        self.average: AveragedModel | None = None
+        if ema is not None:
+            self.average = moving_average(model, ema)
         self.classes = tuple(classes)
         self.optimizer = optimizer
         self.lr = lr
@@ -80,10 +108,17 @@ class SegmentationTask(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.decay_norms = decay_norms
         self.head_lr_multiplier = head_lr_multiplier
+        self.encoder_lr_multiplier = encoder_lr_multiplier
+        self.layer_decay = layer_decay
         self.warmup_steps = warmup_steps
         self.warmup_ratio = warmup_ratio
         self.scores: Any = None
         self.total_steps: int | None = None
+
+    @property
+    def network(self) -> Any:
+        """What is evaluated and saved: the moving average, or the network itself without one."""
+        return self.model if self.average is None else self.average.module
 
     @abstractmethod
     def rate_factor(self, step: int, total: int, base: float) -> float:
@@ -104,15 +139,27 @@ class SegmentationTask(lightning.LightningModule):
     # --- training -----------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> SegmentationTask:
-        """As `nn.Module.train`, except that frozen batch norms stay in evaluation mode."""
+        """As `nn.Module.train`, except that what is frozen stays in evaluation mode."""
         super().train(mode)
         if mode:
-            for norm in self.frozen_norms():
-                norm.eval()
+            for module in (*self.frozen, *self.frozen_norms()):
+                module.eval()
         return self
 
     def on_fit_start(self) -> None:
         self.train()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As in Lightning; the moving average takes in the new weights."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint of nothing but weights hold those of `network`."""
+        if self.average is not None and "optimizer_states" not in checkpoint:
+            weights = self.network.state_dict(prefix="model.")
+            checkpoint["state_dict"] = weights
 
     def log_loss(self, value: Tensor, images: int, **parts: Tensor) -> None:
         """Log the loss and its parts, the same on all processes; stop if it is not finite."""
@@ -134,6 +181,9 @@ class SegmentationTask(lightning.LightningModule):
             lr=self.lr,
             weight_decay=self.weight_decay,
             head_lr_multiplier=self.head_lr_multiplier,
+            encoder_lr_multiplier=self.encoder_lr_multiplier,
+            layer_decay=self.layer_decay,
+            stages=encoder_stages(self.model) if self.layer_decay != 1 else (),
             decay_norms=self.decay_norms,
             encoder_prefixes=getattr(self.model, "encoder_prefixes", ("encoder.",)),
         )
