@@ -46,6 +46,13 @@ def at_least(values: dict[str, Any]) -> dict[str, Any]:
     return {"$": "at_least", "values": values}
 
 
+def growing(values: Any) -> Any:
+    """A tree of options to which later versions may add anywhere."""
+    if not isinstance(values, dict):
+        return values
+    return at_least({key: growing(value) for key, value in values.items()})
+
+
 def differences(
     recorded: Any, now: Any, where: str = "", *, rtol: Any = None, atol: float = 0.0
 ) -> Iterator[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from golden.compare import at_least, mask, near
+from golden.compare import at_least, growing, mask, near
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
@@ -324,9 +324,10 @@ def logged(out: Path) -> dict[str, list[float]]:
 
 
 def plain_config(file: Path, work: Path) -> Any:
-    """Every option of a run; classes by their last name, no paths of this machine."""
+    """The options of a run; classes by their last name, no paths of this machine."""
     text = file.read_text(encoding="utf-8").replace(str(work), "WORK")
-    return yaml.safe_load(re.sub(r"class_path: (?:\w+\.)*(\w+)", r"class_path: \1", text))
+    text = re.sub(r"class_path: (?:\w+\.)*(\w+)", r"class_path: \1", text)
+    return growing(yaml.safe_load(text))
 
 
 def of_run(out: Path, said: Call, work: Path) -> dict[str, Any]:
@@ -594,7 +595,7 @@ def convert(work: Path) -> dict[str, Any]:
         "modules": report["modules"],
         "scores": near(scores, atol=2e-3),
         "conversion": read_json(out / "fsanet_conversion.json"),
-        "config": read_json(out / "config.json"),
+        "config": growing(read_json(out / "config.json")),
     }
 
 
