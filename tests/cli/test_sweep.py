@@ -157,7 +157,7 @@ def test_retraining_each_point_and_going_on(trained, config, tmp_path, capsys):
             ["--bands", "9:12"],
             r"9:12: band [9:12) x [9:12) lies outside the frequencies of the 4x4",
         ),
-        (["--k", "2", "--match", "encoder.*"], "'encoder.*' matches no attention"),
+        (["--k", "2", "--match", "encoder.*"], "match: 'encoder.*' matches no attention"),
         (["--splt", "val"], "unrecognized arguments: --splt=val; did you mean --split?"),
     ],
 )

@@ -138,9 +138,9 @@ def test_further_kind():
     [
         (
             {"match": "third*"},
-            "'third\\*' matches no attention .* there are first, second",
+            "match: 'third\\*' matches no attention .* there are first, second",
         ),
-        ({"k": {"first": 3, "x*": 4}}, "'x\\*' matches no attention"),
+        ({"k": {"first": 3, "x*": 4}}, "k: 'x\\*' matches no attention"),
         ({"k": 0}, "at least 1 row frequency"),
         ({"route": "map"}, "route='map': use 'tokens' or 'grid'"),
         ({"similarity": "cosine"}, "similarity='cosine': use one of"),

@@ -83,8 +83,14 @@ def test_match_chooses_layers():
     changed = make_variant(model, attention_variants(["4"])[-1], "a")
     assert isinstance(changed["a"], FrequencySelfAttention)
     assert (changed["a"].band.h1, changed["b"].band.h1) == (4, 3)
-    with pytest.raises(InputError, match="'c' matches no attention"):
-        make_variant(model, attention_variants(["4"])[-1], "c")
+    for one, names in ((model, "a, b"), (nn.ModuleDict({"b": layers()[1]}), "b")):
+        message = f"match: 'c' matches no attention to convert; there are {names}$"
+        with pytest.raises(InputError, match=message):
+            make_variant(one, attention_variants(["4"])[-1], "c")
+        with pytest.raises(InputError, match=message):  # before anything is evaluated
+            next(evaluate_variants(one, attention_variants(), pytest.fail, match="c"))
+    with pytest.raises(InputError, match=r"Identity has no attention to convert \(match='c'\)"):
+        make_variant(nn.Identity(), attention_variants(["4"])[-1], "c")
 
 
 def test_token_attention_is_converted_but_cannot_be_removed():

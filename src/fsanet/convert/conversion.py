@@ -215,8 +215,15 @@ def convert_attention(
     return Conversion(model=model, modules=tuple(modules), originals=originals)
 
 
-def find_attention(model: nn.Module, options: ConversionOptions) -> dict[str, nn.Module]:
+def find_attention(
+    model: nn.Module, options: ConversionOptions, *others: type[nn.Module]
+) -> dict[str, nn.Module]:
     """The attention modules selected by the options, by name, in the order of the network.
+
+    Args:
+        model: any network.
+        options: their kinds, and patterns of their names.
+        *others: classes that are attention, too, although no kind converts them.
 
     Raises:
         InputError: the network has no attention of a known kind, or a pattern matches none.
@@ -224,21 +231,23 @@ def find_attention(model: nn.Module, options: ConversionOptions) -> dict[str, nn
     known = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if options.kind_of(module) is not None
+        if options.kind_of(module) is not None or isinstance(module, others)
     }
     if not known:
         supported = ", ".join(kind.description for kind in options.kinds)
+        given = "" if options.match == "*" else f" (match={options.match!r})"
         raise InputError(
-            f"{type(model).__name__} has no attention to convert; supported are {supported}"
+            f"{type(model).__name__} has no attention to convert{given}; supported are {supported}"
         )
     selected = {name: module for name, module in known.items() if options.selects(name)}
-    for pattern in (*options.patterns, *options.bands):
-        if not any(fnmatchcase(name, pattern) for name in selected):
-            some = ", ".join(list(known)[:4])
-            more = f" and {len(known) - 4} more" if len(known) > 4 else ""
-            raise InputError(
-                f"the pattern {pattern!r} matches no attention to convert; there are {some}{more}"
-            )
+    for option, patterns in (("match", options.patterns), ("k", options.bands)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in selected):
+                some = ", ".join(list(known)[:4])
+                more = f" and {len(known) - 4} more" if len(known) > 4 else ""
+                raise InputError(
+                    f"{option}: {pattern!r} matches no attention to convert; there are {some}{more}"
+                )
     return selected
 
 

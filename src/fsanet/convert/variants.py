@@ -10,7 +10,6 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -18,7 +17,8 @@ from torch import nn
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.attention.block import AttentionBlock
 from fsanet.attention.dct import Band, band_to_json
-from fsanet.convert.conversion import convert_attention, replace_module
+from fsanet.convert.conversion import convert_attention, find_attention, replace_module
+from fsanet.convert.kinds import ConversionOptions
 from fsanet.errors import InputError
 
 __all__ = ["Variant", "attention_variants", "evaluate_variants", "make_variant"]
@@ -137,9 +137,12 @@ def evaluate_variants(
         each variant with its result.
 
     Raises:
-        InputError: with the name of the variant that cannot be made or evaluated.
+        InputError: `match` selects no attention; or with the name of the variant that cannot be
+            made or evaluated.
     """
     variants, results = list(variants), dict(known or {})
+    if any(variant.kind != "trained" for variant in variants):
+        _find_layers(model, match, options)  # before the first evaluation
     for variant in variants:
         if variant.name not in results:
             same = [v.name for v in variants if v.band == variant.band and v.name in results]
@@ -170,14 +173,15 @@ def make_variant(model: nn.Module, variant: Variant, match: str = "*", **options
         **options: those of :func:`fsanet.convert_attention`.
 
     Raises:
-        InputError: the network has no attention, or one that cannot be removed.
+        InputError: the network has no attention, none that `match` selects, or one that cannot be
+            removed.
     """
     if variant.kind == "trained":
         return model
     names = [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, AttentionBlock) and fnmatchcase(name, match)
+        for name, module in _find_layers(model, match, options).items()
+        if isinstance(module, AttentionBlock)
     ]
     if not names:
         if variant.kind != "removed":
@@ -206,3 +210,8 @@ def make_variant(model: nn.Module, variant: Variant, match: str = "*", **options
         else:
             raise InputError(f"{name}: {type(layer).__name__} has no frequencies to choose from")
     return model
+
+
+def _find_layers(model: nn.Module, match: str, options: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """This library's layers and what can be converted, by name."""
+    return find_attention(model, ConversionOptions(match=match, **options), AttentionBlock)
