@@ -7,6 +7,8 @@ and memory. What it opens outside its folder, and every attempt to connect, is n
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import resource
@@ -16,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from support.processes import alive_in_session
 
 MIB = 2**20
 ADDRESS_SPACE = 6 * 2**30  # more than at the fork; beyond it, an allocation fails at once
@@ -101,17 +105,17 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _outlived(group: int, seconds: float = 20.0) -> bool:
+def _outlived(session: int, seconds: float = 1.0) -> bool:
     """Whether processes of a command are alive some time after it; they are killed."""
     stop = time.monotonic() + seconds
-    try:
-        while time.monotonic() < stop:
-            os.killpg(group, 0)
-            time.sleep(0.05)
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+    while left := alive_in_session(session):
+        if time.monotonic() > stop:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _child(case: dict[str, Any], log: Path) -> None:
@@ -157,6 +161,7 @@ def _child(case: dict[str, Any], log: Path) -> None:
             traceback.print_exc()
             code = 1
         threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

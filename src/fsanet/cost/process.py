@@ -6,8 +6,11 @@ on. Fresh processes also make memory figures independent of what was measured be
 
 from __future__ import annotations
 
+import atexit
+import functools
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -115,11 +118,28 @@ def _fresh_process(
         context: Any = multiprocessing.get_context("spawn")
     else:
         context = multiprocessing.get_context("forkserver")
+        _end_server_at_exit()
         # Imported once for all processes: this module, that of the measurement (which the fork
         # server finds only if it is installed), and what autograd imports at the first backward.
         lazy = "torch.fx.experimental.symbolic_shapes"
         context.set_forkserver_preload([__name__, measure.__module__, lazy])
     return context.Process(target=_child, args=(sender, measure, *arguments), daemon=True)
+
+
+@functools.cache
+def _end_server_at_exit() -> None:
+    """End the fork server with this process; by itself, it would need seconds to notice and end."""
+    from multiprocessing import forkserver
+
+    def end() -> None:
+        server: Any = forkserver._forkserver
+        process = getattr(server, "_forkserver_pid", None)
+        if process is not None and os.getpid() == owner:
+            os.kill(process, signal.SIGKILL)
+            server._stop()  # waits for it, and removes its socket
+
+    owner = os.getpid()
+    atexit.register(end)
 
 
 def _child(
