@@ -335,8 +335,9 @@ def _read(path: Path) -> Any:
                 "values are read, because anything else could run code; if you trust the file, "
                 'save its weights alone first (docs/checkpoints.md, "A file that is refused")'
             ) from error
-        # torch's own message for a bad pickle recommends to run what is in it.
-        bad = isinstance(error, pickle.UnpicklingError)
+        # torch's own message for a bad pickle, or what looks like its oldest format, recommends to
+        # run what is in it.
+        bad = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
         reason = "not written by torch.save" if bad else one_line(error)
         raise InputError(f"{path}: damaged or not a file of weights ({reason})") from error
 

@@ -28,7 +28,7 @@ NETWORK: dict[str, Any] = {
 DATA: dict[str, Any] = {
     "class_path": "FolderData",
     "init_args": {
-        "root": "data",
+        "root": "blocks",
         "classes": ["red", "green", "blue"],
         "batch_size": 2,
         "steps_per_epoch": 2,
@@ -45,15 +45,17 @@ RECIPE: dict[str, Any] = {
     "seed": 1,
 }
 #: Options of `fsanet eval` for a network that is not in a run folder.
-ON_DATA = ["--data", "FolderData", "--data.root", "data", "--data.workers", "0"]
+ON_DATA = ["--data", "FolderData", "--data.root", "blocks", "--data.workers", "0"]
 ON_DATA += ["--data.classes", '["red","green","blue"]', "--split", "val", "--accelerator", "cpu"]
 
 
 def write_all(root: Path) -> None:
     """Write everything below ``root``; it takes some seconds.
 
-    "images", "data" (FolderData), "recipe.yaml", "coco", "cityscapes", "ade20k", "voc", "camvid";
-    "model" and "softmax" (FsaNet of three classes), "converted", "segformer", "rcnn";
+    Their names are such that no message has them unless it means them.
+
+    "images", "blocks" (FolderData), "recipe.yaml", "coco", "cityscapes", "ade20k", "voc", "camvid";
+    "net" and "dense" (FsaNet of three classes), "lowpass", "seg3", "rcnn";
     "run" (stopped after half of its steps), "weights.pth".
     """
     from fsanet import FsaNet, convert_attention
@@ -65,15 +67,15 @@ def write_all(root: Path) -> None:
         pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         (root / "images").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(root / "images" / name)
-    write_blocks(root / "data")
+    write_blocks(root / "blocks")
     torch.manual_seed(0)
     names = {"num_classes": 3, "classes": DATA["init_args"]["classes"]}
-    FsaNet(**NETWORK, **names).save_pretrained(root / "model")
+    FsaNet(**NETWORK, **names).save_pretrained(root / "net")
     softmax = FsaNet(**NETWORK | {"attention": "spatial", "similarity": "softmax"}, **names)
-    softmax.save_pretrained(root / "softmax")
-    save_converted(convert_attention(softmax, k=3), root / "converted")
+    softmax.save_pretrained(root / "dense")
+    save_converted(convert_attention(softmax, k=3), root / "lowpass")
     tiny = SegformerFsa(k=3, zero_init=False, **names)
-    tiny.save_pretrained(root / "segformer")
+    tiny.save_pretrained(root / "seg3")
     torch.save({"state_dict": softmax.state_dict(), "epoch": 3}, root / "weights.pth")
     options = json.loads((GOLDEN / "saved" / "mask_rcnn" / "config.json").read_text())
     for name in ("network", "classes", "category_ids", "num_classes"):

@@ -129,6 +129,13 @@ def _name(places: list[tuple[Any, Any]], holder: Any, key: Any) -> str:
     return key
 
 
+def keys(tree: Any) -> list[str]:
+    """All names in a tree."""
+    if not isinstance(tree, dict):
+        return [key for node in tree for key in keys(node)] if isinstance(tree, list) else []
+    return [key for name, node in tree.items() for key in (name, *keys(node))]
+
+
 def words(text: str) -> list[str]:
     return text.split()
 

@@ -29,12 +29,12 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("valid")
     material.write_all(folder)
     common = ["--device", "cpu", "--no-progress"]
-    model, images = str(folder / "model"), str(folder / "images")
+    model, images = str(folder / "net"), str(folder / "images")
     assert (
         main(["predict", images, "--model", model, "--out", str(folder / "old/predict"), *common])
         == 0
     )
-    on_data = [str(folder / "data") if text == "data" else text for text in material.ON_DATA]
+    on_data = [str(folder / "blocks") if text == "blocks" else text for text in material.ON_DATA]
     assert main(["sweep", model, *on_data, "--k", "1", "--out", str(folder / "old/sweep")]) == 0
     return folder
 

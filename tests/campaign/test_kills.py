@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -27,7 +28,9 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from support.processes import alive_in_session
 
+import fsanet
 from campaign import material
 from campaign.pool import PROCESSES, workers
 from fsanet import FsaNet
@@ -50,7 +53,7 @@ class Place:
         self.run, self.root, self.folder, self.tmp = run, root, folder, tmp
         for name in ("home", "log"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for name in ("data", "images", "cities", "model", "city", "recipe.yaml"):
+        for name in ("blocks", "images", "cities", "net", "city", "recipe.yaml"):
             if not (folder / name).exists():
                 (folder / name).symlink_to(root / name)
 
@@ -80,7 +83,7 @@ class Place:
 def root(tmp_path_factory):
     """Data, networks, images and a recipe, for all tests."""
     folder = tmp_path_factory.mktemp("kills")
-    material.write_blocks(folder / "data")
+    material.write_blocks(folder / "blocks")
     rng = np.random.default_rng(0)
     for number in range(12):
         for place, name in (("images", f"{number:02}.png"), ("cities", _city(number))):
@@ -88,7 +91,7 @@ def root(tmp_path_factory):
             (folder / place).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(folder / place / name)
     torch.manual_seed(0)
-    FsaNet(**material.NETWORK, num_classes=3).save_pretrained(folder / "model")
+    FsaNet(**material.NETWORK, num_classes=3).save_pretrained(folder / "net")
     FsaNet(**material.NETWORK, num_classes=19).save_pretrained(folder / "city")
     recipe = material.RECIPE | {"steps": 12}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -108,7 +111,7 @@ def train(resume: bool) -> list[str]:
 
 
 def predict(resume: bool) -> list[str]:
-    return ["predict", "images", "--model", "model", "--device", "cpu", "--out", "out", "--resume"]
+    return ["predict", "images", "--model", "net", "--device", "cpu", "--out", "out", "--resume"]
 
 
 def export(resume: bool) -> list[str]:
@@ -125,7 +128,7 @@ def export(resume: bool) -> list[str]:
 
 
 def evaluate(resume: bool) -> list[str]:
-    return ["eval", "model", *material.ON_DATA, "--out", "out", "--json", "out/all.json"]
+    return ["eval", "net", *material.ON_DATA, "--out", "out", "--json", "out/all.json"]
 
 
 def trained(out: Path) -> dict[str, object]:
@@ -231,6 +234,51 @@ def test_killed_and_run_again(run, root, undisturbed, campaign, tmp_path, name, 
         assert not elsewhere or not [*tmp.iterdir()] or kind == signal.SIGKILL
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+PROGRAMS = [
+    ("train", 9),
+    ("train", 15),
+    ("predict", 9),
+    ("predict", 15),
+    ("export", 9),
+    ("eval", 15),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), PROGRAMS)
+def test_program_of_its_own_is_killed(run, root, undisturbed, campaign, tmp_path, name, kind):
+    """`python -m fsanet` from its first import on, its threads and workers with it."""
+    rng = Random(f"{campaign.seed} program {name} {kind}")
+    place = Place(run, root, tmp_path)
+    command = [sys.executable, "-m", "fsanet", *COMMANDS[name][0](False)]
+    source = str(Path(fsanet.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    environment |= {"HOME": f"{tmp_path}/home", "TMPDIR": f"{tmp_path}/home"}
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=said, stdout=said, start_new_session=True
+        )
+        # Half of them while it imports, the others once there is something to lose.
+        seconds = rng.uniform(0.1, 5) if rng.random() < 0.5 else 60.0
+        stop = time.monotonic() + seconds
+        while (
+            time.monotonic() < stop and process.poll() is None and not (tmp_path / "out").exists()
+        ):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(kind)
+        code = process.wait(60)
+    HIT.append(code in (128 + kind, -kind))
+    assert code in (0, 128 + kind, -kind), (tmp_path / "said").read_text()
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    stop = time.monotonic() + 12  # what loads data may live on for ten seconds
+    while (left := alive_in_session(process.pid)) and time.monotonic() < stop:
+        time.sleep(0.05)
+    assert not left
+    if kind == signal.SIGTERM:
+        assert not [*tmp_path.rglob("*.partial")]
+    assert finish(place, name) == undisturbed[name][0]
 
 
 # --- a disk that fills up

@@ -231,6 +231,7 @@ def test_sizes_that_differ_in_a_batch(root, write, workers):
         ({"accumulate": float("nan")}, "accumulate=nan"),
         ({"seed": 2**64}, "seed=18446744073709551616: must be at most"),
         ({"ignore_index": 256}, "ignore_index=256"),
+        ({"fill": (999, 0, 0)}, "fill=999: must be at most 255"),
         ({"accumulate": 0}, "accumulate=0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
         ({"seed": -2}, "seed=-2"),

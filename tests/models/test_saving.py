@@ -329,7 +329,8 @@ def test_file_that_is_no_config(folder, content, message):
         ("k", [[[[1]]]], "expected"),
         ("k", 0, "k=0"),
         ("k", [8] * 70_000, "expected"),
-        ("recurrence", HUGE, "at most 100"),
+        ("recurrence", 101, "at most 100"),
+        ("recurrence", HUGE, "at most"),
         ("head_channels", HUGE, "at most"),
         ("head_channels", 60_000, "larger network than its weights"),
         ("aux_channels", 60_000, "larger network than its weights"),
@@ -340,6 +341,8 @@ def test_file_that_is_no_config(folder, content, message):
         ("palette", [[0, 0, 300]] * 3, "palette"),
         ("palette", [[0.5, 0, 0]] * 3, "expected"),
         ("std", [0.0, 1.0, 1.0], "std above 0"),
+        ("std", [1e-30, 1.0, 1.0], "std=1e-30: must be at least"),
+        ("mean", [1e300, 0.0, 0.0], "mean=1e.300: must be at most"),
         ("mean", ["a", "b", "c"], "expected"),
         ("encoder", "resnet152", "larger network|another architecture"),
         ("encoder_options", [], "expected"),
@@ -363,16 +366,17 @@ def test_value_that_no_network_has(folder, key, value, message):
     [
         ("min_size", HUGE, "at most"),
         ("min_size", 0, "at least 1"),
-        ("max_size", 60_000, "at most"),
+        ("min_size", 2_049, "at most 2048"),
+        ("max_size", 60_000, "at most 4096"),
         ("positions", ["p4", "p99"], "expected"),
         ("anchor_sizes", [1, 2, 3, 4, HUGE], "at most"),
         ("trainable_stages", -1, "trainable_stages=-1"),
         ("category_ids", ["a", "b"], "expected"),
         ("detector_options", {"box_roi_pool": 1}, "no option 'box_roi_pool'"),
         ("detector_options", {"rpn_nms_thresh": "0.5"}, "give a number"),
-        ("detector_options", {"box_detections_per_img": HUGE}, "at most"),
-        ("detector_options", {"box_detections_per_img": -1}, "whole number above 0"),
-        ("detector_options", {"rpn_pre_nms_top_n_test": 0.5}, "whole number above 0"),
+        ("detector_options", {"box_detections_per_img": 1_001}, "at most 1000"),
+        ("detector_options", {"box_detections_per_img": -1}, "must be at least 1"),
+        ("detector_options", {"rpn_pre_nms_top_n_test": 0.5}, "must be a whole number"),
         ("detector_options", {"box_score_thresh": None}, "give a number"),
         ("backbone_options", {"checkpoint_path": "x"}, "has no option"),
         ("backbone", "resnet101", "larger network|another architecture"),
@@ -418,7 +422,7 @@ def test_network_of_a_user_is_saved_and_opened(tmp_path):
 
 
 def test_what_cannot_be_opened_is_not_built():
-    with pytest.raises(InputError, match="FsaNet: recurrence is 101; at most 100"):
+    with pytest.raises(InputError, match="recurrence=101: must be at most 100"):
         fsanet(recurrence=101)
     with pytest.raises(InputError, match="FsaNet: bgr is 1; expected true or false"):
         fsanet(bgr=1)

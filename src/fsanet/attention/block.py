@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fsanet.attention.dct import Basis
 from fsanet.attention.norm import Statistics, batch_norm_affine
 from fsanet.attention.similarity import SIMILARITIES, Similarity
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 
 __all__ = ["PUBLISHED_KEYS", "AttentionBlock", "Block", "project", "rename_published_keys"]
 
@@ -119,8 +119,8 @@ class AttentionBlock(nn.Module):
             raise InputError(f"similarity={similarity!r}: use one of {', '.join(SIMILARITIES)}")
         if block not in get_args(Block):
             raise InputError(f"block={block!r}: use one of {', '.join(get_args(Block))}")
-        if channels < 1 or recurrence < 1:
-            raise InputError(f"channels={channels}, recurrence={recurrence}: give at least 1")
+        check_range("channels", channels, 1, 1_000_000)
+        check_range("recurrence", recurrence, 1, 100)  # the paper: 2; each takes its time
         # The floors of 2 and 1 are the published ones.
         qk_default = max(channels // 8, 2) if block == "ccnet" else max(channels // 2, 1)
         inner = qk_default if qk_channels is None else qk_channels

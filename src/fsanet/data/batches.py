@@ -265,6 +265,8 @@ class SegmentationData(SeededData):
     ) -> None:
         super().__init__(**options)
         check_range("ignore_index", ignore_index, 0, 255)
+        for value in fill:
+            check_range("fill", value, 0, 255)
         self.classes = class_names(classes)
         self.palette = class_palette(palette, self.num_classes)
         self.ignore_index = ignore_index

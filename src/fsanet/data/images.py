@@ -198,6 +198,11 @@ def check_pixels(height: int, width: int, name: str) -> None:
         )
 
 
+def _largest_file(pixels: int) -> int:
+    """Bytes that a file of so many pixels may have: those of 16-bit RGBA, and some metadata."""
+    return 2**26 + 8 * pixels
+
+
 # ---- files
 
 
@@ -226,11 +231,17 @@ def open_image(
     Yields:
         The image, of which only the header has been read, and the file.
     """
-    with open_file(path, what, limit=2**26 + 8 * _max_pixels) as stream:
-        if os.fstat(stream.fileno()).st_size == 0:
+    with open_file(path, what, limit=_largest_file(_max_pixels)) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size == 0:
             raise InputError(f"{path}: {what} file is empty (0 bytes); remove or replace it")
         with _decoding(str(path), what), _opened(stream, formats) as image:
             check_pixels(image.height, image.width, str(path))
+            if size > _largest_file(image.height * image.width):  # decoders may read all of it
+                raise InputError(
+                    f"{path}: {size / 1e6:.0f} MB for {image.width}x{image.height} pixels; remove "
+                    "or replace it"
+                )
             if image.format == "TIFF":
                 with _silent_stderr():
                     image.load()

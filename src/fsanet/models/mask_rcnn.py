@@ -32,7 +32,7 @@ from fsanet.attention.block import Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.data.masks import class_palette
-from fsanet.errors import InputError, printable
+from fsanet.errors import InputError, check_range, printable
 from fsanet.models.pyramid import Position, Pyramid, build_pyramid, expand_positions, load_published
 from fsanet.models.saving import SavedNetwork, check_normalisation
 
@@ -267,8 +267,9 @@ def _detector(
             near = difflib.get_close_matches(name, allowed, 1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; use {', '.join(sorted(allowed))}"
             raise InputError(f"detector_options: no option '{printable(name)}'{hint}")
-        if type(allowed[name]) is int and not (type(value) is int and value >= 1):
-            raise InputError(f"detector_options: {name} is {value!r}; give a whole number above 0")
+        if type(allowed[name]) is int:  # so many boxes, or masks of the image's size
+            largest = 1_000 if name == "box_detections_per_img" else 20_000
+            check_range(f"detector_options: {name}", value, 1, largest)
         if type(value) not in (int, float):
             raise InputError(f"detector_options: {name} is {value!r}; give a number")
     width = pyramid.out_channels

@@ -31,8 +31,8 @@ _LARGEST_FILE = 1_000_000  # bytes of a JSON file; those of real networks have a
 _LONGEST = 65_536  # entries of a list
 _LONGEST_TEXT = 1_000
 _LARGEST = 65_536  # channels, classes, frequencies, pixels of a side, ...
-# What is repeated in a forward pass, resizes an image, or is no size at all.
-_LARGEST_OF = {"recurrence": 100, "min_size": 8_192, "max_size": 8_192, "category_ids": 2**53}
+# What every image is enlarged to, and what is no size at all.
+_LARGEST_OF = {"min_size": 2_048, "max_size": 4_096, "category_ids": 2**53}
 
 _KINDS = {
     int: "whole number",

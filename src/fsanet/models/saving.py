@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fsanet.attention.dct import BandLike, band_to_json
 from fsanet.data.masks import class_palette
-from fsanet.errors import InputError, one_line, printable
+from fsanet.errors import InputError, check_range, one_line, printable
 from fsanet.files import read_weights, write_text, write_whole
 from fsanet.models.saved_folder import check_values, find_file, find_folder, read_object
 
@@ -279,13 +279,17 @@ def check_normalisation(
     """Return mean and std as floats.
 
     Raises:
-        InputError: not one value per channel, or a std that is not positive.
+        InputError: not one value per channel, a std that is not positive, or beyond all measure.
     """
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise InputError(
             f"mean {mean} and std {std} need one value per channel ({channels}), std above 0"
         )
+    for value in mean:  # of images in 0..1
+        check_range("mean", value, -1e6, 1e6)
+    for value in std:
+        check_range("std", value, 1e-6, 1e6)
     return mean, std
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
 from random import Random
 
 from campaign.case import Case
-from campaign.inputs.common import ODD_NAMES, damage, replace_by_special
+from campaign.inputs.common import ODD_NAMES, damage, damage_values, replace_by_special
 from campaign.material import ON_DATA, give
-from campaign.mutate import HOSTILE, damaged_tree, short, words
+from campaign.mutate import HOSTILE, short, words
 
 _ARGUMENTS = [
     *words("0 -1 1 3 1000000 99999999999999999999 1e9 1e308 nan inf -inf 0.5 0.0001 true false"),
@@ -28,12 +27,12 @@ _TESTING = (
 )
 #: For each command the options that are given odd values.
 _OPTIONS = {
-    "predict images/a.png --model model --out out": (
+    "predict images/a.png --model net --out out": (
         "--window --stride --scales --flip --batch-size --alpha --score --device --dtype "
         "--accelerator --strategy --offload --confidence --resume --recursive --overlay --legend "
         "--model --cityscapes-export"
     ),
-    f"eval model {_ON_DATA} --json scores.json": (
+    f"eval net {_ON_DATA} --json scores.json": (
         f"{_TESTING} --data --data.root --data.classes --data.workers --data.batch_size"
     ),
     "train --config recipe.yaml --out out": (
@@ -48,15 +47,15 @@ _OPTIONS = {
         "--data.class_ratio --data.fill --data.resize --data.accumulate --data.ignore_index "
         "--data.palette --data.cache --test.window --test.scales --config --resume --overwrite"
     ),
-    "convert softmax --out out --size 64": (
+    "convert dense --out out --size 64": (
         "--k --match --similarity --route --grid --calibrate --by --images --calibrate-images "
         "--route-error --eval --size --from --overwrite"
     ),
-    f"sweep model {_ON_DATA} --out out --k 1": (
+    f"sweep net {_ON_DATA} --out out --k 1": (
         "--k --bands --cuts --match --steps --seeds --retrain --window --scales --split"
     ),
-    "export model --out out.onnx": "--size --fixed --out",
-    "data check data --workers 0": "--layout --num-classes --show --sbd --quick --subset",
+    "export net --out out.onnx": "--size --fixed --out",
+    "data check blocks --workers 0": "--layout --num-classes --show --sbd --quick --subset",
     "bench --layers floor --sizes 8x8 --rounds 1 --seconds 1 --channels 8": (
         "--layers --sizes --channels --baseline --batch --dtype --threads --rounds --image --k "
         "--similarity --recurrence --device --paper"
@@ -68,20 +67,22 @@ _OPTIONS = {
 
 def options(rng: Random, root: Path, folder: Path) -> Case:
     """Odd values of options, or options that do not fit together."""
-    give(root, folder, "model", "softmax", "images", "data", "recipe.yaml")
+    give(root, folder, "net", "dense", "images", "blocks", "recipe.yaml")
     base = rng.choice(list(_OPTIONS))
     more: list[str] = []
     for option in rng.choices(_OPTIONS[base].split(), k=rng.choice((1, 1, 1, 2))):
         more += [option, *(_argument(rng) for _ in range(rng.choice((1, 1, 1, 2, 0))))]
-    bare = [text.strip("-") for text in more]
-    names = [*more, *bare, *(part.replace("-", "_") for part in bare)]
-    names += [part for text in bare for part in (*text.split("."), *text.split())]
+    # The option, or its name in Python or a recipe, or what was given, unless any message has that.
+    bare = [text.strip("-").replace("-", "_") for text in more if text.startswith("--")]
+    names = [*more, *bare, *(text.rpartition(".")[2] for text in bare)]
     nameless = not base or any(not text.strip() for text in more)
     return Case(
         folder,
         [*base.split(), *more],
         " ".join(map(short, more)),
-        names=() if nameless else tuple(name[:40] for name in names if name.strip()),
+        names=()
+        if nameless
+        else tuple(name[:40] for name in names if len(name) > 2 or name == "k"),
         outputs=("out", "out.onnx", "scores.json"),
     )
 
@@ -95,21 +96,21 @@ def _argument(rng: Random) -> str:
 
 
 _WRITERS = {
-    "predict": "predict images --model model --device cpu --out OUT",
+    "predict": "predict images --model net --device cpu --out OUT",
     "train": "train --config recipe.yaml --out OUT",
-    "convert": "convert softmax --size 64 --out OUT",
-    "eval": f"eval model {_ON_DATA} --json OUT",
-    "eval tables": f"eval model {_ON_DATA} --out OUT",
-    "data": "data check data --workers 0 --json OUT",
-    "sweep": f"sweep model {_ON_DATA} --k 1 --out OUT",
-    "zip": "predict images --model model --device cpu --cityscapes-export OUT",
+    "convert": "convert dense --size 64 --out OUT",
+    "eval": f"eval net {_ON_DATA} --json OUT",
+    "eval tables": f"eval net {_ON_DATA} --out OUT",
+    "data": "data check blocks --workers 0 --json OUT",
+    "sweep": f"sweep net {_ON_DATA} --k 1 --out OUT",
+    "zip": "predict images --model net --device cpu --cityscapes-export OUT",
 }
 _RESULTS = words("summary.json config.yaml model checkpoints sweep.json scores.json metrics.csv")
 
 
 def outputs(rng: Random, root: Path, folder: Path) -> Case:
     """Something odd where results are to be written, or old results that are damaged."""
-    give(root, folder, "model", "images", "data", "recipe.yaml", "softmax")
+    give(root, folder, "net", "images", "blocks", "recipe.yaml", "dense")
     name = rng.choice(list(_WRITERS))
     out, target = "out", folder / "out"
     what = rng.choice(words("special special file below long old old name used"))
@@ -145,15 +146,12 @@ def outputs(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         command,
         f"{name} into {what}",
-        names=("out", "summary.json", "sweep.json", "ityscapes"),
+        names=("out/", "out:", "nowhere", "sweep.json", "--cityscapes-export"),
         outputs=("out", "nowhere", "below"),  # where links point
     )
 
 
 def _damaged_result(rng: Random, file: Path) -> str:
     if file.suffix == ".json" and rng.random() < 0.6:
-        what, _, tree = damaged_tree(rng, json.loads(file.read_text()))
-        with contextlib.suppress(ValueError):
-            file.write_text(json.dumps(tree))
-        return what
+        return damage_values(rng, file)
     return damage(rng, file)

@@ -80,7 +80,7 @@ def annotations(rng: Random, root: Path, folder: Path) -> Case:
 
 def datasets(rng: Random, root: Path, folder: Path) -> Case:
     """`data check` of a published layout in which something is amiss."""
-    kind = rng.choice(words("cityscapes ade20k voc camvid data coco"))
+    kind = rng.choice(words("cityscapes ade20k voc camvid blocks coco"))
     give(root, folder, kind)
     paths = sorted((folder / kind).rglob("*"))
     files = [path for path in paths if path.is_file()]
@@ -113,7 +113,7 @@ def datasets(rng: Random, root: Path, folder: Path) -> Case:
             file.write_bytes(other.read_bytes())
             what = f"{file.name} is {other.name}"
     quick = ["--quick"] if rng.random() < 0.2 else []
-    layout = ["--layout", "folder" if kind == "data" else kind] if rng.random() < 0.7 else []
+    layout = ["--layout", "folder" if kind == "blocks" else kind] if rng.random() < 0.7 else []
     command = words(f"data check {kind} --workers 0 --subset --json r.json")
     return Case(
         folder,

@@ -15,10 +15,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from campaign.case import Case, anything
-from campaign.inputs.common import PREDICT, as_yaml, damage, replace_by_special
+from campaign.inputs.common import PREDICT, damage, damage_values, replace_by_special, spoil
 from campaign.judge import check_prediction, check_resumed, check_scores
 from campaign.material import ON_DATA, give
-from campaign.mutate import damaged_tree, words
+from campaign.mutate import damaged_tree, keys, words
 
 NAN = float("nan")
 
@@ -32,17 +32,15 @@ class Harm:
 
 def models(rng: Random, root: Path, folder: Path) -> Case:
     """A damaged folder of a saved network, opened by a command."""
-    kind = rng.choice(words("model model softmax converted segformer rcnn"))
-    give(root, folder, kind, "images", "data")
+    kind = rng.choice(words("net net dense lowpass seg3 rcnn"))
+    give(root, folder, kind, "images", "blocks")
     place = folder / kind
     files = sorted(path for path in place.iterdir() if path.name != "README.md")
     file = rng.choice(files)
     choice = rng.random()
-    name = ""
     if choice < 0.5:
         file = rng.choice([path for path in files if path.suffix == ".json"])
-        what, name, tree = damaged_tree(rng, json.loads(file.read_text()))
-        file.write_text(json.dumps(tree))
+        what = damage_values(rng, file)
     elif choice < 0.58:
         what = _trap(rng, place)
     elif choice < 0.63:
@@ -67,7 +65,7 @@ def models(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         command,
         f"{kind}/{file.name}: {what}, {command[0]}",
-        names=(kind, name, "FsaNet") if name else (kind, "FsaNet"),
+        names=(kind,),
         check=(lambda place: check_prediction(place, classes=256)) if semantic else anything,
         outputs=("out", "scores.json"),
     )
@@ -150,16 +148,12 @@ def checkpoints(rng: Random, root: Path, folder: Path) -> Case:
     last = "checkpoints/last.ckpt"
     name = rng.choice((*[last] * 5, "config.yaml", "metrics.csv", "model/config.json"))
     path = run / name
-    choice = rng.random()
-    if choice < 0.1:
-        what = replace_by_special(rng, path)
-    elif name == last and choice < 0.55:
-        what = _odd_checkpoint(rng, path)
-    elif name == "config.yaml":
-        what, _, tree = damaged_tree(rng, yaml.safe_load(path.read_text()))
-        path.write_bytes(as_yaml(tree))
+    if name == "config.yaml":
+        known = keys(yaml.safe_load(path.read_text()))
+        what = spoil(rng, path, damage_values, share=0.9)
     else:
-        what = damage(rng, path)
+        known = []
+        what = spoil(rng, path, _odd_checkpoint if name == last else damage)
     if rng.random() < 0.8:
         command, check = words("train --resume --out out"), check_resumed
     else:
@@ -168,6 +162,7 @@ def checkpoints(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         command,
         f"{name}: {what}, {command[0]}",
+        names=("out/", "out:", *known),
         check=check,
         outputs=("out", "scores.json"),
     )
@@ -200,21 +195,15 @@ def _odd_checkpoint(rng: Random, path: Path) -> str:
 
 
 def _weights_file(rng: Random, root: Path, folder: Path) -> Case:
-    give(root, folder, "weights.pth", "data", "recipe.yaml")
+    give(root, folder, "weights.pth", "blocks", "recipe.yaml")
     path = folder / "weights.pth"
-    choice = rng.random()
-    if choice < 0.1:
-        what = replace_by_special(rng, path)
-    elif choice < 0.5:
-        what = _odd_checkpoint(rng, path)
-    else:
-        what = damage(rng, path)
+    what = spoil(rng, path, _odd_checkpoint)
     command = rng.choice(
         (
             "convert weights.pth --from ccnet --out out",
             "convert weights.pth --from mmseg --out out",
             "train --config recipe.yaml --out out --model.encoder_weights weights.pth",
-            "predict data/val/images --model weights.pth --device cpu --out out",
+            "predict blocks/val/images --model weights.pth --device cpu --out out",
         )
     )
     return Case(folder, command.split(), f"{what}, {command}", names=("weights.pth",))

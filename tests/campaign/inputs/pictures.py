@@ -16,13 +16,12 @@ from campaign.case import Case, anything
 from campaign.inputs.common import (
     ODD_NAMES,
     PREDICT,
-    damage,
     printable_part,
-    replace_by_special,
+    spoil,
 )
 from campaign.judge import check_prediction, check_run, check_scores
 from campaign.material import ON_DATA, give
-from campaign.mutate import damaged_bytes, words
+from campaign.mutate import words
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\0", b"RIFF")
@@ -30,35 +29,27 @@ MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\0", b"RIFF"
 
 def images(rng: Random, root: Path, folder: Path) -> Case:
     """`fsanet predict` of one image, or of a folder that holds it among good ones."""
-    give(root, folder, "model")
+    give(root, folder, "net")
     alone = rng.random() < 0.5
-    place = folder / "in"
+    place = folder / "pictures"
     place.mkdir()
     name = f"x.{rng.choice([*FORMATS, 'PNG'])}"
     if rng.random() < 0.15:
         name = rng.choice(ODD_NAMES)
     path = place / name
-    choice = rng.random()
-    if choice < 0.12:
-        what = replace_by_special(rng, path)
-    elif choice < 0.3:
-        what = _odd_image(rng, path)
-    else:
-        pixels = np.frombuffer(rng.randbytes(40 * 56 * 3), np.uint8).reshape(40, 56, 3)
-        stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, FORMATS.get(path.suffix[1:], "PNG"))
-        what, content = damaged_bytes(rng, stream.getvalue(), MAGIC)
-        path.write_bytes(content)
+    pixels = np.frombuffer(rng.randbytes(40 * 56 * 3), np.uint8).reshape(40, 56, 3)
+    Image.fromarray(pixels).save(path, FORMATS.get(path.suffix[1:], "PNG"))
+    what = spoil(rng, path, _odd_image, special=0.12, share=0.18, others=MAGIC)
     if not alone:
         give(root, folder, "images")
         os.rename(folder / "images" / "a.png", place / "good.png")
-    given = f"in/{name}" if alone else "in"
+    given = f"pictures/{name}" if alone else "pictures"
     options = rng.choice(("", "", "--window 32", "--scales 0.5 1", "--confidence", "--flip"))
     return Case(
         folder,
-        ["predict", given, "--model", "model", *PREDICT, *options.split()],
+        ["predict", given, "--model", "net", *PREDICT, *options.split()],
         f"{name!r}: {what}, {'alone' if alone else 'in a folder'}",
-        names=(printable_part(name), "in/") if alone else ("in", "image", "out/"),
+        names=("pictures/", printable_part(name)) if alone else ("pictures", "out/"),
         check=check_prediction,
         outputs=("out", "images"),
     )
@@ -119,23 +110,17 @@ def png_header(width: int, height: int, *, text: int = 0) -> bytes:
 
 def masks(rng: Random, root: Path, folder: Path) -> Case:
     """`data check`, an evaluation or a training on a data set with one damaged mask."""
-    give(root, folder, "data")
+    give(root, folder, "blocks")
     split = rng.choice(("train", "val"))
-    path = folder / "data" / split / "masks" / "0.png"
-    choice = rng.random()
-    if choice < 0.1:
-        what = replace_by_special(rng, path)
-    elif choice < 0.5:
-        what = _odd_mask(rng, path)
-    else:
-        what = damage(rng, path)
+    path = folder / "blocks" / split / "masks" / "0.png"
+    what = spoil(rng, path, _odd_mask)
     how = rng.choice(("check", "check", "eval", "train"))
     if how == "check":
-        command = words("data check data --num-classes 3 --workers 0 --json r.json")
+        command = words("data check blocks --num-classes 3 --workers 0 --json r.json")
         check = anything
     elif how == "eval":
-        give(root, folder, "model")
-        command, check = ["eval", "model", *ON_DATA, "--json", "scores.json"], check_scores
+        give(root, folder, "net")
+        command, check = ["eval", "net", *ON_DATA, "--json", "scores.json"], check_scores
     else:
         give(root, folder, "recipe.yaml")
         command, check = words("train --config recipe.yaml --out out"), check_run
@@ -143,7 +128,7 @@ def masks(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         command,
         f"mask of {split}: {what}, {how}",
-        names=("0.png", "data"),
+        names=("blocks",),
         check=check,
         outputs=("out", "scores.json", "r.json"),
     )

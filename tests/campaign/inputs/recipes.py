@@ -9,7 +9,7 @@ from campaign.case import Case, anything
 from campaign.inputs.common import as_yaml, damage, replace_by_special
 from campaign.judge import check_run
 from campaign.material import RECIPE, give
-from campaign.mutate import damaged_tree
+from campaign.mutate import damaged_tree, keys
 
 _BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -45,7 +45,7 @@ _TEST = {"test": {"window": [32, 32], "stride": 16, "scales": [1.0], "flip": Tru
 
 def recipes(rng: Random, root: Path, folder: Path) -> Case:
     """`fsanet train` with a damaged recipe."""
-    give(root, folder, "data", "recipe.yaml")
+    give(root, folder, "blocks", "recipe.yaml")
     path = folder / "recipe.yaml"
     name = ""
     choice = rng.random()
@@ -66,6 +66,6 @@ def recipes(rng: Random, root: Path, folder: Path) -> Case:
         folder,
         ["train", "--config", "recipe.yaml", "--out", "out", *printed],
         what,
-        names=(name, "recipe.yaml", "data", "model", "task") if name else (),
+        names=("recipe.yaml", name) if name else ("recipe.yaml", *keys(RECIPE)),
         check=anything if printed else check_run,
     )
