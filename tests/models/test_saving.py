@@ -6,6 +6,9 @@ import os
 import shutil
 import socket
 import struct
+import sys
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +60,8 @@ def canary(tmp_path, monkeypatch):
     assert not tried
 
 
-def saved(make, folder, **config):
-    """A saved network whose config.json was changed."""
-    make().save_pretrained(folder)
-    return change(folder, **config)
-
-
 def change(folder, **config):
+    """A saved network whose config.json is changed."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
     return folder
@@ -87,6 +85,13 @@ def folder(original, tmp_path):
     return Path(shutil.copytree(original, tmp_path / "folder"))
 
 
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segformer")
+    SegformerFsa(num_classes=2).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def trap(tmp_path, canary):
     """A folder in the format of transformers with code of its own, and weights with code."""
@@ -100,6 +105,29 @@ def trap(tmp_path, canary):
     return folder
 
 
+_watched: list[tuple[str, list[str]]] = []
+
+
+def _note(event, arguments):
+    for folder, opened in _watched if event == "open" else ():
+        if isinstance(arguments[0], str) and os.path.realpath(arguments[0]).startswith(folder):
+            opened.append(arguments[0])
+
+
+@contextmanager
+def watched(folder):
+    """The files that Python opens below a folder."""
+    _watch()
+    _watched.append((str(folder.resolve()), opened := []))
+    yield opened
+    _watched.clear()
+
+
+@cache
+def _watch():
+    sys.addaudithook(_note)  # for good: Python removes none
+
+
 def refused(source, match, **options):
     with pytest.raises(InputError, match=match) as caught:
         load_model(source, **options)
@@ -110,25 +138,24 @@ def refused(source, match, **options):
 # --- code, paths, URLs ------------------------------------------------------------------
 
 
-def test_source_of_initial_weights_is_not_followed(tmp_path, trap, folder):
-    small = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8, "max_size": 64}
-    options = {"min_size": 64, "positions": ("p4",), **small}
-    detector = saved(
-        lambda: MaskRcnnFsa("resnet10t", num_classes=2, **options),
-        tmp_path / "detector",
-        weights=str(trap / "pytorch_model.bin"),
-        backbone_weights="https://127.0.0.1/weights.pth",
-        replace_predictors=True,
-    )
-    segformer = saved(
-        lambda: SegformerFsa(num_classes=2), tmp_path / "segformer", pretrained=str(trap)
-    )
-    change(folder, pretrained=True, encoder_weights=str(trap / "pytorch_model.bin"))
-    for one in (detector, segformer, folder):
-        load_model(one)
-        load_model(
-            change(one, pretrained="owner/name") if one != folder and one != detector else one
-        )
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("folder", {"pretrained": True}),
+        ("folder", {"encoder_weights": "TRAP/pytorch_model.bin"}),
+        ("folder", {"encoder_weights": "https://127.0.0.1/weights.pth"}),
+        ("detector", {"weights": "TRAP/pytorch_model.bin", "replace_predictors": True}),
+        ("detector", {"backbone_weights": "TRAP/pytorch_model.bin"}),
+        ("segformer", {"pretrained": "TRAP"}),
+        ("segformer", {"pretrained": "owner/name"}),
+    ],
+)
+def test_source_of_initial_weights_is_not_followed(request, tmp_path, trap, network, options):
+    place = Path(shutil.copytree(request.getfixturevalue(network), tmp_path / "place"))
+    change(place, **json.loads(json.dumps(options).replace("TRAP", str(trap))))
+    with watched(trap) as opened:
+        load_model(place)
+    assert not opened
 
 
 def test_transformers_code_is_not_run(trap):
@@ -170,8 +197,11 @@ def test_transformers_code_is_not_run(trap):
 def test_encoder_options_name_no_file_and_no_source(folder, trap, canary, options):
     text = json.dumps(options).replace("CANARY", str(canary))
     text = text.replace("TRAP", str(trap / "pytorch_model.bin"))
-    change(folder, pretrained=True, encoder_options=json.loads(text))
-    refused(folder, "encoder_options is|has no option")
+    with watched(trap) as opened:
+        for pretrained in (False, True):
+            change(folder, pretrained=pretrained, encoder_options=json.loads(text))
+            refused(folder, "encoder_options is|has no option")
+    assert not opened
 
 
 @pytest.mark.parametrize(
