@@ -586,7 +586,7 @@ def test_conversion_that_cannot_be(tmp_path, edit, message):
     content = json.loads(file.read_text())
     edit(content)
     file.write_text(json.dumps(content))
-    refused(tmp_path / "folder", message)
+    refused(tmp_path / "folder", f"{CONVERSION_FILE}: .*{message}")
 
 
 # --- names that are no folder -----------------------------------------------------------

@@ -104,7 +104,7 @@ def load_model(
         )
     if name == "FsaNet":  # its config.json describes the converted network, without the grid
         overrides["attention"] = "spatial"
-    return _convert_modules(load(folder, **overrides), modules).model
+    return _convert_modules(load(folder, **overrides), modules, conversion).model
 
 
 def network_folder(source: str | os.PathLike[str]) -> Path:
@@ -159,7 +159,7 @@ def save_like(
     file = find_file(original, "config.json")
     if file is not None and "model_type" in read_object(file):
         modules = [module.as_dict() for module in conversion.modules]
-        conversion = _convert_modules(load_plain(original), modules)
+        conversion = _convert_modules(load_plain(original), modules, source)
     save_converted(conversion, folder)
 
 
@@ -177,15 +177,18 @@ def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conver
     if file is None:
         wanted = Path(folder, CONVERSION_FILE)
         raise InputError(f"{wanted}: no such file; give a folder written by save_converted")
-    return _convert_modules(model, _read_conversion(file))
+    return _convert_modules(model, _read_conversion(file), file)
 
 
-def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Conversion:
+def _convert_modules(
+    model: nn.Module, modules: list[dict[str, Any]], source: str | os.PathLike[str]
+) -> Conversion:
+    """Convert modules one by one; errors name where they are from."""
     done = []
     for module in modules:
         grid = module["grid"] or 1  # not used on the other route
-        done.append(
-            convert_attention(
+        try:
+            one = convert_attention(
                 model,
                 k=module["k"],
                 similarity=module["similarity"],
@@ -194,7 +197,9 @@ def _convert_modules(model: nn.Module, modules: list[dict[str, Any]]) -> Convers
                 grid=tuple(grid) if isinstance(grid, list) else grid,
                 in_place=True,
             )
-        )
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        done.append(one)
     return Conversion(
         model=model,
         modules=tuple(entry for one in done for entry in one.modules),
