@@ -1,4 +1,4 @@
-"""The table of docs/mask_rcnn.md: Mask R-CNN with and without frequency attention, one budget.
+"""Mask R-CNN with and without frequency attention, one budget.
 
     python experiments/mask_rcnn.py train --config configs/balloon_mask_rcnn.yaml --out runs/balloon
     python experiments/mask_rcnn.py table --out runs/balloon

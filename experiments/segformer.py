@@ -1,18 +1,23 @@
-"""The tables of docs/segformer.md: SegFormer B0 with and without the block; low k per stage.
+"""SegFormer with and without the block, and a trained one with low frequencies only.
 
     python experiments/segformer.py train --config configs/camvid_segformer_b0.yaml
     python experiments/segformer.py table
     python experiments/segformer.py sweep runs/segformer/plain-seed0 --split val
+    python experiments/segformer.py sweep nvidia/segformer-b0-finetuned-ade-512-512 --json b0.json \
+        --split val --data Ade20kData --data.root data/ADEChallengeData2016 --resize 2048 512
 
 `train` runs both variants with every seed, each in a process of its own, and prints the table.
-`sweep` converts the encoder's attention of a trained network, with no retraining, and prints the
-mIoU for each stage and k. Both resume what was interrupted.
+`sweep` converts the encoder's attention of a trained network (a run, a folder as transformers saves
+it, or a hub id, which is a download), with no retraining, and prints the mIoU for each stage with
+k x k frequencies, and with the stage's attention removed. Both resume what was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +53,15 @@ def table(arguments: argparse.Namespace) -> None:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """mIoU of a trained SegFormer whose encoder attention sees only k x k low frequencies."""
+    from token_mixers import without_attention
+
     from fsanet import convert_attention, load_model
     from fsanet.cli.main import silence_libraries
     from fsanet.cli.recipe import call_with_data
 
     silence_libraries()
+    if arguments.json is None and not arguments.model.is_dir():
+        raise InputError(f"{arguments.model} is no folder; give --json, where scores are kept")
     file = arguments.json or arguments.model / "sweep.json"
     about = {"model": str(arguments.model), "split": arguments.split}
     done = read_json(file, "a sweep") if file.is_file() else {**about, "miou": {}}
@@ -62,23 +71,27 @@ def sweep(arguments: argparse.Namespace) -> None:
     def print_sweep(model: str, *, test: Any) -> int:
         network = load_model(model, task="semantic")
 
-        def miou(stage: str, k: int | None) -> float:
-            key = "as trained" if k is None else f"stage {stage}, k {k}"
+        def score(key: str, change: Callable[[Any], Any]) -> float:
             if key not in done["miou"]:
-                converted = network
-                if k is not None:
-                    pattern = f"segformer.stages.{'*' if stage == 'all' else int(stage) - 1}.*"
-                    converted = convert_attention(network, k=k, match=pattern).model
-                done["miou"][key] = test.evaluate(converted).miou
+                done["miou"][key] = test.evaluate(change(network)).miou
                 write_json(file, done)
             return 100 * done["miou"][key]
 
-        print(f"{arguments.split} split, as trained: mIoU {miou('all', None):.2f}\n")
+        def cell(stage: str, k: int | None) -> str:
+            match = f"segformer.stages.{'*' if stage == 'all' else int(stage) - 1}.*"
+            if k is None:
+                found = score(f"stage {stage}, removed", lambda x: without_attention(x, match))
+            else:
+                convert = partial(convert_attention, k=k, match=match)
+                found = score(f"stage {stage}, k {k}", lambda x: convert(x).model)
+            return f"{found:.2f}"
+
+        print(f"{arguments.split} split, as trained: mIoU {score('as trained', lambda x: x):.2f}\n")
         heads = [name if name == "all" else f"stage {name}" for name in arguments.stages]
         print(f"| k | {' | '.join(heads)} |\n|{' --- |' * (len(heads) + 1)}")
-        for k in arguments.k:
-            cells = [f"{miou(stage, k):.2f}" for stage in arguments.stages]
-            print(f"| {k} | {' | '.join(cells)} |", flush=True)
+        for k in (None, *arguments.k):
+            cells = [cell(stage, k) for stage in arguments.stages]
+            print(f"| {k or 'removed'} | {' | '.join(cells)} |", flush=True)
         print_environment()
         return 0
 
@@ -96,7 +109,7 @@ COMMANDS = {
     "sweep": (
         sweep,
         {
-            "model": {"type": Path, "help": "run folder of a SegFormer"},
+            "model": {"type": Path, "help": "run folder, model folder or hub id"},
             "--k": {"type": whole(1), "nargs": "+", "default": [2, 4, 8, 16]},
             "--stages": {"nargs": "+", "choices": STAGES, "default": list(STAGES)},
             "--split": {"default": "test"},

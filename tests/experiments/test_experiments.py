@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.miniature import write_camvid
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIG = str(EXPERIMENTS.parent / "configs" / "camvid_segformer_b0.yaml")
@@ -31,6 +32,9 @@ def run(monkeypatch, script, *arguments):
         ("mask_rcnn.py", "train,table"),
         ("segformer.py", "train,table,sweep"),
         ("scenes.py", "--heads"),
+        ("real_context.py", "--receptive-fields"),
+        ("token_mixers.py", "--networks"),
+        ("balloon_folds.py", "--folds"),
     ],
 )
 def test_help(monkeypatch, capsys, script, words):
@@ -102,6 +106,23 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
     out = capsys.readouterr().out
     assert "[1/4] plain seed 1: mIoU 25.00" in out
     assert "| plain | 2 | 37.50 | 17.68 | 25.00, 50.00 |" in out
+
+
+def test_sweep_of_a_segformer_as_transformers_saves_it(monkeypatch, capsys, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(num_labels=11)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "b0")
+    write_camvid(tmp_path / "camvid")
+    options = ["--k", "1", "99", "--stages", "1", "all", "--split", "val", "--data", "CamVidData"]
+    options += ["--data.root", str(tmp_path / "camvid"), "--data.workers", "0"]
+    assert run(monkeypatch, "segformer.py", "sweep", str(tmp_path / "b0"), *options) == 0
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "b0" / "sweep.json").read_text())["miou"]
+    assert found["stage all, k 99"] == pytest.approx(found["as trained"])
+    cells = [f"{100 * found[f'stage {stage}, removed']:.2f}" for stage in ("1", "all")]
+    assert f"| removed | {' | '.join(cells)} |" in out
+    assert run(monkeypatch, "segformer.py", "sweep", "owner/name", *options) == 2
+    assert "give --json" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_names_its_log(monkeypatch, capsys, tmp_path):

@@ -1,0 +1,288 @@
+"""Converting networks in which attention alone relates distant positions, without retraining.
+
+    python experiments/token_mixers.py            # train what is missing, print the tables
+    python experiments/token_mixers.py --table
+
+A small ViT (timm) and a SegFormer encoder of two stages (transformers) on features of a frozen
+MobileNetV2 that sees 19 pixels, cached as in real_context.py; a token is a position at stride 8.
+Beside attention, the ViT has nothing that relates positions; the SegFormer has the 3 x 3 depthwise
+convolutions of its perceptrons and the 2 x 2 patches of its second stage. Each network is trained
+on CamVid with its attention and without, scored, and scored again with the attention of single
+layers or stages, and of all, removed or restricted to low frequencies by
+`fsanet.convert_attention`, without retraining.
+
+Each training leaves one JSON file with all its figures in --scores, and is not repeated.
+"""
+
+# B batch, C features of the encoder, N = h*w tokens, h x w grid at stride 8 (24 x 32)
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from common import mean_and_spread, print_environment
+from real_context import (
+    CHANNELS,
+    CUTS,
+    GRID,
+    KEPT,
+    Split,
+    figures,
+    fit,
+    load_split,
+    percent,
+    pointwise,
+    read_scores,
+    score,
+)
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from transformers import SegformerConfig, SegformerModel
+
+from fsanet import convert_attention
+from fsanet.data import CamVid
+from fsanet.errors import InputError
+from fsanet.files import environment, write_json
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
+    parser.add_argument(
+        "--weights", type=Path, default=Path("../shared/weights/mobilenetv2_100.safetensors")
+    )
+    parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
+    parser.add_argument("--scores", type=Path, default=Path("docs/evidence/token_mixers"))
+    parser.add_argument("--receptive-field", type=int, choices=CUTS, default=19, dest="field")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--table", action="store_true", help="only print what has been measured")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        if not options.table:
+            run_all(options)
+        print_tables(read_scores(options.scores))
+    except InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+# --- networks ---------------------------------------------------------------------------------
+
+
+class Vit(nn.Module):
+    """Three blocks of timm's ViT with learned positions; every position of the grid is a token."""
+
+    #: Patterns of module names, by the name of the part that is converted.
+    parts: ClassVar = {f"layer {number + 1}": f"*blocks.{number}.*" for number in range(3)}
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.encoder = VisionTransformer(
+            img_size=GRID,
+            patch_size=1,
+            in_chans=in_channels,
+            embed_dim=CHANNELS,
+            depth=len(self.parts),
+            num_heads=2,
+            mlp_ratio=2,
+            class_token=False,
+            global_pool="",
+            num_classes=0,
+        )
+        self.classify = nn.Conv2d(CHANNELS, classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.classify(self.mixed(features))  # (B, classes, h, w)
+
+    def mixed(self, features: Tensor) -> Tensor:
+        tokens = self.encoder(features)  # (B, N, channels)
+        return tokens.mT.unflatten(2, features.shape[-2:])  # (B, channels, h, w)
+
+
+class Segformer(nn.Module):
+    """Two stages of two SegFormer blocks at strides 8 and 16; keys reduced 2 x 2 in the first."""
+
+    parts: ClassVar = {f"stage {number + 1}": f"*stages.{number}.*" for number in range(2)}
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        widths = (CHANNELS, 96)
+        self.encoder = SegformerModel(
+            SegformerConfig(
+                num_channels=in_channels,
+                num_encoder_blocks=2,
+                depths=(2, 2),
+                sr_ratios=(2, 1),
+                hidden_sizes=widths,
+                patch_sizes=(1, 2),
+                strides=(1, 2),
+                num_attention_heads=(2, 3),
+                mlp_ratios=(2, 2),
+                drop_path_rate=0.0,
+            )
+        )
+        for stage in self.encoder.stages:  # patches that do not overlap
+            stage.patch_embeddings.proj.padding = (0, 0)
+        self.classify = nn.Sequential(
+            pointwise(sum(widths), CHANNELS), nn.Conv2d(CHANNELS, classes, 1)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.classify(self.mixed(features))  # (B, classes, h, w)
+
+    def mixed(self, features: Tensor) -> Tensor:
+        stages = self.encoder(features, output_hidden_states=True).hidden_states
+        return torch.cat(
+            [F.interpolate(x, features.shape[-2:], mode="bilinear") for x in stages], 1
+        )
+
+
+KEPT_IN_PART = (1, 2, 4, 8, 16)  # lowest frequencies per axis in one layer or stage
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"vit": Vit, "segformer": Segformer}
+
+
+class NoAttention(nn.Module):
+    """Leaves only the residual around an attention module.
+
+    Args:
+        pair: whether the module returns a pair, its weights second, as SegFormer's does.
+    """
+
+    def __init__(self, *, pair: bool) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, tokens: Tensor, *rest: Any, **options: Any) -> Any:
+        zero = torch.zeros_like(tokens)
+        return (zero, None) if self.pair else zero
+
+
+def without_attention(network: nn.Module, match: str = "*") -> nn.Module:
+    """A copy of a network without the attention that a pattern of module names matches."""
+    network = copy.deepcopy(network)
+    for name, module in convert_attention(network, match=match).originals.items():
+        pair = type(module).__name__ == "SegformerAttention"
+        network.set_submodule(name, NoAttention(pair=pair))
+    return network
+
+
+# --- trainings --------------------------------------------------------------------------------
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Train and score every network that has no scores yet."""
+    todo = [
+        (seed, name, attention, options.scores / f"{name}-{attention}-{seed}.json")
+        for seed in options.seeds
+        for name in options.networks
+        for attention in ("none", "softmax")
+    ]
+    todo = [one for one in todo if not one[-1].is_file()]
+    if not todo:
+        return
+    train, test = (load_split(options, options.field, split) for split in ("train", "test"))
+    for seed, name, attention, file in todo:
+        torch.manual_seed(seed)
+        network = NETWORKS[name](train.features.shape[1], len(CamVid.classes))
+        if attention == "none":
+            network = without_attention(network)
+        times = fit(network, seed, options.steps, train, rate=2e-3)
+        found = {
+            "receptive_field": options.field,
+            "network": name,
+            "attention": attention,
+            "seed": seed,
+            "steps": options.steps,
+            **times,
+            "trained": score(network, test, edges=True),
+        }
+        if attention == "softmax":
+            found |= without_retraining(network, test)
+        write_json(file, found | {"versions": environment()})
+        print(f"{file.stem}: mIoU {100 * found['trained']['miou']:.2f} %", flush=True)
+
+
+def without_retraining(network: Any, data: Split) -> dict[str, dict[str, Any]]:
+    """mIoU, by part, without the attention of a part and with k x k frequencies in it."""
+    parts = {**network.parts, "all": "*"}
+    return {
+        "removed": {
+            part: score(without_attention(network, match), data)["miou"]
+            for part, match in parts.items()
+        },
+        "lowest k x k": {
+            part: {
+                str(k or "full"): score(convert_attention(network, k, match=match).model, data)[
+                    "miou"
+                ]
+                for k in (KEPT if part == "all" else KEPT_IN_PART)
+            }
+            for part, match in parts.items()
+        },
+    }
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def print_tables(results: list[dict[str, Any]]) -> None:
+    """Mean and sample standard deviation over seeds, in percent."""
+    print(
+        "| network | seeds | mIoU, trained without attention | with attention | then removed "
+        "| boundary IoU, without | with | variance within regions: class scores, without | with "
+        "| CPU ms per step, without | with |"
+    )
+    print("| --- " * 11 + "|")
+    for name in NETWORKS:
+        runs = {
+            attention: [
+                one for one in results if (one["network"], one["attention"]) == (name, attention)
+            ]
+            for attention in ("none", "softmax")
+        }
+        if not all(runs.values()):
+            continue
+        seeds = ", ".join(str(one["seed"]) for one in runs["softmax"])
+        miou, boundary, spread = (
+            [percent(some, "trained", *path) for some in runs.values()]
+            for path in (("miou",), ("boundary_iou",), ("within_regions", "class scores"))
+        )
+        times = [
+            mean_and_spread([1000 * value for value in figures(some, "cpu_seconds_per_step")])
+            for some in runs.values()
+        ]
+        removed = percent(runs["softmax"], "removed", "all")
+        cells = [name, seeds, *miou, removed, *boundary, *spread, *times]
+        print(f"| {' | '.join(cells)} |")
+    names = [str(k or "full") for k in KEPT]
+    for name in NETWORKS:
+        runs_ = [one for one in results if one["network"] == name and "removed" in one]
+        if runs_:
+            print(f"\n{name}, lowest k x k frequencies without retraining, mIoU:\n")
+            print(f"| attention of | removed | {' | '.join(names)} |")
+            print("| --- " * (len(names) + 2) + "|")
+            for part in runs_[0]["removed"]:
+                swept = set.intersection(*(set(one["lowest k x k"][part]) for one in runs_))
+                cells = [
+                    percent(runs_, "lowest k x k", part, k) if k in swept else "" for k in names
+                ]
+                print(f"| {part} | {percent(runs_, 'removed', part)} | {' | '.join(cells)} |")
+    minutes = sum(one["seconds"] for one in results) / 60
+    core = sum(one["cpu_seconds_per_step"] * one["steps"] for one in results) / 60
+    print(f"\n{len(results)} trainings: {minutes:.0f} minutes, {core:.0f} core-minutes")
+    print_environment(results[0]["versions"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
