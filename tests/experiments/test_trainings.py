@@ -53,6 +53,8 @@ def write_features(cache):
 
 def test_token_mixers_leave_scores_and_tables(monkeypatch, capsys, tmp_path):
     mixers = load(monkeypatch, "token_mixers")
+    monkeypatch.setattr(mixers, "KEPT", (2, None))
+    monkeypatch.setattr(mixers, "KEPT_IN_PART", (2,))
     write_features(tmp_path / "cache")
     where = ["--cache", tmp_path / "cache", "--scores", tmp_path / "scores"]
     assert run(monkeypatch, mixers, *where, "--steps", "2", "--seeds", "3") == 0
