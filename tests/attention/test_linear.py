@@ -82,3 +82,16 @@ def test_statistics_of_a_scaled_map(basis, dense, offset):
     assert positions == H * W
     torch.testing.assert_close(mean, y.mean(1))
     torch.testing.assert_close(energy, (y - y.mean(1, keepdim=True)).square().sum(1))
+
+
+def test_statistics_do_not_follow_a_large_scale_where_the_basis_vanishes():
+    basis = Basis(dct_rows(11, 0, 7), dct_rows(7, 5, 6), False)
+    dense, c = dense_basis(basis.rows, basis.columns), random(B, 7, C)
+    scale = torch.where(basis.columns.abs() < 1e-15, 1e7, 1 + random(B, 11, 7).abs())
+    assert (scale == 1e7).sum() == B * 11  # the middle column
+    y = (dense @ c) * scale.flatten(1)[..., None]  # (B, N, C)
+    mean, energy, _ = linear._statistics(ScaledMap(c, scale), basis)()
+    torch.testing.assert_close(mean, y.mean(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        energy, (y - y.mean(1, keepdim=True)).square().sum(1), rtol=1e-12, atol=0
+    )

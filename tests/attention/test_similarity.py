@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsanet.attention.similarity import attend, floor_squared_norm, guard_denominator
+from fsanet.attention.similarity import attend, guard_denominator, inverse_length
 
 
 def test_guard_keeps_sign_and_distance():
@@ -11,15 +11,23 @@ def test_guard_keeps_sign_and_distance():
     )
 
 
-def test_floor_is_relative_and_passes_no_gradient_where_it_acts():
-    squared = torch.tensor([[1.0, 1e-12, -1e-9, 4.0]], requires_grad=True)
-    floored = floor_squared_norm(squared)
-    assert (floored > 0).all()
-    assert floored[0, 0] == 1
-    assert floored[0, 3] == 4
-    floored.rsqrt().sum().backward()
+def test_a_token_of_rounding_errors_has_no_direction_and_gets_no_gradient():
+    squared = torch.tensor([[1.0, 1e-7, -1e-7, 4.0, 1e-3]], requires_grad=True)
+    inverse = inverse_length(squared)
+    torch.testing.assert_close(inverse, torch.tensor([[1.0, 0.0, 0.0, 0.5, 1e1**1.5]]))
+    inverse.sum().backward()
     assert squared.grad.isfinite().all()
     assert squared.grad[0, 1] == squared.grad[0, 2] == 0
+    assert (inverse_length(torch.zeros(1, 5)) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_query_of_zero_takes_the_mean_of_the_values(dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 6).to(dtype) for _ in range(3))
+    q[..., 2] = 0
+    got = attend(q, k, v, "linear_softmax", 1.0)[..., 2]
+    torch.testing.assert_close(got, v.mean(-1))
 
 
 @pytest.mark.parametrize("similarity", ["dot", "linear_softmax", "linear", "softmax"])

@@ -43,7 +43,7 @@ def attention_map(tokens, layer):
     n = tokens.shape[-1]
     scale = layer.query.weight.shape[0] ** -0.5
     if layer.similarity == "linear_softmax":
-        q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
+        q, k = unit_length(q), unit_length(k)
     scores = torch.einsum("bdi,bdj->bij", k, q)  # key i, query j
     if layer.similarity == "dot":
         weights = scores / n
@@ -54,6 +54,12 @@ def attention_map(tokens, layer):
     else:
         weights = torch.softmax(scale * scores, dim=1)
     return torch.einsum("bei,bij->bej", v, weights)
+
+
+def unit_length(tokens):
+    """Tokens (B, d, N) divided by their length; 0 where that is rounding alone."""
+    length = tokens.norm(dim=1, keepdim=True)
+    return torch.where(length > 1e-12 * length.mean(), tokens / length, torch.zeros_like(tokens))
 
 
 def apply_block(x, layer, band, norm):

@@ -26,7 +26,7 @@ from torch.nn.functional import linear, pad
 from fsanet.attention.block import AttentionBlock, project
 from fsanet.attention.dct import Basis, analyse, synthesise
 from fsanet.attention.norm import Statistics, uses_batch_statistics
-from fsanet.attention.similarity import floor_squared_norm, guard_denominator
+from fsanet.attention.similarity import guard_denominator, inverse_length
 
 __all__ = ["ScaledMap", "linear_rounds", "row_factors"]
 
@@ -144,8 +144,12 @@ def _attend(block: AttentionBlock, s: Tensor, basis: Basis) -> ScaledMap:
 
 
 def _inverse_lengths(squared: Tensor) -> Tensor:
-    """``1 / length`` at every position (B, H, W) of tokens with these squared lengths."""
-    return floor_squared_norm(squared.flatten(1)).rsqrt().view_as(squared)
+    """``1 / length`` at every position (B, H, W) of tokens with these squared lengths.
+
+    A length below 1e-3 of the root mean square has lost digits in the Gram matrix: a length of r
+    times it has a relative error of ``eps / r^2``.
+    """
+    return inverse_length(squared.flatten(1)).view_as(squared)
 
 
 def _coefficients(out: ScaledMap, basis: Basis) -> Tensor:
@@ -159,30 +163,33 @@ def _coefficients(out: ScaledMap, basis: Basis) -> Tensor:
 def _statistics(out: ScaledMap, basis: Basis) -> Statistics:
     """Statistics of a scaled map.
 
-    Its scale is split into its mean and the deviation from it, so that nothing large cancels.
+    Its scale is split into a centre and the deviation from it, so that nothing large cancels. The
+    result is the same for any centre. The mean weighted by ``|P_p|^2`` is close to the scale where
+    the map is large; a plain mean follows the large scales of positions where the map is small.
     """
 
     def statistics() -> tuple[Tensor, Tensor, int]:
         positions, dc = basis.positions, basis.constant_index
-        mean_scale = out.scale.mean((-2, -1), keepdim=True)  # (B, 1, 1)
-        deviation = out.scale - mean_scale  # (B, H, W)
+        energies = (f.square().sum(0, keepdim=True) for f in (basis.rows, basis.columns))
+        centre = analyse(out.scale, *energies) / basis.frequencies  # (B, 1, 1)
+        deviation = out.scale - centre  # (B, H, W)
         deviation_sums = _to_coefficients(deviation, basis)  # (B, K'): P^T deviation
         varying = torch.ones_like(deviation_sums[0])  # (K',): 0 for the constant, 1 for all others
         basis_sums = deviation_sums  # (B, K'): sums over positions of scale * P
         if dc is not None:
             varying = varying - pad(varying.new_ones(1), (dc, varying.shape[0] - 1 - dc))
-            basis_sums = basis_sums + mean_scale[:, 0] * (1 - varying) * positions**0.5
+            basis_sums = basis_sums + centre[:, 0] * (1 - varying) * positions**0.5
         sums = (basis_sums[:, None] @ out.coefficients)[:, 0]  # (B, C)
-        # Gram matrix of scale * P less its means: mean_scale * varying * P + deviation * P - means
-        mixed = mean_scale * varying[:, None] * _weighted_gram(deviation, basis)  # (B, K', K')
-        gram = torch.diag_embed(mean_scale[:, 0].square() * varying) + mixed + mixed.mT
+        # Gram matrix of scale * P less its means: centre * varying * P + deviation * P - means
+        mixed = centre * varying[:, None] * _weighted_gram(deviation, basis)  # (B, K', K')
+        gram = torch.diag_embed(centre[:, 0].square() * varying) + mixed + mixed.mT
         gram = gram + _weighted_gram(deviation.square(), basis)
         gram = gram - deviation_sums[:, :, None] * deviation_sums[:, None] / positions
         energy = ((gram @ out.coefficients) * out.coefficients).sum(1)  # (B, C)
         if out.offset is not None and out.offset_scale is not None:
             sums = sums + out.offset_scale.sum((-2, -1))[:, None] * out.offset
             centred = out.offset_scale - out.offset_scale.mean((-2, -1), keepdim=True)
-            cross = mean_scale[:, 0] * varying * _to_coefficients(centred, basis)
+            cross = centre[:, 0] * varying * _to_coefficients(centred, basis)
             cross = cross + _to_coefficients(deviation * centred, basis)  # (B, K')
             energy = energy + 2 * (cross[:, None] @ out.coefficients)[:, 0] * out.offset
             energy = energy + centred.square().sum((-2, -1))[:, None] * out.offset.square()

@@ -11,21 +11,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["SIMILARITIES", "Similarity", "attend", "floor_squared_norm", "guard_denominator"]
+from fsanet.attention.dct import basis_dtype
+
+__all__ = ["SIMILARITIES", "Similarity", "attend", "guard_denominator", "inverse_length"]
 
 Similarity = Literal["dot", "linear_softmax", "linear", "softmax"]
 SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 
-def floor_squared_norm(squared: Tensor) -> Tensor:
-    """Squared lengths ``(..., N)``, kept away from zero relative to their mean over positions.
+def inverse_length(squared: Tensor) -> Tensor:
+    """``1 / length`` of tokens with squared lengths ``(..., N)``; 0 for a token that is zero.
 
-    Below sqrt(4 eps) times the root mean square, a length consists of rounding errors and has no
-    meaningful direction; such positions are given that length.
+    A token that is zero has no direction, so its cosine with every token is 0. It is recognised by
+    a length of at most ``4 sqrt(eps)`` times the root mean square: from there on, rounding in the
+    low-pass or in ``squared``, which may be negative by it, would make up a direction.
     """
     limits = torch.finfo(squared.dtype)
-    floor = squared.mean(-1, keepdim=True) * (4 * limits.eps) + limits.tiny**0.75
-    return torch.maximum(squared, floor.detach())
+    least = squared.mean(-1, keepdim=True) * (16 * limits.eps) + limits.tiny**0.75
+    known = squared > least
+    return torch.where(known, squared, 1).rsqrt() * known
 
 
 def guard_denominator(denominator: Tensor, keys: int) -> Tensor:
@@ -62,10 +66,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, similarity: Similarity, scale: float
     if similarity == "dot":
         return (v @ k.mT) @ q / keys  # (B, e, d) first, not (B, M, N)
     if similarity == "linear_softmax":
-        q = q * floor_squared_norm(q.square().sum(1)).rsqrt().unsqueeze(1)
-        k = k * floor_squared_norm(k.square().sum(1)).rsqrt().unsqueeze(1)
+        q, k = _unit_length(q), _unit_length(k)
     else:
         k = k * scale
     numerator = v.sum(-1, keepdim=True) + (v @ k.mT) @ q  # (B, e, N)
     denominator = keys + k.sum(-1, keepdim=True).mT @ q  # (B, 1, N)
     return numerator / guard_denominator(denominator, keys)
+
+
+def _unit_length(tokens: Tensor) -> Tensor:
+    """Tokens ``(B, d, N)`` divided by their lengths; those that are zero stay zero."""
+    squared = tokens.to(basis_dtype(tokens.dtype)).square().sum(1)  # (B, N)
+    return tokens * inverse_length(squared).unsqueeze(1).to(tokens.dtype)
