@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,17 @@ def test_scale_range_is_used_evenly():
     assert factors.max() <= 2.0
     assert abs(factors.mean() - 1.25) < 0.1
     assert abs(factors.std() - 1.5 / 12**0.5) < 0.06
+
+
+def test_scale_steps_are_drawn_evenly_and_reach_both_ends():
+    torch.manual_seed(0)
+    pair = painted(torch.zeros(10, 10, dtype=torch.long))
+    transform = ScaleAndCrop(None, scale=(0.7, 2.1), scale_step=0.1)
+    sides = Counter(transform(*pair)[1].shape[0] for _ in range(600))
+    assert sorted(sides) == list(range(7, 22))  # 0.7, 0.8, ... 2.1
+    assert min(sides.values()) > 15  # 40 each
+    with pytest.raises(InputError, match="scale_step=-1"):
+        ScaleAndCrop(None, scale_step=-1)
 
 
 def test_class_ratio_crop_avoids_crops_of_one_class():

@@ -117,6 +117,23 @@ def test_auxiliary_head_is_for_training_only():
     assert small(aux_channels=0).forward_with_auxiliary(images)[1] is None
 
 
+@pytest.mark.parametrize("attention", ["frequency", "spatial", None])
+def test_initial_weights_of_a_standard_deviation(attention):
+    options = {"num_classes": 19, "attention": attention, "head_channels": 128}
+    torch.manual_seed(0)
+    model = FsaNet("resnet10t", init_std=0.01, **options)
+    drawn = [model.head.classify, model.auxiliary.classify]
+    if attention is not None:
+        block = model.head.attention
+        drawn += [block.query, block.key, block.value]
+        assert block.norm.weight.abs().max() == 0  # still the identity
+    for layer in drawn:
+        assert abs(layer.weight.std() / 0.01 - 1) < 0.05
+        assert abs(layer.weight.mean()) < 0.001
+    with pytest.raises(InputError, match="init_std=0"):
+        FsaNet("resnet10t", init_std=0, **options)
+
+
 def test_encoder_weights_from_a_file(tmp_path):
     torch.manual_seed(3)
     donor = timm.create_model("mobilenetv2_050", num_classes=7)

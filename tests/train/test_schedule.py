@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from fsanet import FsaNet
@@ -109,3 +112,10 @@ def test_groups_with_decay_everywhere():
         ("head", 4),
     ]
     assert all(group["weight_decay"] == 0.5 and group["lr"] == 0.1 for group in groups)
+
+
+def test_rate_of_the_coco_recipe_drops_after_60k_and_80k_steps():
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "configs/coco_mask_rcnn.yaml").read_text())
+    options = {"total_steps": recipe["steps"], "milestones": recipe["task"]["milestones"]}
+    rates = [milestone_factor(step, **options) for step in (59_999, 60_000, 79_999, 80_000)]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01])

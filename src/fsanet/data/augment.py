@@ -8,6 +8,7 @@ take the nearest id, so ids are never mixed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,10 +42,10 @@ _LARGEST_SCALE = 100
 class ScaleAndCrop(v2.Transform):
     """Random resize and random crop in one, computing only the pixels that the crop keeps.
 
-    The resize factor is drawn uniformly and is the same for both axes. A crop is drawn again, up
-    to 10 times, until the largest class holds at most ``class_ratio`` of its labelled
-    pixels; the last one drawn is kept. Axes shorter than the crop are kept whole: pad them with
-    `PadTo`.
+    The resize factor is drawn uniformly, or among evenly spaced ones, and is the same for both
+    axes. A crop is drawn again, up to 10 times, until the largest class holds at most
+    ``class_ratio`` of its labelled pixels; the last one drawn is kept. Axes shorter than the
+    crop are kept whole: pad them with `PadTo`.
 
     Args:
         size: (h, w) of the crop; ``None`` keeps the whole image.
@@ -53,6 +54,7 @@ class ScaleAndCrop(v2.Transform):
             into them, keeping its aspect ratio. ``None``: its own size.
         class_ratio: 1.0 takes the first crop.
         ignore_index: id of unlabelled pixels.
+        scale_step: distance of the resize factors to choose from, counted from the lowest; 0: any.
 
     Raises:
         InputError: a size, range or ratio is invalid.
@@ -65,11 +67,14 @@ class ScaleAndCrop(v2.Transform):
         resize: tuple[int, int] | None = None,
         class_ratio: float = 0.75,
         ignore_index: int = 255,
+        scale_step: float = 0.0,
     ) -> None:
         super().__init__()
         if size is not None:
             _check_size("crop", size)
         _check_scale(scale)
+        if not 0 <= scale_step < math.inf:
+            raise InputError(f"scale_step={scale_step}: give a step above 0, or 0 for any factor")
         if resize is not None:
             _check_size("resize", resize)
         if not 0 < class_ratio <= 1:
@@ -79,6 +84,7 @@ class ScaleAndCrop(v2.Transform):
         self.resize = resize
         self.class_ratio = class_ratio
         self.ignore_index = ignore_index
+        self.scale_step = scale_step
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         size = self._scaled_size(*v2.query_size(flat_inputs))
@@ -95,7 +101,7 @@ class ScaleAndCrop(v2.Transform):
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
         if self.resize is None and tuple(self.scale) == (1, 1):
             return height, width
-        factor = _uniform(*self.scale)
+        factor = _uniform(*self.scale, self.scale_step)
         if self.resize is not None:
             longest, shortest = self.resize
             factor *= min(longest / max(height, width), shortest / min(height, width))
@@ -203,8 +209,13 @@ def _check_scale(scale: tuple[float, float]) -> None:
         raise InputError(f"scale={tuple(scale)}: needs 0 < low <= high <= {_LARGEST_SCALE}")
 
 
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(()))
+def _uniform(low: float, high: float, step: float = 0.0) -> float:
+    """A number of low..high, or with a step one of low, low + step, ... up to high."""
+    share = float(torch.rand(()))
+    if not step:
+        return low + (high - low) * share
+    count = math.floor((high - low) / step + 1e-6) + 1  # 1e-6: 1.4 / 0.1 is a little below 14
+    return low + step * int(share * count)
 
 
 # ---- instances

@@ -236,6 +236,7 @@ class SegmentationData(SeededData):
             random resize, keeping their aspect ratio: recipes write (2048, 512) x 0.5-2. ``None``:
             their own size.
         scale: lowest and highest factor of the random resize.
+        scale_step: distance of the factors to choose from, counted from the lowest; 0: any factor.
         flip: flip training images horizontally with probability 0.5.
         photometric: distort the colours of training images.
         class_ratio: largest share of a single class in a crop.
@@ -256,6 +257,7 @@ class SegmentationData(SeededData):
         crop: tuple[int, int] | None = (512, 512),
         resize: tuple[int, int] | None = None,
         scale: tuple[float, float] = (0.5, 2.0),
+        scale_step: float = 0.0,
         flip: bool = True,
         photometric: bool = True,
         class_ratio: float = 0.75,
@@ -273,7 +275,7 @@ class SegmentationData(SeededData):
         self.cache = cache
         steps: list[v2.Transform] = []
         if crop is not None or resize is not None or tuple(scale) != (1, 1):
-            steps.append(ScaleAndCrop(crop, scale, resize, class_ratio, ignore_index))
+            steps.append(ScaleAndCrop(crop, scale, resize, class_ratio, ignore_index, scale_step))
         if flip:
             steps.append(v2.RandomHorizontalFlip())
         if photometric:

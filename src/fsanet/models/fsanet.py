@@ -7,13 +7,14 @@ Legend: B batch, H x W image, h x w feature grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsanet.attention import AttentionKind
-from fsanet.attention.block import Block
+from fsanet.attention.block import AttentionBlock, Block
 from fsanet.attention.dct import BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.errors import InputError
@@ -38,6 +39,8 @@ class FsaNet(SegmentationNetwork):
         block: shape of the attention block, "nonlocal" or "ccnet".
         qkv_bias: use biases on queries, keys and values.
         zero_init: start the attention block as the identity.
+        init_std: standard deviation of the initial weights of queries, keys, values and classifiers
+            (MMSegmentation: 0.01); by default torch's initial weights.
         head_channels: width of the head.
         aux_channels: width of the auxiliary head on the second-to-last stage; 0 for none. It is
             used only in training.
@@ -71,7 +74,11 @@ class FsaNet(SegmentationNetwork):
     """
 
     network = "FsaNet"
-    initial_weights: ClassVar = {"pretrained": False, "encoder_weights": None}
+    initial_weights: ClassVar = {
+        "pretrained": False,
+        "encoder_weights": None,
+        "init_std": None,
+    }
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class FsaNet(SegmentationNetwork):
         block: Block = "nonlocal",
         qkv_bias: bool = False,
         zero_init: bool = True,
+        init_std: float | None = None,
         head_channels: int = 512,
         aux_channels: int = 256,
         dropout: float = 0.1,
@@ -159,7 +167,23 @@ class FsaNet(SegmentationNetwork):
         self.auxiliary = None
         if aux_channels:
             self.auxiliary = FcnHead(middle, num_classes, channels=aux_channels, dropout=dropout)
+        if init_std is not None:
+            self._draw_weights(init_std)
         self.record_config(k=k)
+
+    def _draw_weights(self, std: float) -> None:
+        """Draw the weights of queries, keys, values and classifiers from N(0, std^2)."""
+        if not 0 < std < math.inf:
+            raise InputError(f"init_std={std}: give a number above 0")
+        heads: list[Any] = [self.head] if self.auxiliary is None else [self.head, self.auxiliary]
+        layers: list[Any] = [head.classify for head in heads]
+        if isinstance(self.head.attention, AttentionBlock):
+            block = self.head.attention
+            layers += [block.query, block.key, block.value]
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""
