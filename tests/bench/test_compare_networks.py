@@ -28,6 +28,8 @@ def tiny(tmp_path):
         similarity="linear_softmax",
         recurrence=2,
         block="ccnet",
+        decoder="multiscale",
+        decoder_channels=8,
     )
     model.save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")

@@ -42,6 +42,8 @@ def model(tmp_path_factory):
         attention="spatial",
         similarity="softmax",
         zero_init=False,
+        decoder="multiscale",
+        decoder_channels=16,
         classes=CLASSES,
     )
     with torch.no_grad():

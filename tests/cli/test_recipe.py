@@ -47,6 +47,16 @@ def test_flat_options_are_those_of_fsanet(flat):
     assert recipe.name == "flat"
 
 
+def test_decoder_on_the_command_line(flat):
+    model = (
+        Recipe([flat, "--model.decoder=multiscale", "--model.decoder-channels=16"]).task(Data).model
+    )
+    assert model.head.classify.weight.shape == (3, 16, 1, 1)
+    assert Recipe([flat, "--model.decoder=null"]).options.model.init_args.decoder is None
+    with pytest.raises(InputError, match="decoder"):
+        Recipe([flat, "--model.decoder=unet"])
+
+
 def test_named_network(named):
     pytest.importorskip("transformers")
     model = Recipe([named, "--model.k=3", "--model.init_args.dropout=0.25"]).task(Data).model

@@ -6,8 +6,10 @@ import timm
 import torch
 from support.contract import SegmentationContract, assert_exports
 from torch import nn
+from torch.nn.functional import conv2d, interpolate
 
 from fsanet import FrequencySelfAttention, FsaNet, SpatialSelfAttention
+from fsanet.cost import count_flops, count_parameters
 from fsanet.errors import InputError
 
 SMALL = {"num_classes": 4, "head_channels": 24, "aux_channels": 16}
@@ -34,8 +36,9 @@ class TestContract(SegmentationContract):
         return small(**request.param)
 
 
-def test_exports():
-    assert_exports(small())
+@pytest.mark.parametrize("decoder", [None, "multiscale"])
+def test_exports(decoder):
+    assert_exports(small(decoder=decoder, decoder_channels=16, output_stride=16))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,97 @@ def test_encoders(encoder, output_stride):
     with torch.no_grad():
         last = model.encoder(torch.randn(1, 3, 64, 80))[-1]
         assert model.head(last).shape == (1, 4, 64 // output_stride, 80 // output_stride)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "output_stride", "finer"),
+    [
+        ("mobilenetv2_050", 16, [2, 1]),
+        ("resnet10t", 8, [1]),
+        ("convnext_atto", 16, [1, 0]),
+        ("resnet10t", 32, [2, 1]),
+    ],
+)
+def test_multiscale_logits_have_stride_4(encoder, output_stride, finer):
+    model = small(encoder, output_stride=output_stride, decoder="multiscale").eval()
+    assert model.finer == finer
+    grids = []
+    model.head.register_forward_hook(lambda head, inputs, logits: grids.append(logits.shape))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 65, 98))
+        fine = model.encoder(torch.randn(1, 3, 65, 98))[finer[-1]]
+    assert grids == [(1, 4, *fine.shape[-2:])]
+    assert fine.shape[-1] in (24, 25)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_multiscale_decoder_step_by_step(align_corners):
+    """The head against its definition, written with functions and the names of its weights."""
+    head = small(
+        decoder="multiscale", decoder_channels=16, output_stride=16, align_corners=align_corners
+    ).head
+    generator = torch.Generator().manual_seed(2)
+    for value in head.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator))
+    head = head.double().eval()
+    weights = head.state_dict()
+
+    def conv_bn_relu(x, name, **options):
+        x = conv2d(x, weights[f"{name}.0.weight"], **options)
+        mean, var, scale, shift = (
+            weights[f"{name}.1.{part}"][:, None, None]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+
+    sizes = {512: (3, 5), 128: (6, 9), 64: (11, 17)}
+    last, middle, fine = (
+        torch.rand(2, channels, *size, dtype=torch.float64, generator=generator)
+        for channels, size in sizes.items()
+    )
+    with torch.no_grad():
+        x = conv_bn_relu(last, "reduce", padding=1)
+        x = conv_bn_relu(head.attention(x), "refine", padding=1)
+        x = conv_bn_relu(torch.cat([last, x], 1), "join", padding=1)
+        for index, (finer, width) in enumerate([(middle, 6), (fine, 4)]):
+            name = f"merges.{index}"
+            up = interpolate(x, finer.shape[-2:], mode="bilinear", align_corners=align_corners)
+            projected = conv_bn_relu(finer, f"{name}.project")
+            assert projected.shape[1] == width
+            x = torch.cat([up, projected], 1)
+            x = conv_bn_relu(x, f"{name}.depthwise", padding=1, groups=x.shape[1])
+            x = conv_bn_relu(x, f"{name}.pointwise")
+            assert x.shape[1] == 16
+        want = conv2d(x, weights["classify.weight"], weights["classify.bias"])
+        torch.testing.assert_close(head(last, middle, fine), want)
+
+
+def test_decoder_adds_weights_and_changes_no_name():
+    plain, multiscale = small(), small(decoder="multiscale", decoder_channels=24)
+    own, more = plain.state_dict(), multiscale.state_dict()
+    assert {name for name in more if not name.startswith("head.merges.")} == own.keys()
+    assert all(more[name].shape == value.shape for name, value in own.items())
+    # 64 channels at stride 4 to 24 / 4; (24 + 6) channels depthwise, then to 24; norms have 2 each
+    added = 64 * 6 + 30 * 9 + 30 * 24 + 2 * (6 + 30 + 24)
+    assert count_parameters(multiscale) - count_parameters(plain) == added
+    images = torch.empty(1, 3, 64, 96)
+    products = 2 * (64 * 6 + 30 * 9 + 30 * 24 + 24 * 4) * 16 * 24 - 2 * 24 * 4 * 8 * 12
+    with torch.no_grad():
+        flops = [count_flops(lambda m=m: m.eval()(images)) for m in (plain, multiscale)]
+    assert flops[1] - flops[0] == products
+
+
+def test_saved_before_there_was_a_decoder(tmp_path):
+    model = small().eval()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["decoder"], config["decoder_channels"]
+    file.write_text(json.dumps(config))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(FsaNet.from_pretrained(tmp_path).eval()(images), model(images))
 
 
 def test_paper_network():
@@ -169,8 +263,9 @@ def test_metadata_is_saved_with_the_weights(tmp_path):
     assert again.head.attention.band == (1, 3, 0, None)
 
 
-def test_regular_network_loaded_with_low_frequencies(tmp_path):
-    model = small(attention="spatial", similarity="softmax").eval()
+@pytest.mark.parametrize("decoder", [None, "multiscale"])
+def test_regular_network_loaded_with_low_frequencies(tmp_path, decoder):
+    model = small(attention="spatial", similarity="softmax", decoder=decoder).eval()
     model.head.attention.query.weight.data.mul_(30)  # so that the scores differ
     model.head.attention.key.weight.data.mul_(30)
     model.save_pretrained(tmp_path)
@@ -232,6 +327,17 @@ def test_align_corners():
         ({"palette": [(0, 0, 0)]}, "palette has 1 colours for 4 classes"),
         ({"mean": (0.5,), "std": (0.5,)}, "one value per channel"),
         ({"num_classes": 0}, "num_classes=0"),
+        ({"decoder": "unet"}, "decoder='unet' must be 'multiscale' or None"),
+        ({"decoder": "multiscale", "decoder_channels": 0}, "decoder_channels=0 >= 1"),
+        (
+            {
+                "encoder": "convnext_atto",
+                "encoder_options": {"patch_size": 8},
+                "output_stride": 16,
+                "decoder": "multiscale",
+            },
+            "strides 8, 16, 16, 16; decoder='multiscale' needs 8 and 4",
+        ),
     ],
 )
 def test_invalid_options(options, message):

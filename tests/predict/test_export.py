@@ -24,6 +24,8 @@ def folder(tmp_path_factory):
         aux_channels=0,
         k=2,
         zero_init=False,
+        decoder="multiscale",
+        decoder_channels=8,
         encoder_options={"channels": [8, 8, 8, 8], "stem_width": 8},
     )
     folder = tmp_path_factory.mktemp("network")

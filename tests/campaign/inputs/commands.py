@@ -42,6 +42,7 @@ _OPTIONS = {
         "--task.warmup_steps --task.ohem_threshold --task.ohem_min_kept --task.freeze_batchnorm "
         "--model --model.k --model.encoder --model.recurrence --model.similarity --model.mean "
         "--model.head_channels --model.dropout --model.output_stride --model.in_channels "
+        "--model.decoder --model.decoder_channels "
         "--model.encoder_options --model.pretrained --model.encoder_weights --data --data.crop "
         "--data.scale --data.batch_size --data.steps_per_epoch --data.classes --data.root "
         "--data.class_ratio --data.fill --data.resize --data.accumulate --data.ignore_index "
