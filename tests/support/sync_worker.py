@@ -1,5 +1,6 @@
 """The second of two processes in the test of synchronised batch norm; a module, to be spawned."""
 
+import warnings
 from datetime import timedelta
 
 import torch
@@ -49,6 +50,7 @@ def work(rank, store, out):
     try:
         part = images()[:1] if rank == 0 else images()[1:]  # 1 and 2 images: unequal shares
         results = {}
+        warnings.simplefilter("error", FutureWarning)  # of what torch is going to remove
         for case in CASES:
             layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer_of(case))
             results[case] = step(layer, part)

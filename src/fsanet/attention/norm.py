@@ -8,6 +8,7 @@ Legend: B batch, C channels, N positions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -109,7 +110,25 @@ def _process_group(norm: _BatchNorm) -> dist.ProcessGroup | None:
     return group if dist.get_world_size(group) > 1 else None
 
 
-def _all_reduce(value: Tensor, group: dist.ProcessGroup) -> Tensor:
-    from torch.distributed.nn.functional import all_reduce  # a slow import
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs.
 
-    return all_reduce(value, group=group)
+    torch's functional collectives have a gradient for it only in its latest versions; those of
+    `torch.distributed.nn`, which had one before, are deprecated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce(gradients[0], ctx.group), None
+
+
+def _all_reduce(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total: Tensor = _AllReduce.apply(value, group)  # type: ignore[no-untyped-call]
+    return total
