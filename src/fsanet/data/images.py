@@ -31,7 +31,7 @@ IMAGE_SUFFIXES = frozenset(
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
-_BAND_PIXELS = 2**22
+_BAND_PIXELS = 2**20  # of a decoded image, copied at a time
 
 #: Formats that are read, by Pillow's names; its parsers of others are never reached.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -83,11 +83,11 @@ def read_image(source: ImageSource) -> Tensor:
     """
     if isinstance(source, str | os.PathLike):
         with open_image(Path(source), "image", FORMATS) as (image, _):
-            return _decode(image, str(source)).contiguous()
+            return _decode(image, str(source), planar=True).contiguous()
     if isinstance(source, Image.Image):
         check_pixels(source.height, source.width, "PIL image")
         with _decoding("PIL image", "image"):
-            return _decode(source, "PIL image").contiguous()
+            return _decode(source, "PIL image", planar=True).contiguous()
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -340,8 +340,11 @@ def _orientation(image: Image.Image) -> Any:
         return 1
 
 
-def _decode(image: Image.Image, name: str) -> Tensor:
-    """PIL image of any mode -> uint8 (3, H, W). Raises Pillow's own errors, too."""
+def _decode(image: Image.Image, name: str, *, planar: bool = False) -> Tensor:
+    """PIL image of any mode -> uint8 (3, H, W), contiguous if `planar`, else channels last.
+
+    Raises Pillow's own errors, too.
+    """
     image.load()
     orientation = _orientation(image)  # decoding a TIFF has settled it already
     if orientation in list(_UPRIGHT):
@@ -366,7 +369,10 @@ def _decode(image: Image.Image, name: str) -> Tensor:
         return _to_rgb(np.empty((height, width, 3), dtype=np.uint8), name)  # raises
     # In bands of rows, because Pillow's copies take several times the memory of the pixels.
     rows = max(1, _BAND_PIXELS // width)
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    order = (2, 0, 1) if planar else (0, 1, 2)
+    shape = [(height, width, 3)[axis] for axis in order]
+    stored = np.empty(shape, dtype=np.uint8)
+    pixels = stored.transpose(np.argsort(order))  # (H, W, 3)
     for top in range(0, height, rows):
         whole = rows >= height
         band = image if whole else image.crop((0, top, width, min(top + rows, height)))
