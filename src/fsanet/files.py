@@ -204,26 +204,36 @@ def check_writable_file(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike[str], state: str) -> Iterator[None]:
-    """Let no other process enter this block with the same folder, which must exist.
+    """Let no other command enter this block with the same folder.
 
-    The system releases the lock when the process ends, however it ends. Where the file system has
-    no locks, there is none.
+    The first process of a command locks it; the others do nothing. The system releases the lock
+    when the process ends, however it ends. Where the file system has no locks, there is none.
 
     Args:
-        folder: the folder.
+        folder: the folder; made if it is missing, and removed again if nothing is written to it.
         state: what another process is told about it, such as "is being trained".
 
     Raises:
         InputError: another process is within such a block.
     """
-    file = Path(folder, ".lock")
-    stream = _lock_file(file, f"{folder}: {state}")
-    try:
+    if not first_process():
         yield
+        return
+    file = Path(folder, ".lock")
+    new = not file.parent.exists()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stream = _lock_file(file, f"{folder}: {state}")
+        try:
+            yield
+        finally:
+            if stream is not None:
+                file.unlink(missing_ok=True)
+                stream.close()
     finally:
-        if stream is not None:
-            file.unlink(missing_ok=True)
-            stream.close()
+        if new:
+            with contextlib.suppress(OSError):
+                file.parent.rmdir()
 
 
 def _lock_file(file: Path, message: str) -> BinaryIO | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from fsanet.models import FsaNet
 from fsanet.predict import launch as launching
 from fsanet.predict.folder import predict_folder
 from fsanet.predict.launch import Process, choose_devices, launch, process_device, this_process
+
+PYTHON = sys.executable  # the processes of some tests run a stub
 
 VARIABLES = (
     *("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK"),
@@ -115,20 +119,22 @@ def test_each_process_has_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process_device("auto", "1") == "cuda:0"
 
 
-def test_only_several_processes_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_several_processes_are_launched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     gpus(monkeypatch, 0)
-    assert not launch(["predict"], accelerator="cpu", devices="1")
+    assert not launch(["predict"], tmp_path / "out", accelerator="cpu", devices="1")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert not launch(["predict"], accelerator="cpu", devices="1")
-    assert not launch(["predict"], accelerator="cpu", devices="2", num_nodes=2)
+    assert not launch(["predict"], tmp_path / "out", accelerator="cpu", devices="1")
+    assert not launch(["predict"], tmp_path / "out", accelerator="cpu", devices="2", num_nodes=2)
     with pytest.raises(InputError, match="4 processes were started, but devices x num_nodes is 3"):
-        launch(["predict"], accelerator="cpu", devices="3")
+        launch(["predict"], tmp_path / "out", accelerator="cpu", devices="3")
 
 
-def test_several_machines_have_to_find_each_other() -> None:
+def test_several_machines_have_to_find_each_other(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NODE_RANK is not set"):
-        launch(["predict"], accelerator="cpu", devices="1", num_nodes=2)
+        launch(["predict"], tmp_path / "out", accelerator="cpu", devices="1", num_nodes=2)
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
@@ -143,7 +149,7 @@ def test_the_same_command_runs_in_each_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     stub(monkeypatch, tmp_path, 'echo "$RANK of $WORLD_SIZE on $LOCAL_RANK: $@" > $RANK')
-    assert launch(["predict", "a b.png"], accelerator="cpu", devices="2")
+    assert launch(["predict", "a b.png"], tmp_path / "out", accelerator="cpu", devices="2")
     for rank in (0, 1):
         said = f"{rank} of 2 on {rank}: -m fsanet predict a b.png\n"
         assert (tmp_path / str(rank)).read_text() == said
@@ -171,9 +177,63 @@ def test_a_process_that_fails_is_reported(
     stub(monkeypatch, tmp_path, script)
     start = time.perf_counter()
     with pytest.raises(InputError, match=line):
-        launch(["predict"], accelerator="cpu", devices="2")
+        launch(["predict"], tmp_path / "out", accelerator="cpu", devices="2")
     assert time.perf_counter() - start < 15
     assert capfd.readouterr().err == ""
+
+
+def test_folder_in_use_starts_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first process alone would be refused too late: the others would write meanwhile."""
+    stub(monkeypatch, tmp_path, "touch started-$RANK")
+    out = tmp_path / "out"
+    with other_command(out), pytest.raises(InputError, match="out: is being written by process"):
+        launch(["predict"], out, accelerator="cpu", devices="2")
+    assert not list(tmp_path.glob("started-*"))
+    assert launch(["predict"], out, accelerator="cpu", devices="2")
+    assert len(list(tmp_path.glob("started-*"))) == 2
+    assert not out.exists()  # nothing was written to it
+
+
+def test_folder_stays_locked_until_the_last_process_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = "[ $RANK = 0 ] && exit; touch waiting; while [ ! -e go ]; do sleep 0.05; done"
+    stub(monkeypatch, tmp_path, script)
+    out, found = tmp_path / "out", []
+
+    def try_to_write() -> None:
+        while not (tmp_path / "waiting").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)  # the first process ends meanwhile
+        with other_command(out) as said:
+            found.append(said)
+        (tmp_path / "go").touch()
+
+    thread = threading.Thread(target=try_to_write)
+    thread.start()
+    assert launch(["predict"], out, accelerator="cpu", devices="2")
+    thread.join()
+    assert len(found) == 1
+    assert "is being written by process" in found[0]
+
+
+@contextlib.contextmanager
+def other_command(folder: Path) -> Iterator[str]:
+    """Another process that holds the lock of a folder; yields what it says once it tried to."""
+    program = (
+        "import sys; from fsanet.files import lock_folder\n"
+        "try:\n"
+        "    with lock_folder(sys.argv[1], 'is being written'):\n"
+        "        print('locked', flush=True); sys.stdin.readline()\n"
+        "except Exception as error: print(error, flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(launching.__file__).parents[2])}
+    command = [PYTHON, "-c", program, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline()
+        process.communicate("go on\n")
 
 
 def test_an_interrupt_ends_all(
@@ -194,7 +254,7 @@ def test_an_interrupt_ends_all(
     thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            launch(["predict"], accelerator="cpu", devices="2")
+            launch(["predict"], tmp_path / "out", accelerator="cpu", devices="2")
     finally:
         thread.join()
         for number, handler in handlers.items():
@@ -244,7 +304,7 @@ def test_real_processes_one_killed_and_resumed_equal_one(
     thread.start()
     arguments = ["predict", images, "--model", model, "--out", out, "--devices", "2"]
     with pytest.raises(InputError, match="process 1 failed with exit code -9"):
-        launch([*arguments, "--accelerator", "cpu"], accelerator="cpu", devices="2")
+        launch([*arguments, "--accelerator", "cpu"], Path(out), accelerator="cpu", devices="2")
     thread.join()
     done = {path.stem for path in Path(out).glob("[0-9]*.json")}
     assert {"001", "003", "005"} <= done

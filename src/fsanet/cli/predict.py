@@ -27,7 +27,9 @@ def run(given: list[str]) -> int:
             "--devices for several"
         )
     try:
-        reports = first_process() if launch(["predict", *given], **where) else predict(**options)
+        out = _folder(options["out"], options["cityscapes_export"])
+        launched = launch(["predict", *given], out, **where)
+        reports = first_process() if launched else predict(**options)
         if reports:
             _finish(options["out"], options["cityscapes_export"])
         return 0
@@ -91,8 +93,6 @@ def predict(
     from fsanet.predict.launch import is_launched, process_device
     from fsanet.predict.predictor import check_options
 
-    if out is None and cityscapes_export is None:
-        raise InputError("--out is missing; give the folder to write to")
     limit_pixels(max_pixels)
     device = available_device(device or process_device(accelerator, devices))
     network: Any = model
@@ -118,6 +118,8 @@ def predict(
 
 
 def _folder(out: Path | None, cityscapes_export: Path | None) -> Path:
+    if out is None and cityscapes_export is None:
+        raise InputError("--out is missing; give the folder to write to")
     return Path(f"{cityscapes_export}.parts") if out is None else out
 
 

@@ -27,7 +27,7 @@ from fsanet.errors import InputError
 from fsanet.files import check_writable, disk_error, environment, lock_folder, write_json
 from fsanet.inputs import read_json
 from fsanet.predict.draw import check_alpha
-from fsanet.predict.launch import this_process
+from fsanet.predict.launch import is_launched, this_process
 from fsanet.predict.predictor import ImagePredictor, check_options, make_predictor
 from fsanet.progress import ConsoleProgress
 
@@ -99,8 +99,10 @@ def predict_folder(
     process = this_process()
     run = _Run(predictor, items, out, made, about, drawing)
     out.mkdir(parents=True, exist_ok=True)
-    # The processes of one command share the folder; the first of them keeps other commands out.
-    lock = lock_folder(out, "is being written") if process.rank == 0 else contextlib.nullcontext()
+    # The processes of one command share the folder; the one that has started them, or else the
+    # first of them, keeps other commands out.
+    shared = is_launched()
+    lock = contextlib.nullcontext() if shared else lock_folder(out, "is being written")
     with lock, ConsoleProgress("images", shown=progress and process.rank == 0) as bar:
         if resume:
             _check_same(out, settings, about)

@@ -11,11 +11,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from fsanet.errors import InputError
+from fsanet.files import check_writable, lock_folder
 from fsanet.signals import Interrupted
 
 __all__ = [
@@ -109,7 +111,9 @@ def process_device(accelerator: str, devices: str) -> str:
     return chosen[process.local_rank % len(chosen)]
 
 
-def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_nodes: int = 1) -> bool:
+def launch(
+    arguments: Sequence[str], out: Path, *, accelerator: str, devices: str, num_nodes: int = 1
+) -> bool:
     """Run an ``fsanet`` command in several processes on this machine, and wait for them.
 
     With ``num_nodes`` above 1 the command has to be started on each machine, with ``NODE_RANK``,
@@ -117,6 +121,7 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
 
     Args:
         arguments: of the command.
+        out: folder that the processes write to; other commands are kept out until they have ended.
         accelerator, devices: as for `choose_devices`.
         num_nodes: number of machines.
 
@@ -124,7 +129,8 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
         False if one process is enough, or if this is one of the processes.
 
     Raises:
-        InputError: devices that this machine does not have, or a process has failed.
+        InputError: devices that this machine does not have, the folder is in use, or a process
+            has failed.
         KeyboardInterrupt: the command was interrupted.
     """
     if not 1 <= num_nodes <= _MOST_NODES:
@@ -145,7 +151,9 @@ def launch(arguments: Sequence[str], *, accelerator: str, devices: str, num_node
         logging.getLogger(f"torch.distributed.elastic.{name}").disabled = True
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    with tempfile.TemporaryDirectory() as logs:
+    check_writable(out)
+    # Not by one of the processes: the others would write before it is refused, and after its end.
+    with lock_folder(out, "is being written"), tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=num_nodes,
             max_nodes=num_nodes,
