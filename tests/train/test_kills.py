@@ -158,26 +158,38 @@ def test_second_training_is_refused_while_the_first_is_alive(tmp_path):
     assert train_here(out).steps == STEPS
 
 
-@pytest.mark.slow
-def test_two_processes_end_together(tmp_path):
-    """Only the first gets the signal; Lightning has started the second."""
-    program = f"""
+TWO_PROCESSES = """
 import sys
-sys.path[:0] = {sys.path!r}
+sys.path[:0] = {path!r}
 from support.tiny import train_tiny
 from fsanet.signals import Interrupted
 try:
-    train_tiny(sys.argv[1], steps=200, devices=2, strategy="ddp")
+    resume = "resume" in sys.argv
+    train_tiny(sys.argv[1], steps=100, devices=2, strategy="ddp", resume=resume)
 except Interrupted as stop:
     sys.exit(128 + stop.number)
 """
-    (tmp_path / "program.py").write_text(program)
-    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "run")]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_and_resume_to_equal_results(tmp_path):
+    """Only the first gets the signal; Lightning has started the second."""
+    program = tmp_path / "program.py"
+    program.write_text(TWO_PROCESSES.format(path=sys.path))
+
+    def start(name, *options):
+        command = [sys.executable, str(program), str(tmp_path / name), *options]
+        return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    undisturbed = start("undisturbed")
+    process = start("run")
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=120) == 143
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert 0 < last["global_step"] < 200
+    assert 0 < last["global_step"] < 100
+    assert start("run", "resume").wait(timeout=300) == 0
+    assert undisturbed.wait(timeout=300) == 0
+    assert_equal_results(tmp_path / "run", results(tmp_path / "undisturbed"))

@@ -498,6 +498,7 @@ def test_damaged_checkpoint(tmp_path, uninterrupted, damage, message):
         ("callbacks", {3: {}}),
         ("pytorch-lightning_version", "one"),
         ("global_step", -1),
+        ("global_step", 9),
     ],
 )
 def test_checkpoint_whose_content_is_wrong(tmp_path, uninterrupted, part, content):
@@ -519,6 +520,71 @@ def test_state_of_the_optimiser_that_no_step_can_use(tmp_path):
     torch.save(content, last)
     with pytest.raises(InputError, match=r"last\.ckpt: does not fit this training"):
         run(tmp_path, resume=True, steps=8)
+
+
+def set_batches(content):
+    content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] = "x"
+
+
+def set_loop(content):
+    loop = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+    loop["optimizer"]["step"]["total"]["completed"] = 3
+
+
+def set_shape(content):
+    content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(global_step=3), "global_step is 3, but the training loop has done 4"),
+        (set_loop, "global_step is 4, but the training loop has done 3"),
+        (lambda c: c["lr_schedulers"][0].update(last_epoch=2), "schedule has done 2 steps"),
+        (lambda c: c["callbacks"]["KeepBest"].update(step=5), "the best step 5"),
+        (
+            lambda c: c["optimizer_states"][0]["state"][0]["step"].fill_(7),
+            "the optimiser has done 7 on parameter 0",
+        ),
+        (set_batches, "epoch_loop.batch_progress.current.ready is 'x'"),
+        (set_shape, "does not fit this training .exp_avg of parameter 0 has another shape"),
+        (
+            lambda c: c["optimizer_states"][0]["param_groups"][0].update(betas=("a", 1.0)),
+            "does not fit this training .betas",
+        ),
+    ],
+)
+def test_checkpoint_that_contradicts_itself(tmp_path, change, message):
+    def adamw():
+        return task_of(optimizer="adamw")
+
+    run(tmp_path, steps=4, task=adamw())
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.with_name("last-previous.ckpt").unlink(missing_ok=True)
+    content = torch.load(last, weights_only=True)
+    change(content)
+    torch.save(content, last)
+    with pytest.raises(InputError, match=rf"last\.ckpt: .*{message}"):
+        run(tmp_path, resume=True, steps=8, task=adamw())
+
+
+def test_other_optimiser_than_that_of_the_checkpoint(tmp_path):
+    run(tmp_path, steps=4)
+    with pytest.raises(InputError, match=r"does not fit .its optimiser is not AdamW.*resume with"):
+        run(tmp_path, resume=True, steps=8, task=task_of(optimizer="adamw"))
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "training_step"])
+def test_mistake_of_a_resumed_training_is_no_fault_of_the_checkpoint(tmp_path, hook):
+    run(tmp_path, steps=4)
+    task = task_of()
+
+    def fail(*args):
+        raise RuntimeError("a mistake")
+
+    setattr(task, hook, fail)
+    with pytest.raises(RuntimeError, match=r"^a mistake$"):
+        run(tmp_path, resume=True, steps=8, task=task)
 
 
 def test_checkpoint_with_code_is_refused(tmp_path):
@@ -555,7 +621,7 @@ def test_loss_that_is_not_finite_stops_with_a_hint(tmp_path):
         ({"gradient_clip": 0.0}, "gradient_clip"),
         ({"gradient_clip": math.nan}, "gradient_clip=nan"),
         ({"gradient_clip": math.inf}, "gradient_clip=inf"),
-        ({"devices": 10**6, "accelerator": "cpu"}, "devices=1000000: too many processes"),
+        ({"devices": 10**6, "accelerator": "cpu"}, "devices=1000000: must be at most"),
         ({"num_nodes": 2}, "num_nodes=2: start the command with torchrun or SLURM"),
         ({"accelerator": "gpu"}, "trainer options"),
         ({"strategy": "deepspeed"}, "trainer options"),

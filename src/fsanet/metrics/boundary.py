@@ -68,12 +68,7 @@ class BoundaryQuality(Metric):
         widths: Sequence[int] = (1, 2, 4, 8, 16),
     ) -> None:
         super().__init__()
-        if not 0 < ratio <= 1:
-            raise InputError(
-                f"boundary ratio {ratio}: give a fraction of the image diagonal, above 0 up to 1"
-            )
-        if any(width < 1 for width in widths) or len(set(widths)) < len(widths):
-            raise InputError(f"trimap widths {list(widths)}: give pixels from 1 up, each once")
+        check_bands(ratio, widths)
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.ratio = ratio
@@ -185,3 +180,13 @@ def _sliding(
             x = extreme(x.narrow(dim, 0, length), x.narrow(dim, step, length))
             covered += step
     return x  # (..., H, W)
+
+
+def check_bands(ratio: float, widths: Sequence[int]) -> None:
+    """Raise `InputError` for a ratio or widths that `BoundaryQuality` does not take."""
+    if not 0 < ratio <= 1:
+        raise InputError(
+            f"boundary ratio {ratio}: give a fraction of the image diagonal, above 0 up to 1"
+        )
+    if any(width < 1 for width in widths) or len(set(widths)) < len(widths):
+        raise InputError(f"trimap widths {list(widths)}: give pixels from 1 up, each once")

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 
 from fsanet.data.batches import Loader
-from fsanet.errors import InputError
+from fsanet.errors import InputError, one_line, printable
 from fsanet.files import disk_error, read_checkpoint, write_whole
 from fsanet.models.saving import check_state
 from fsanet.signals import Interrupted, received
+from fsanet.train.task import SegmentationTask
 
 __all__ = ["CheckpointFiles", "Checkpoints", "export_model", "find_checkpoint"]
 
@@ -51,7 +53,6 @@ class Checkpoints(Callback):
     Attributes:
         score: the best score so far, -inf before the first validation.
         step: optimiser steps done when it was reached; 0 before the first validation.
-        started: whether a step was done, with everything restored that it resumes from.
         saved: optimiser steps done in `last.ckpt`, None without that file.
     """
 
@@ -65,7 +66,6 @@ class Checkpoints(Callback):
         self.epoch = epoch
         self.score = -math.inf
         self.step = 0
-        self.started = False
         self.saved: int | None = None
         self._stopping = False
 
@@ -74,7 +74,7 @@ class Checkpoints(Callback):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.step = state_dict["score"], state_dict["step"]
+        self.score, self.step = float(state_dict["score"]), int(state_dict["step"])
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.saved = trainer.global_step or None
@@ -88,7 +88,6 @@ class Checkpoints(Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        self.started |= stepped
         if not stepped or trainer.is_last_batch or trainer.should_stop:
             return  # at the end of the epoch, what follows saves and stops
         told = received() is not None
@@ -165,20 +164,21 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def find_checkpoint(
-    out: Path, task: nn.Module, *, steps: int, epoch: tuple[int, int]
+    out: Path, task: SegmentationTask, *, steps: int, epoch: tuple[int, int]
 ) -> tuple[Path, int]:
     """The newest checkpoint of a run folder that is whole, and the optimiser steps done in it.
 
     Args:
         out: run folder.
         task: what is to be trained on.
-        steps, epoch: as for `Checkpoints`.
+        steps, epoch: as for `Checkpoints`; the schedule of the task has as many steps.
 
     Raises:
         InputError: there is none, or it does not fit.
     """
     folder = out / "checkpoints"
     problem = None
+    task.total_steps = steps
     for file in (folder / _LAST, folder / _PREVIOUS):
         try:
             done, state = _read(file, task)
@@ -200,7 +200,7 @@ def find_checkpoint(
     raise problem
 
 
-def _read(file: Path, task: nn.Module) -> tuple[int, dict[str, Any]]:
+def _read(file: Path, task: SegmentationTask) -> tuple[int, dict[str, Any]]:
     """Optimiser steps done in a checkpoint that fits the task, and the state of `Checkpoints`."""
     if not file.is_file():
         raise InputError(f"{file}: no such file")
@@ -224,10 +224,93 @@ def _read(file: Path, task: nn.Module) -> tuple[int, dict[str, Any]]:
     for name, expected in parts.items():
         if not isinstance(rest.get(name), expected):
             raise InputError(f"{file}: not a checkpoint written by fsanet train (no {name!r})")
-    if rest["global_step"] < 0:
-        raise InputError(f"{file}: damaged (global_step is {rest['global_step']})")
     check_state(task, weights, file)
-    return rest["global_step"], rest["callbacks"].get(_STATE_KEY, {})
+    state = rest["callbacks"].get(_STATE_KEY, {})
+    optimizer: Any = task.configure_optimizers()["optimizer"]
+    try:
+        _check_optimizer(optimizer, rest["optimizer_states"])
+        _check_steps(rest, state)
+    except _Wrong as error:
+        raise InputError(f"{file}: {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        found = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{file}: damaged, or not of such a training ({found})") from error
+    return rest["global_step"], state
+
+
+class _Wrong(Exception):
+    """What is wrong in a checkpoint."""
+
+
+def _check_steps(content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Compare the places in a checkpoint that count optimiser steps."""
+    step = content["global_step"]
+    loop = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+    counts = {
+        "the training loop": loop["optimizer"]["step"]["total"]["completed"],
+        "the learning-rate schedule": content["lr_schedulers"][0]["last_epoch"],
+    }
+    for name, count in counts.items():
+        if count != step:
+            raise _Wrong(f"damaged (global_step is {step}, but {name} has done {count} steps)")
+    best = state.get("step", 0)
+    if step < 0 or not 0 <= best <= step:
+        raise _Wrong(f"damaged (global_step is {step}, the best step {best})")
+    for path, value in _leaves(content["loops"]):
+        if not (isinstance(value, int) and value >= 0):
+            raise _Wrong(f"damaged ({printable(path)} is {printable(repr(value))})")
+    # AdamW counts itself; fewer steps where 16-mixed left some out.
+    for parameter, values in content["optimizer_states"][0]["state"].items():
+        if "step" in values and not 0 <= float(values["step"]) <= step:
+            raise _Wrong(
+                f"damaged (global_step is {step}, but the optimiser has done "
+                f"{float(values['step']):g} on parameter {parameter})"
+            )
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, dict | list):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    """Whether an option of an optimiser has a value of the same kind."""
+    if isinstance(ours, tuple):
+        same = isinstance(theirs, tuple) and len(theirs) == len(ours)
+        return same and all(map(_alike, ours, theirs))
+    if ours is None or isinstance(ours, bool):
+        return theirs is None or isinstance(theirs, bool)
+    number = isinstance(ours, int | float) and not isinstance(theirs, bool)
+    return isinstance(theirs, int | float) if number else isinstance(theirs, type(ours))
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, states: Sequence[Any]) -> None:
+    """Compare an optimiser's state in a checkpoint with the parameters that it is to go on with."""
+    (state,) = states
+    unfit = "does not fit this training (%s); resume with the options that it was started with"
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    found = [len(group["params"]) for group in state["param_groups"]]
+    if found != groups:
+        raise _Wrong(unfit % f"its optimiser has groups of {found} parameters, not {groups}")
+    for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name in ours.keys() & theirs.keys() - {"params"}:
+            if not _alike(ours[name], theirs[name]):
+                raise _Wrong(unfit % f"{name} of its optimiser is {printable(repr(theirs[name]))}")
+    names = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}
+    expected = names[type(optimizer).__name__]
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for index, values in state["state"].items():
+        if values.keys() != expected:
+            raise _Wrong(unfit % f"its optimiser is not {type(optimizer).__name__}")
+        shape = parameters[index].shape
+        for name, value in values.items():
+            if name == "momentum_buffer" and value is None:  # momentum 0
+                continue
+            if not isinstance(value, Tensor) or value.shape != (() if name == "step" else shape):
+                raise _Wrong(unfit % f"{name} of parameter {index} has another shape")
 
 
 def export_model(model: nn.Module, folder: Path) -> None:

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,9 @@ from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.errors import InputError, check_range, one_line
 from fsanet.files import check_writable, disk_error, first_process, lock_folder, write_text
 from fsanet.metrics.average_precision import ApScores
-from fsanet.metrics.boundary import BoundaryQuality
+from fsanet.metrics.boundary import BoundaryQuality, check_bands
 from fsanet.metrics.confusion import Scores
-from fsanet.models.segmenter import Segmenter
+from fsanet.models.segmenter import Segmenter, check_settings
 from fsanet.signals import Interrupted, deferred
 from fsanet.train.callbacks import (
     EpochLines,
@@ -54,7 +55,7 @@ from fsanet.train.trainer import (
     make_trainer,
 )
 
-__all__ = ["TrainingResult", "check_options", "evaluate", "train"]
+__all__ = ["TrainingResult", "check_evaluation", "check_options", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def train(
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
-    with _in_use(out):
+    with lock_folder(out, "is being trained"):
         last, done = find_checkpoint(out, task, steps=steps, epoch=epoch) if resume else (None, 0)
         task.total_steps = steps
         checkpoints = Checkpoints(out, task.monitor, steps=steps, epoch=epoch)
@@ -274,23 +275,6 @@ def check_options(
 
 
 @contextlib.contextmanager
-def _in_use(out: Path) -> Iterator[None]:
-    """Keep other trainings out of the folder; a folder in which nothing was written goes again."""
-    if not first_process():
-        yield
-        return
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock_folder(out, "is being trained"):
-            yield
-    finally:
-        if new:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-
-
-@contextlib.contextmanager
 def _explained(out: Path, checkpoints: Checkpoints, last: Path | None) -> Iterator[None]:
     """Say what is left of a training that ends early, and what can be done."""
     try:
@@ -307,12 +291,21 @@ def _explained(out: Path, checkpoints: Checkpoints, last: Path | None) -> Iterat
                 "--resume"
             ) from error
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if last is None or checkpoints.started or memory or isinstance(error, InputError):
+        if last is None or memory or isinstance(error, InputError) or not _in_restoring(error):
             raise
         raise InputError(
             f"{last}: does not fit this training ({one_line(error)}); resume with the "
             "options that it was started with"
         ) from error
+
+
+def _in_restoring(error: Exception) -> bool:
+    """Whether an error was raised while Lightning put the content of a checkpoint into place."""
+    return any(
+        frame.f_globals.get("__name__", "").endswith(".checkpoint_connector")
+        and "resto" in frame.f_code.co_name
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _remove_run(out: Path) -> None:
@@ -377,6 +370,15 @@ def evaluate(
         InputError: no network in the folder, other classes than those of the data, an option out
             of range, an empty split.
     """
+    check_evaluation(
+        resize=resize,
+        window=window,
+        stride=stride,
+        window_batch=window_batch,
+        scales=scales,
+        boundary_ratio=boundary_ratio,
+        trimap=trimap,
+    )
     views: dict[str, Any] = {
         "window": window,
         "stride": stride,
@@ -396,8 +398,6 @@ def evaluate(
     else:
         network = load_model(model, task="semantic")
         task = SemanticSegmentation(network, classes=data.classes, ignore_index=data.ignore_index)
-        if resize is not None and (len(resize) != 2 or min(resize) < 1):
-            raise InputError(f"resize={resize}: give the longest and the shortest side in pixels")
         if resize is not None or not whole:
             segmenter = Segmenter(network, batch_size=window_batch, **views)
             task.segment = lambda images: segmenter.masks(images, resize=resize)[0]
@@ -420,3 +420,21 @@ def evaluate(
     if task.scores is None:
         raise InputError(f"the {split} split holds no image")
     return task.scores
+
+
+def check_evaluation(
+    *,
+    resize: tuple[int, int] | None = None,
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    window_batch: int = 1,
+    scales: Sequence[float] = (1.0,),
+    boundary_ratio: float = 0.02,
+    trimap: Sequence[int] = (1, 2, 4, 8, 16),
+    **others: Any,
+) -> None:
+    """Raise `InputError` for options of `evaluate` out of range; nothing is opened."""
+    if resize is not None and (len(resize) != 2 or min(resize) < 1):
+        raise InputError(f"resize={resize}: give the longest and the shortest side in pixels")
+    check_settings(window, stride, scales, window_batch)
+    check_bands(boundary_ratio, trimap)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range, one_line
 from fsanet.files import first_process
 from fsanet.signals import handled, install
 
@@ -64,13 +64,12 @@ def make_trainer(
             **settings,
         )
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
-        raise InputError(f"trainer options: {' '.join(str(error).split())}") from error
+        raise InputError(f"trainer options: {one_line(error)}") from error
 
 
 def _check_processes(accelerator: str, devices: int | str, num_nodes: int) -> None:
     """Raise `InputError` for numbers that Lightning would try to start, or wait for."""
-    if num_nodes < 1:
-        raise InputError(f"num_nodes={num_nodes}: give a number of at least 1")
+    check_range("num_nodes", num_nodes, 1, 65536)
     launched = {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys()  # torchrun sets the first
     if num_nodes > 1 and not launched:
         raise InputError(
@@ -79,12 +78,9 @@ def _check_processes(accelerator: str, devices: int | str, num_nodes: int) -> No
         )
     if not str(devices).isdigit():
         return  # "auto", -1 for all, or numbers of GPUs: Lightning compares them with the machine
-    if int(devices) < 1:
-        raise InputError(f"devices={devices}: give a number of at least 1")
-    cores = os.cpu_count() or 1
     gpus = accelerator not in ("cpu", "auto") or torch.cuda.is_available()
-    if not gpus and int(devices) > max(4 * cores, 8):
-        raise InputError(f"devices={devices}: too many processes for a machine of {cores} cores")
+    most = 1024 if gpus else max(4 * (os.cpu_count() or 1), 8)  # processes of one machine
+    check_range("devices", int(devices), 1, most)
 
 
 class _OwnSignals(Callback):
