@@ -166,6 +166,13 @@ def test_the_data_decide_the_task(arguments, kind, tmp_path, monkeypatch, write)
         ("--task.lrr=3", "did you mean --task.lr?"),
         ("--stepss=3", "did you mean --steps?"),
         ("--steps=x", "steps.*x"),
+        ("--test.scales=[0]", "test: scales"),
+        ("--test.window=0", "test: window is 0"),
+        ("--test.resize=[0,5]", "test: resize"),
+        ("--test.boundary_ratio=2", "test: boundary ratio 2"),
+        ("--test.trimap=[3,3]", "test: trimap widths"),
+        ("--data.seed=7", "data.seed=7: a training has one seed"),
+        ("--data={init_args: {seed: 7}}", "data.seed=7: a training has one seed"),
         ("--config=none.yaml", "none.yaml: no such YAML file"),
     ],
 )
@@ -193,3 +200,20 @@ def test_mistakes_in_a_file_name_the_file(write, text, line):
         Recipe([write("bad", text), "--data=SceneData"])
     assert "bad.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_seed_of_the_data_is_that_of_the_training(write):
+    file = write("seeded", {"data": DATA | {"init_args": DATA["init_args"] | {"seed": 7}}})
+    with pytest.raises(InputError, match=r"data.seed=7: .* it is 0; give --seed alone"):
+        Recipe([file, "--steps=3"])
+    recipe = Recipe([file, "--steps=3", "--seed=7", "--data.seed=7"])
+    assert recipe.options.data.init_args.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("lr=-1", "lr=-1"), ("class_weights=[1]", "1 numbers for 3 classes")]
+)
+def test_task_is_checked_before_a_network_is_built(flat, monkeypatch, option, message):
+    monkeypatch.setattr(FsaNet, "__init__", lambda *_, **__: pytest.fail("a network is built"))
+    with pytest.raises(InputError, match=message):
+        Recipe([flat, f"--task.{option}"]).task(Data)

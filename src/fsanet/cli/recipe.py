@@ -29,7 +29,13 @@ from fsanet.cli.safe_yaml import load_yaml, read_yaml
 from fsanet.data.modules import InstanceData, SegmentationData
 from fsanet.errors import InputError, printable
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
-from fsanet.train import InstanceSegmentation, SemanticSegmentation, evaluate, train
+from fsanet.train import (
+    InstanceSegmentation,
+    SemanticSegmentation,
+    check_evaluation,
+    evaluate,
+    train,
+)
 
 __all__ = ["KINDS", "Recipe", "Test", "call_with_data", "run_config"]
 
@@ -133,6 +139,12 @@ class Recipe:
             raise InputError(where + parse_message(error)) from error
         self.options = self.parser.parse(tokens, given)
         check_nulls("model", self.options.model)
+        seeds = [content.get("data", {}).get("init_args", {}).get("seed") for content in contents]
+        check_seeds([*seeds, *map(options.get, SEEDS_OF_DATA)], self.options.seed)
+        try:
+            check_evaluation(**self.options.test.as_dict())
+        except InputError as error:  # not only when `fsanet eval` comes to it, after the training
+            raise InputError(f"test: {error}") from error
         self.options.plugin = plugins or None
 
     def data(self) -> Any:
@@ -142,6 +154,10 @@ class Recipe:
     def task(self, data: Any) -> Any:
         """The network for the classes of ``data``, and its task."""
         kind, given = self.kind, self.options.model.as_dict()
+        facts = {name: getattr(data, name) for name in kind.task_facts}
+        options = facts | self.options.task.as_dict()
+        # Finds what is out of range before a network is built; only `freeze` asks for its stages.
+        kind.task(_NoNetwork(), **options | {"freeze": 0})
         network: Any = find_class("model", given["class_path"])
         try:
             model = network(
@@ -152,8 +168,7 @@ class Recipe:
             raise
         except (ValueError, RuntimeError) as error:  # of timm, torchvision or transformers
             raise InputError(f"model: {parse_message(error)}") from error
-        facts = {name: getattr(data, name) for name in kind.task_facts}
-        return kind.task(model, **facts, **self.options.task.as_dict())
+        return kind.task(model, **options)
 
     def train_options(self) -> dict[str, Any]:
         """The arguments of `fsanet.train.train` besides task, data, out and config."""
@@ -172,6 +187,12 @@ class Recipe:
         if not content["plugin"]:
             del content["plugin"]
         return yaml.safe_dump(content, sort_keys=False)
+
+
+class _NoNetwork(nn.Module):
+    """Has what tasks ask of a network when they are made."""
+
+    encoder = None
 
 
 def recipe_options(
@@ -416,6 +437,19 @@ def subclasses(classes: Sequence[type]) -> Iterator[type]:
 
 def class_path(one: type) -> str:
     return f"{one.__module__}.{one.__qualname__}"
+
+
+SEEDS_OF_DATA = ("--data.seed", "--data.init_args.seed")
+
+
+def check_seeds(given: Sequence[Any], seed: int) -> None:
+    """Raise `InputError` for a seed of the data other than that of the training."""
+    for other in given:
+        if other is not None and str(other) != str(seed):
+            raise InputError(
+                f"data.seed={printable(str(other))}: a training has one seed for everything "
+                f"random, and it is {seed}; give --seed alone"
+            )
 
 
 def instantiate_data(parser: CommandParser, options: Namespace) -> Any:
