@@ -20,16 +20,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-import fsanet.data.modules  # noqa: F401  so that jsonargparse finds their names
+from fsanet.cli.parsing import CommandParser, parse_message
+from fsanet.cli.recipe import instantiate_data, read_recipe, spell_out
 from fsanet.data.batches import SeededData
 from fsanet.data.images import read_file
 from fsanet.errors import InputError
@@ -232,11 +230,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_data(config: str | None, arguments: Sequence[str]) -> SeededData:
-    parser = ArgumentParser(prog="data_loading.py")
+    parser = CommandParser()
     parser.add_subclass_arguments(SeededData, "data", required=config is None)
+    tokens = spell_out(parser.translate(arguments))
     if config is not None:
-        parser.set_defaults({"data": yaml.safe_load(Path(config).read_text("utf-8"))["data"]})
-    data: SeededData = parser.instantiate(parser.parse_args(list(arguments))).data
+        recipe = read_recipe(config)
+        if "data" not in recipe:
+            raise InputError(f"{config}: has no data section; give a recipe of fsanet train")
+        try:
+            parser.set_defaults({"data": recipe["data"]})
+        except Exception as error:  # whatever it is, the file has caused it
+            raise InputError(f"{config}: {parse_message(error)}") from error
+    data: SeededData = instantiate_data(parser, parser.parse(tokens))
     return data
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fsanet.cli.main import user_error
 from fsanet.errors import InputError
 from fsanet.files import check_writable, environment
 from fsanet.inputs import read_json
@@ -36,8 +37,11 @@ def main(description: str, commands: Mapping[str, tuple[Callable[..., None], Opt
     arguments, arguments.rest = parser.parse_known_args()
     try:
         arguments.run(arguments)
-    except InputError as error:
-        parser.error(str(error))
+    except Exception as error:
+        line = user_error(error)
+        if line is None:
+            raise
+        parser.error(line)
     return 0
 
 

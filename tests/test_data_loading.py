@@ -145,3 +145,25 @@ def test_invalid_numbers(script, capsys):
             measure(SlowData())
     assert script.main(["--data", "CamVidData", "--data.root", "/nowhere"]) == 2
     assert "download" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("data: [", "YAML"),
+        ("- 1", "option: value"),
+        ("steps: 3", "no data section"),
+        ("data: {class_path: NoData}", "no class 'NoData'"),
+        ("data: {class_path: SceneData, init_args: {crop: x}}", "crop"),
+        ("data: {class_path: SceneData, init_args: {batch_size: 0}}", "batch_size=0"),
+    ],
+)
+def test_bad_config_is_one_line(script, tmp_path, capsys, content, message):
+    recipe = tmp_path / "recipe.yaml"
+    if content is not None:
+        recipe.write_text(content)
+    assert script.main(["--config", str(recipe)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("data_loading: error: ")
+    assert message in line
