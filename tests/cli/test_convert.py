@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.tiny import regular_fsanet
 
 from fsanet import FrequencySelfAttention, FsaNet
 from fsanet.cli import main as cli
@@ -33,21 +34,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(0)
-    network = FsaNet(
-        "resnet10t",
-        num_classes=3,
-        head_channels=16,
-        aux_channels=0,
-        attention="spatial",
-        similarity="softmax",
-        zero_init=False,
-        decoder="multiscale",
-        decoder_channels=16,
-        classes=CLASSES,
-    )
-    with torch.no_grad():
-        network.head.reduce[0].weight.mul_(1000)  # a map that is not flat
+    network = regular_fsanet(classes=CLASSES, decoder="multiscale", decoder_channels=16)
     folder = tmp_path_factory.mktemp("runs") / "spatial"
     network.save_pretrained(folder)
     return folder

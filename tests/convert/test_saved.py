@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from support.tiny import regular_fsanet, small_fsanet
 
 from fsanet import FrequencySelfAttention, FsaNet, convert_attention
 from fsanet.convert import load_model, save_converted
@@ -15,20 +16,7 @@ from fsanet.models import MaskRcnnFsa, SegformerFsa
 
 @pytest.fixture(scope="module")
 def trained():
-    torch.manual_seed(0)
-    model = FsaNet(
-        "resnet10t",
-        num_classes=3,
-        head_channels=16,
-        aux_channels=0,
-        attention="spatial",
-        similarity="softmax",
-        zero_init=False,
-        classes=("a", "b", "c"),
-    )
-    with torch.no_grad():  # scores that are not all alike
-        model.head.reduce[0].weight.mul_(1000)
-    return model.eval()
+    return regular_fsanet(classes=("a", "b", "c")).eval()
 
 
 @pytest.mark.parametrize("route", ["tokens", "grid"])
@@ -114,7 +102,7 @@ def test_run_folder_with_a_conversion(trained, tmp_path):
 @pytest.fixture(scope="module")
 def fsanet_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsanet")
-    FsaNet("resnet10t", num_classes=3, head_channels=8, aux_channels=0).save_pretrained(folder)
+    small_fsanet().save_pretrained(folder)
     return folder
 
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from support.tiny import small_fsanet
 from timm.layers import Conv2dSame
 from torch import nn
 
@@ -15,13 +16,8 @@ from fsanet.predict.export import export_network, with_fixed_padding
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    network = FsaNet(
-        "resnet10t",
-        num_classes=3,
+    network = small_fsanet(
         output_stride=16,
-        head_channels=8,
-        aux_channels=0,
         k=2,
         zero_init=False,
         decoder="multiscale",
@@ -43,14 +39,8 @@ def plain(folder, images):
 
 def test_same_padding_as_a_constant():
     """An encoder with TensorFlow's padding: its expressions of dynamic sizes would explode."""
-    torch.manual_seed(0)
-    network = FsaNet(
-        "mobilenetv2_035",
-        num_classes=3,
-        output_stride=16,
-        head_channels=8,
-        aux_channels=0,
-        encoder_options={"pad_type": "same"},
+    network = small_fsanet(
+        "mobilenetv2_035", output_stride=16, encoder_options={"pad_type": "same"}
     ).eval()
     fixed = with_fixed_padding(network)
     with torch.no_grad():

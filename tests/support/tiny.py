@@ -1,4 +1,4 @@
-"""A network and a data module as small as they can be, with the interface of the real ones."""
+"""A network and a data module as small as they can be, and small ones of the real kind."""
 
 import json
 from pathlib import Path
@@ -125,6 +125,24 @@ class TinyData(lightning.LightningDataModule):
         return DataLoader(self.val_set, batch_size=1, sampler=indices)
 
     test_dataloader = val_dataloader
+
+
+def small_fsanet(encoder="resnet10t", **options):
+    """An `FsaNet` with random weights, the same ones at each call."""
+    from fsanet import FsaNet
+
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "head_channels": 8, "aux_channels": 0} | options
+    return FsaNet(encoder, **options)
+
+
+def regular_fsanet(**options):
+    """A `small_fsanet` to convert: regular attention, whose scores are not all alike."""
+    regular = {"attention": "spatial", "similarity": "softmax", "zero_init": False}
+    network = small_fsanet(head_channels=16, **regular, **options)
+    with torch.no_grad():
+        network.head.reduce[0].weight.mul_(1000)
+    return network
 
 
 def train_tiny(out, **options):
