@@ -214,6 +214,7 @@ def test_seed_of_the_data_is_that_of_the_training(write):
     ("option", "message"), [("lr=-1", "lr=-1"), ("class_weights=[1]", "1 numbers for 3 classes")]
 )
 def test_task_is_checked_before_a_network_is_built(flat, monkeypatch, option, message):
+    recipe = Recipe([flat, f"--task.{option}"])
     monkeypatch.setattr(FsaNet, "__init__", lambda *_, **__: pytest.fail("a network is built"))
     with pytest.raises(InputError, match=message):
-        Recipe([flat, f"--task.{option}"]).task(Data)
+        recipe.task(Data)

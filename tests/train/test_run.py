@@ -546,6 +546,8 @@ def set_shape(content):
             lambda c: c["optimizer_states"][0]["state"][0]["step"].fill_(7),
             "the optimiser has done 7 on parameter 0",
         ),
+        (lambda c: c["lr_schedulers"][0].update(_step_count="x"), "the step of its schedule"),
+        (lambda c: c["callbacks"]["KeepBest"].update(epoch=3), "not of such a training"),
         (set_batches, "epoch_loop.batch_progress.current.ready is 'x'"),
         (set_shape, "does not fit this training .exp_avg of parameter 0 has another shape"),
         (

@@ -246,9 +246,16 @@ def _check_steps(content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Compare the places in a checkpoint that count optimiser steps."""
     step = content["global_step"]
     loop = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+    schedule, groups = content["lr_schedulers"][0], content["optimizer_states"][0]["param_groups"]
+    steps_per_epoch, accumulated = state.get("epoch", (1, 1))
+    if not (
+        _alike((0.0,) * len(groups), tuple(schedule["base_lrs"]))
+        and _alike((0,) * 3, (schedule["_step_count"], steps_per_epoch, accumulated))
+    ):
+        raise _Wrong("damaged (the rates or the step of its schedule, or the length of its epochs)")
     counts = {
         "the training loop": loop["optimizer"]["step"]["total"]["completed"],
-        "the learning-rate schedule": content["lr_schedulers"][0]["last_epoch"],
+        "the learning-rate schedule": schedule["last_epoch"],
     }
     for name, count in counts.items():
         if count != step:
