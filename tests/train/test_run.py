@@ -572,7 +572,9 @@ def test_checkpoint_that_contradicts_itself(tmp_path, change, message):
 
 def test_other_optimiser_than_that_of_the_checkpoint(tmp_path):
     run(tmp_path, steps=4)
-    with pytest.raises(InputError, match=r"does not fit .its optimiser is not AdamW.*resume with"):
+    with pytest.raises(
+        InputError, match=r"does not fit this training .its optimiser is not AdamW.*resume with"
+    ):
         run(tmp_path, resume=True, steps=8, task=task_of(optimizer="adamw"))
 
 
