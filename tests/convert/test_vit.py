@@ -12,7 +12,7 @@ from torch import nn
 
 from fsanet import convert_attention
 from fsanet.convert import compare_grids
-from fsanet.convert.vit import PatchGrid, VitFrequencyAttention
+from fsanet.convert.vit import PatchGrid, TimmFrequencyAttention
 from fsanet.errors import InputError
 
 
@@ -75,19 +75,19 @@ def test_against_dense_attention(options, prefix, points):
     module = attention(**options)
     x = torch.randn(2, prefix + 35, 12, dtype=torch.float64)
     route = "tokens" if points == (5, 7) else "grid"
-    converted = VitFrequencyAttention(
+    converted = TimmFrequencyAttention(
         module, patch_grid=PatchGrid((5, 7)), prefix=prefix, k=3, route=route, grid=points
     )
     expected = dense(module, x, (5, 7), 3, prefix, points)
     torch.testing.assert_close(converted(x), expected, rtol=0, atol=1e-10)
-    full = VitFrequencyAttention(module, patch_grid=PatchGrid((5, 7)), prefix=prefix, k=None)
+    full = TimmFrequencyAttention(module, patch_grid=PatchGrid((5, 7)), prefix=prefix, k=None)
     torch.testing.assert_close(full(x), module(x), rtol=0, atol=1e-10)
 
 
 def test_prefix_tokens_pass_unharmed():
     """A class token's own query, key and value are never low-passed, whatever the patches are."""
     module = attention()
-    converted = VitFrequencyAttention(module, patch_grid=PatchGrid((4, 4)), prefix=2, k=1)
+    converted = TimmFrequencyAttention(module, patch_grid=PatchGrid((4, 4)), prefix=2, k=1)
     x = torch.randn(1, 18, 12, dtype=torch.float64)
     constant = x.clone()
     constant[:, 2:] = x[:, 2:].mean(1, keepdim=True)  # what k=1 leaves of the patches
@@ -147,9 +147,9 @@ def test_masks():
     x = torch.randn(1, 12, 12, dtype=torch.float64)
     mask = torch.randn(12, 12, dtype=torch.float64)
     options = {"patch_grid": PatchGrid((3, 4)), "prefix": 0, "k": None}
-    converted = VitFrequencyAttention(module, **options)
+    converted = TimmFrequencyAttention(module, **options)
     expected = module(x, attn_mask=mask)
     torch.testing.assert_close(converted(x, attn_mask=mask), expected, rtol=0, atol=1e-10)
-    few = VitFrequencyAttention(module, **options, route="grid", grid=2)
+    few = TimmFrequencyAttention(module, **options, route="grid", grid=2)
     with pytest.raises(InputError, match="other keys than the mask"):
         few(x, attn_mask=mask)

@@ -95,7 +95,9 @@ class Conversion:
     originals: dict[str, nn.Module] = field(repr=False)
 
     def flops(self, size: int | Sequence[int], *, channels: int = 3) -> Flops:
-        """Count the operations for one image, before and after; nothing is computed.
+        """Count the operations for one image, before and after.
+
+        Nothing is computed if the network takes tensors without values.
 
         Args:
             size: side of the image, or (height, width), in pixels. For a network that is itself
@@ -105,10 +107,18 @@ class Conversion:
         Raises:
             InputError: the network does not accept an image of this size.
         """
-        memo: dict[int, Any] = {}
-        network = copy.deepcopy(self.model, memo)
-        originals = {name: copy.deepcopy(module, memo) for name, module in self.originals.items()}
         shape = (channels, *((size, size) if isinstance(size, int) else size))
+        try:
+            return self._flops(shape, "meta")
+        except InputError:  # some networks, such as EoMT, read values to choose what they compute
+            return self._flops(shape)
+
+    def _flops(self, shape: Sequence[int], device: str | None = None) -> Flops:
+        memo: dict[int, Any] = {}
+        network = copy.deepcopy(self.model, memo).to(device)
+        originals = {
+            name: copy.deepcopy(module, memo).to(device) for name, module in self.originals.items()
+        }
         after, modules_after = _count(network, shape, self.originals)
         for name, module in originals.items():
             network = replace_module(network, name, module)
@@ -236,8 +246,11 @@ def find_attention(
     if not known:
         supported = ", ".join(kind.description for kind in options.kinds)
         given = "" if options.match == "*" else f" (match={options.match!r})"
+        names = ((name, type(module).__name__) for name, module in model.named_modules())
+        seen = next((f"; {name} is a {kind}" for name, kind in names if "Attention" in kind), "")
         raise InputError(
-            f"{type(model).__name__} has no attention to convert{given}; supported are {supported}"
+            f"{type(model).__name__} has no attention to convert{given}{seen}; supported are "
+            f"{supported}; describe any other with kinds=, see docs/conversion.md"
         )
     selected = {name: module for name, module in known.items() if options.selects(name)}
     for option, patterns in (("match", options.patterns), ("k", options.bands)):
@@ -271,12 +284,12 @@ def make_replacement(model: nn.Module, name: str, options: ConversionOptions) ->
 def _count(
     network: nn.Module, shape: Sequence[int], names: Mapping[str, nn.Module]
 ) -> tuple[int, dict[str, int]]:
-    """Operations of a network, moved to the meta device, and of some of its modules."""
-    network.to("meta").eval()
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    """Operations of a network and of some of its modules, in a pass on its own device."""
+    network.eval()
+    first = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         with flop_counter() as counter, torch.no_grad():
-            network(torch.empty(1, *shape, device="meta", dtype=dtype))
+            network(torch.zeros(1, *shape, device=first.device, dtype=first.dtype))
     except (RuntimeError, AssertionError, ValueError) as error:
         size, line = "x".join(map(str, shape)), " ".join(str(error).split())
         raise InputError(f"the network does not take a {size} image ({line})") from error

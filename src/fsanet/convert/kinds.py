@@ -20,10 +20,19 @@ from fsanet.attention.similarity import Similarity
 from fsanet.convert.grid import GridSelfAttention
 from fsanet.convert.segformer import SegformerFrequencyAttention
 from fsanet.convert.token_attention import Route, check_route
-from fsanet.convert.vit import PatchGrid, VitFrequencyAttention
+from fsanet.convert.vit import (
+    MultiheadFrequencyAttention,
+    PatchGrid,
+    TimmFrequencyAttention,
+    TransformersFrequencyAttention,
+    VitFrequencyAttention,
+)
 from fsanet.errors import InputError
 
 __all__ = ["KINDS", "ConversionOptions", "Kind"]
+
+
+Convert = Callable[[Any, nn.Module, "ConversionOptions"], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Kind:
 
     description: str
     matches: Callable[[nn.Module], bool]
-    convert: Callable[[Any, nn.Module, ConversionOptions], nn.Module]
+    convert: Convert
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class ConversionOptions:
         grid: m, or (mh, mw), for route "grid"; preferably at least k.
         drop_biases: omit the biases of queries, keys and values of MMSegmentation's non-local
             blocks, as the paper's no-retraining study did.
-        token_grid: (rows, columns) of the tokens, where the network does not provide it.
+        token_grid: where the network does not provide the grid of its tokens: (rows, columns), or
+            the name of the module whose output (B, C, H, W) is flattened to tokens.
         prefix_tokens: tokens before that grid, such as a class token.
         kinds: the kinds of attention to convert; ``(my_kind, *KINDS)`` adds one.
 
@@ -77,7 +87,7 @@ class ConversionOptions:
     route: Route = "tokens"
     grid: int | tuple[int, int] = 16
     drop_biases: bool = False
-    token_grid: tuple[int, int] | None = None
+    token_grid: tuple[int, int] | str | None = None
     prefix_tokens: int = 0
     kinds: Sequence[Kind] = field(default_factory=lambda: KINDS)
 
@@ -236,47 +246,114 @@ def _keep_output_bias(layer: FrequencySelfAttention, bias: torch.Tensor) -> None
 # --- attention over tokens --------------------------------------------------------------
 
 
-def _is_segformer(module: nn.Module) -> bool:
-    name = "transformers.models.segformer.modeling_segformer"
-    return _is_loaded_class(type(module), name, "SegformerAttention")
-
-
 def _convert_segformer(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
     return SegformerFrequencyAttention(module, **options.token_options)
 
 
-def _is_timm_attention(module: nn.Module) -> bool:
-    return _is_loaded_class(type(module), "timm.layers", "Attention")
+# The modules that make the map which is flattened to tokens, in timm, transformers, torchvision,
+# and what says how many tokens come before it. Without it they are all but the last N, which timm's
+# patch dropout would make wrong.
+_MAPS = {
+    "patch_embed.proj": "num_prefix_tokens",
+    "embeddings.patch_embeddings": "",
+    "embeddings.patch_embeddings.projection": "",
+    "conv_proj": "",
+}
 
 
-def _convert_vit(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
-    """Convert timm's attention; the network's patch embedding provides the grid of the tokens."""
-    if options.token_grid is not None:
-        grid, prefix = PatchGrid(options.token_grid), options.prefix_tokens
-    else:
-        owners: list[Any] = [
-            owner
-            for owner in network.modules()
-            if hasattr(getattr(owner, "patch_embed", None), "dynamic_feat_size")
-            and hasattr(owner, "num_prefix_tokens")
-            and any(inner is module for inner in owner.modules())
-        ]
-        if not owners:
-            raise InputError(
-                "the grid of its tokens is unknown, because no module around it has a "
-                "patch_embed; give token_grid=(rows, columns), and prefix_tokens if there are any"
-            )
-        embedding, prefix = owners[-1].patch_embed, owners[-1].num_prefix_tokens
-        hooks = [h for h in embedding._forward_hooks.values() if isinstance(h, PatchGrid)]
-        grid = hooks[0] if hooks else PatchGrid()
-        if not hooks:
-            embedding.register_forward_hook(grid)
-    return VitFrequencyAttention(module, patch_grid=grid, prefix=prefix, **options.token_options)
+def _convert_tokens(replacement: type[VitFrequencyAttention]) -> Convert:
+    """Conversion to a class of attention over a grid of tokens, whose size the network knows."""
+
+    def convert(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
+        prefix: int | None = options.prefix_tokens
+        if isinstance(options.token_grid, tuple):
+            grid = PatchGrid(options.token_grid)
+        else:
+            if options.token_grid is not None:
+                source = _submodule(network, options.token_grid)
+                if source is None:
+                    raise InputError(f"token_grid={options.token_grid!r}: no module of this name")
+            else:
+                source, prefix = _map_around(module, network)
+            hooks = [h for h in source._forward_hooks.values() if isinstance(h, PatchGrid)]
+            grid = hooks[0] if hooks else PatchGrid()
+            if not hooks:
+                source.register_forward_hook(grid)
+        converted = replacement(module, patch_grid=grid, prefix=prefix, **options.token_options)
+        for owner in network.modules():  # nested tensors leave padding out, and so have no grid
+            if isinstance(owner, nn.TransformerEncoder) and _contains(owner, module):
+                owner.use_nested_tensor = False
+        return converted
+
+    return convert
 
 
-def _is_loaded_class(found: type, module: str, name: str) -> bool:
-    """Whether ``found`` is a class of a library; without importing the library."""
-    return found is getattr(sys.modules.get(module), name, None)
+def _map_around(module: nn.Module, network: nn.Module) -> tuple[nn.Module, int | None]:
+    """The module that makes the map for an attention module, and the tokens before the map."""
+    found = [
+        (source, getattr(owner, prefix, None))
+        for owner in network.modules()
+        if _contains(owner, module)
+        for name, prefix in _MAPS.items()
+        if (source := _submodule(owner, name)) is not None
+    ]
+    if not found:
+        raise InputError(
+            "the grid of its tokens is unknown, because no module around it has a known patch "
+            "embedding; give token_grid, (rows, columns) or the name of the module that makes "
+            "the map, and prefix_tokens if there are any; or exclude it with match"
+        )
+    return found[-1]  # the innermost
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _contains(owner: nn.Module, module: nn.Module) -> bool:
+    return any(inner is module for inner in owner.modules())
+
+
+def _is_one_of(*classes: str) -> Callable[[nn.Module], bool]:
+    """Whether a module is of one of the classes, "package.module:Name", of libraries.
+
+    Without importing the library: if it is not imported, no module is of its classes.
+    """
+    names = [name.split(":") for name in classes]
+
+    def matches(module: nn.Module) -> bool:
+        return any(
+            type(module) is getattr(sys.modules.get(path), name, None) for path, name in names
+        )
+
+    return matches
+
+
+_TRANSFORMERS_VITS = {
+    f"transformers.models.{name}.modeling_{name}"
+    for name in (
+        "vit",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "dinov3_vit",
+        "eomt",
+        "eomt_dinov3",
+    )
+}
+
+
+def _is_transformers_vit(module: nn.Module) -> bool:
+    """The module with the projections: in release 5.10 DINOv2's lies within another Attention."""
+    found = type(module)
+    return (
+        found.__module__ in _TRANSFORMERS_VITS
+        and found.__name__.endswith("Attention")
+        and (hasattr(module, "q_proj") or hasattr(module, "query"))
+    )
 
 
 KINDS: tuple[Kind, ...] = (
@@ -286,6 +363,26 @@ KINDS: tuple[Kind, ...] = (
         _convert_spatial,
     ),
     Kind("non-local blocks as named in MMSegmentation", _is_nonlocal, _convert_nonlocal),
-    Kind("transformers' SegFormer attention", _is_segformer, _convert_segformer),
-    Kind("timm's ViT attention", _is_timm_attention, _convert_vit),
+    Kind(
+        "transformers' SegFormer attention",
+        _is_one_of("transformers.models.segformer.modeling_segformer:SegformerAttention"),
+        _convert_segformer,
+    ),
+    Kind(
+        "timm's ViT, EVA and DINOv3 attention",
+        _is_one_of(
+            "timm.layers:Attention", "timm.layers:AttentionRope", "timm.models.eva:EvaAttention"
+        ),
+        _convert_tokens(TimmFrequencyAttention),
+    ),
+    Kind(
+        "transformers' ViT, DeiT, DINOv2, DINOv3 and EoMT attention",
+        _is_transformers_vit,
+        _convert_tokens(TransformersFrequencyAttention),
+    ),
+    Kind(
+        "nn.MultiheadAttention over a grid of tokens",
+        lambda module: type(module) is nn.MultiheadAttention,
+        _convert_tokens(MultiheadFrequencyAttention),
+    ),
 )

@@ -163,10 +163,17 @@ def save_like(
     save_converted(conversion, folder)
 
 
-def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conversion:
+def apply_conversion(
+    model: nn.Module, folder: str | os.PathLike[str], **options: Any
+) -> Conversion:
     """Convert a network in place as described by the ``fsanet_conversion.json`` of a folder.
 
     For networks that :func:`load_model` does not open: load the weights as usual, then use this.
+
+    Args:
+        model: the network, with the weights of the folder.
+        folder: written by :func:`save_converted`.
+        **options: token_grid, prefix_tokens and kinds, where the conversion was given them.
 
     Raises:
         InputError: no such file, or modules that the network does not have.
@@ -177,11 +184,14 @@ def apply_conversion(model: nn.Module, folder: str | os.PathLike[str]) -> Conver
     if file is None:
         wanted = Path(folder, CONVERSION_FILE)
         raise InputError(f"{wanted}: no such file; give a folder written by save_converted")
-    return _convert_modules(model, _read_conversion(file), file)
+    return _convert_modules(model, _read_conversion(file), file, **options)
 
 
 def _convert_modules(
-    model: nn.Module, modules: list[dict[str, Any]], source: str | os.PathLike[str]
+    model: nn.Module,
+    modules: list[dict[str, Any]],
+    source: str | os.PathLike[str],
+    **options: Any,
 ) -> Conversion:
     """Convert modules one by one; errors name where they are from."""
     done = []
@@ -196,6 +206,7 @@ def _convert_modules(
                 route=module["route"],
                 grid=tuple(grid) if isinstance(grid, list) else grid,
                 in_place=True,
+                **options,
             )
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
