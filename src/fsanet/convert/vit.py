@@ -92,7 +92,7 @@ class VitFrequencyAttention(TokenAttention):
         self.patch_grid, self.prefix, self.num_heads = patch_grid, prefix, heads
         self.head_channels = head_channels
         drop: Any = _first(attention, "attn_drop", "attention_dropout", "dropout_prob", "dropout")
-        self.attention_dropout: float = drop.p if isinstance(drop, nn.Module) else drop
+        self.attention_dropout: float = drop.p if isinstance(drop, nn.Dropout) else drop
         self._parameters.update(attention._parameters)
         self._buffers.update(attention._buffers)
         self._modules.update(attention._modules)
