@@ -184,3 +184,35 @@ def test_table_names_module_band_and_operations():
     assert lines[1].split()[:5] == ["first", "SpatialSelfAttention", "3", "softmax", "all"]
     assert lines[2].split()[:4] == ["second", "SpatialSelfAttention", "all", "dot"]
     assert lines[3].startswith("network at 16x16: ")
+
+
+@pytest.mark.parametrize("similarity", ["softmax", "dot", "linear_softmax"])
+def test_a_smaller_band_of_frequency_attention(similarity):
+    """Twice low-passed is low-passed to the smaller band, with the same weights."""
+    network = nn.Sequential(layer(similarity))
+    wide = convert_attention(network, k=((0, 6), (0, 5)))
+    narrow = convert_attention(wide.model, k=3)
+    x = torch.randn(1, network[0].channels, 9, 11, dtype=torch.float64)
+    with torch.no_grad():
+        got, want = narrow.model.double()(x), convert_attention(network, k=3).model.double()(x)
+    assert torch.equal(got, want)
+    assert narrow.modules[0].kind == "FrequencySelfAttention"
+    with pytest.raises(InputError, match=r"0: .*sees the frequencies \[0:6\) x \[0:5\) alone"):
+        convert_attention(wide.model, k=6)
+
+
+def test_frequency_attention_stays_while_there_is_regular_attention():
+    half = convert_attention(Pair(), k=3, match="first").model
+    assert [m.name for m in convert_attention(half, k=8).modules] == ["second"]
+
+
+@pytest.mark.parametrize("similarity", ["softmax", "dot", "linear_softmax", "linear"])
+@pytest.mark.parametrize("size", [(3, 4), (5, 8), (20, 30)])
+def test_a_band_over_the_whole_map_costs_no_more(similarity, size):
+    network = layer(similarity, 12).double().eval()
+    found = convert_attention(network, k=32)
+    flops = found.flops(size, channels=12)
+    assert flops.after <= flops.before
+    x = torch.randn(2, 12, *size, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(x), network(x), rtol=1e-10, atol=1e-10)

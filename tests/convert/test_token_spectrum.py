@@ -45,8 +45,23 @@ def test_few_points_of_a_smooth_map_lie_on_it():
     torch.testing.assert_close(at, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("points", [(3, 4), (5, 7), (2, 7)])
+def test_points_of_a_whole_map_are_those_of_its_coefficients(points):
+    x = torch.randn(2, 35, 3, dtype=torch.float64)
+    weight, bias = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    whole = TokenSpectrum.of(x, 5, 7, Band.of(None))
+    assert whole.whole
+    D = [reference.dct_rows(n, 0, n) for n in (5, 7)]
+    c = torch.einsum("ui,vj,bijc->buvc", *D, x.unflatten(1, (5, 7)))
+    counts = zip((5, 7), points, strict=True)
+    at = [patch_basis(n, 0, n, 1, m, torch.float64, CPU) for n, m in counts]
+    want = torch.einsum("up,vq,buvc,oc->bpqo", *at, c, weight).flatten(1, 2) + bias
+    torch.testing.assert_close(whole.project(weight, bias, points), want)
+    torch.testing.assert_close(whole.tokens(), x)
+
+
 @pytest.mark.parametrize("size", [(8, 12), (9, 14)])
-@pytest.mark.parametrize("band", [(0, 3, 0, 4), (1, 4, 0, 2)])
+@pytest.mark.parametrize("band", [(0, 3, 0, 4), (1, 4, 0, 2), (0, 99, 0, None)])
 def test_strided_convolution_from_coefficients(size, band):
     """At all patches: the convolution of the low-passed map, its last rows left out as there."""
     height, width = size

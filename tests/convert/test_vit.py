@@ -153,3 +153,25 @@ def test_masks():
     few = TimmFrequencyAttention(module, **options, route="grid", grid=2)
     with pytest.raises(InputError, match="other keys than the mask"):
         few(x, attn_mask=mask)
+
+
+def test_a_band_over_the_whole_map_costs_no_more():
+    original = network()
+    found = convert_attention(original, k=64)
+    flops = found.flops(160)
+    assert flops.after == flops.before
+    x = torch.randn(1, 3, 160, 160, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(x), original(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_smaller_band_of_a_converted_network():
+    original = network()
+    x = torch.randn(1, 3, 160, 160, dtype=torch.float64)
+    wide = convert_attention(original, k=6).model
+    with torch.no_grad():
+        got, before = convert_attention(wide, k=3).model(x), wide(x)
+        assert torch.equal(wide(x), before)  # a copy was narrowed
+        torch.testing.assert_close(got, convert_attention(original, k=3).model(x))
+    with pytest.raises(InputError, match="give a band inside it"):
+        convert_attention(wide, k=None)

@@ -102,6 +102,27 @@ class Band(NamedTuple):
             )
         return Band(self.h0, h1, self.w0, w1)
 
+    def covers(self, height: int, width: int) -> bool:
+        """Whether the band holds all frequencies of a ``height x width`` map.
+
+        >>> Band.of(8).covers(7, 8), Band.of(8).covers(8, 9)
+        (True, False)
+        """
+        return self.contains(Band(0, height, 0, width))
+
+    def contains(self, other: Band) -> bool:
+        """Whether every frequency of another band is one of this band.
+
+        >>> Band.of(8).contains(Band.of(((2, 8), (0, 3)))), Band.of(8).contains(Band.of(None))
+        (True, False)
+        """
+        axes = ((self.h0, self.h1, other.h0, other.h1), (self.w0, self.w1, other.w0, other.w1))
+        return all(
+            start <= other_start
+            and (stop is None or (other_stop is not None and other_stop <= stop))
+            for start, stop, other_start, other_stop in axes
+        )
+
     @property
     def has_dc(self) -> bool:
         """Whether the band contains the constant, frequency (0, 0)."""

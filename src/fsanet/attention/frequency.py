@@ -19,6 +19,7 @@ from fsanet.attention.dot import dot_rounds
 from fsanet.attention.kernels import add_row_products, analyse, analyse_with_residual, synthesise
 from fsanet.attention.linear import linear_rounds
 from fsanet.attention.similarity import Similarity, attend
+from fsanet.attention.spatial import spatial_rounds
 
 __all__ = ["FrequencySelfAttention"]
 
@@ -28,7 +29,8 @@ class FrequencySelfAttention(AttentionBlock):
 
     ``y = x + attention(low-pass(x))``, where the low-pass keeps the ``k x k`` lowest frequencies of
     the 2-D DCT. In exact arithmetic it equals :class:`SpatialSelfAttention` on the low-passed map,
-    for every similarity, recurrence and batch norm mode, at a cost of O(N k) per channel.
+    for every similarity, recurrence and batch norm mode, at a cost of O(N k) per channel. A band
+    that covers the whole map is computed as the regular layer does where that is cheaper.
 
     With "dot", "linear_softmax" and "linear" the map is read once and written once for any
     ``recurrence``; projections, batch norm, bias and gate act on coefficients. "softmax" attends
@@ -95,10 +97,31 @@ class FrequencySelfAttention(AttentionBlock):
         """``(B, C, H, W)`` in any float dtype to the same shape, dtype and memory layout."""
         self.check_input(x)
         band = self.band.clip(x.shape[-2], x.shape[-1])
+        if self.is_regular(x.shape[-2], x.shape[-1]):
+            return spatial_rounds(self, x)
         with full_precision(x):
             basis = Basis.of(x, band)
             residual, coefficients = analyse_with_residual(x, basis.rows, basis.columns)
         return self.add(residual, coefficients, basis)
+
+    def is_regular(self, height: int, width: int) -> bool:
+        """Whether a map is left to regular attention: nothing is filtered, and that is cheaper.
+
+        With K = N coefficients both project the same number of tokens. Coefficients cost two
+        transforms more; "dot" and "linear_softmax" may save by products of N x N in place of d x e.
+        """
+        if torch.compiler.is_exporting() or not self.band.covers(height, width):
+            return False
+        n, d, e = height * width, self.query.out_features, self.value.out_features
+        transforms = 2 * n * self.channels * (height + width)
+        regular = self.recurrence * 2 * n * d * e  # multiply-adds of a round: (v k^T) q
+        if self.similarity == "dot":
+            coefficients = self.recurrence * min(2 * n * d * e, n * n * (d + e))
+        elif self.similarity == "softmax" or n > 2 * d + e:  # computed at positions
+            return True
+        else:
+            coefficients = self.recurrence * n * n * (3 * d + e + n)
+        return regular <= transforms + coefficients
 
     def add(self, residual: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
         """Attention over given coefficients, added to a map.

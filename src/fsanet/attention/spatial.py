@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from fsanet.attention.block import AttentionBlock
 from fsanet.attention.similarity import attend
 
-__all__ = ["SpatialSelfAttention"]
+__all__ = ["SpatialSelfAttention", "spatial_rounds"]
 
 
 class SpatialSelfAttention(AttentionBlock):
@@ -37,11 +37,16 @@ class SpatialSelfAttention(AttentionBlock):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape."""
         self.check_input(x)
-        for _ in range(self.recurrence):
-            q, k, v = (
-                conv2d(x, linear.weight[:, :, None, None], linear.bias).flatten(2)  # (B, ., N)
-                for linear in (self.query, self.key, self.value)
-            )
-            attended = attend(q, k, v, self.similarity, self.scale)  # (B, e, N)
-            x = x + self.finish_map(attended.unflatten(2, x.shape[-2:]))
-        return x
+        return spatial_rounds(self, x)
+
+
+def spatial_rounds(block: AttentionBlock, x: Tensor) -> Tensor:
+    """All rounds of attention of every position over every position, (B, C, H, W) to the same."""
+    for _ in range(block.recurrence):
+        q, k, v = (
+            conv2d(x, linear.weight[:, :, None, None], linear.bias).flatten(2)  # (B, ., N)
+            for linear in (block.query, block.key, block.value)
+        )
+        attended = attend(q, k, v, block.similarity, block.scale)  # (B, e, N)
+        x = x + block.finish_map(attended.unflatten(2, x.shape[-2:]))
+    return x

@@ -47,6 +47,11 @@ class GridSelfAttention(FrequencySelfAttention):
         super().__init__(channels, **options)
         self.grid = grid
 
+    def is_regular(self, height: int, width: int) -> bool:
+        """As in the base class, where the keys are at all positions."""
+        points = grid_points(self.grid, height, width)
+        return points == (height, width) and super().is_regular(height, width)
+
     def add(self, residual: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
         """Add the attention over the given coefficients to a map; see the base class."""
         rows, columns, (height, width) = basis.rows, basis.columns, basis.grid

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
-from fsanet.attention.block import rename_published_keys
+from fsanet.attention.block import AttentionBlock, rename_published_keys
 from fsanet.attention.dct import Band, BandLike
 from fsanet.attention.similarity import Similarity
 from fsanet.convert.grid import GridSelfAttention
 from fsanet.convert.segformer import SegformerFrequencyAttention
-from fsanet.convert.token_attention import Route, check_route
+from fsanet.convert.token_attention import Route, TokenAttention, check_route
 from fsanet.convert.vit import (
     MultiheadFrequencyAttention,
     PatchGrid,
@@ -148,7 +148,7 @@ def _frequency_layer(
 
 
 def _convert_spatial(
-    module: SpatialSelfAttention, network: nn.Module, options: ConversionOptions
+    module: AttentionBlock, network: nn.Module, options: ConversionOptions
 ) -> nn.Module:
     layer = _frequency_layer(
         module.channels,
@@ -241,6 +241,27 @@ def _keep_output_bias(layer: FrequencySelfAttention, bias: torch.Tensor) -> None
         layer.norm = copy.deepcopy(layer.norm)  # the original keeps its running mean
         with torch.no_grad():
             layer.norm.running_mean -= bias  # type: ignore[operator]
+
+
+def _is_frequency(module: nn.Module) -> bool:
+    return isinstance(module, (FrequencySelfAttention, TokenAttention))
+
+
+def _narrow(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
+    """Frequency attention over a part of its band: of two low-passes the smaller counts."""
+    band = Band.of(options.k)  # type: ignore[arg-type]
+    if not module.band.contains(band):
+        raise InputError(
+            f"its attention sees the frequencies {module.band} alone; {band} reaches beyond; "
+            "give a band inside it, or convert the original network"
+        )
+    if isinstance(module, FrequencySelfAttention):
+        return _convert_spatial(module, network, options)
+    narrowed = copy.copy(module)  # with the same parameters
+    narrowed.band, narrowed.route, narrowed.grid = band, options.route, options.grid
+    narrowed.similarity = options.similarity or module.similarity
+    check_route(narrowed.route, narrowed.grid, narrowed.similarity)
+    return narrowed
 
 
 # --- attention over tokens --------------------------------------------------------------
@@ -385,4 +406,5 @@ KINDS: tuple[Kind, ...] = (
         lambda module: type(module) is nn.MultiheadAttention,
         _convert_tokens(MultiheadFrequencyAttention),
     ),
+    Kind("frequency attention over a wider band", _is_frequency, _narrow),
 )

@@ -27,17 +27,22 @@ __all__ = ["TokenSpectrum", "grid_points", "patch_basis"]
 class TokenSpectrum(NamedTuple):
     """The coefficients of a token map, channels last, with the bases of its grid.
 
+    With all frequencies kept the values are the tokens themselves: linear layers then cost the
+    same on N tokens as on N coefficients, and both transforms are saved.
+
     Attributes:
         values: ``(B, kh, kw, C)``.
         rows: ``(kh, H)``.
         columns: ``(kw, W)``.
         band: the kept frequencies, clipped to the grid.
+        whole: whether the values are the tokens ``(B, H, W, C)``, as all frequencies are kept.
     """
 
     values: Tensor
     rows: Tensor
     columns: Tensor
     band: Band
+    whole: bool = False
 
     @classmethod
     def of(cls, tokens: Tensor, height: int, width: int, band: Band) -> TokenSpectrum:
@@ -54,6 +59,8 @@ class TokenSpectrum(NamedTuple):
         band = band.clip(height, width)
         plane = tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, C, H, W), a view
         rows, columns = dct_bases(plane, band)
+        if band.covers(height, width):
+            return cls(plane.permute(0, 2, 3, 1).to(rows.dtype), rows, columns, band, whole=True)
         values = analyse(plane, rows, columns)  # (B, C, kh, kw)
         return cls(values.permute(0, 2, 3, 1), rows, columns, band)
 
@@ -64,7 +71,7 @@ class TokenSpectrum(NamedTuple):
 
     def tokens(self) -> Tensor:
         """The low-passed tokens ``(B, N, C)``."""
-        return _evaluate(self.values, self.rows, self.columns)
+        return self._at_positions(self.values)
 
     def project(
         self, weight: Tensor, bias: Tensor | None, points: tuple[int, int] | None = None
@@ -81,7 +88,7 @@ class TokenSpectrum(NamedTuple):
         """
         values = linear(self.values, weight.to(self.values.dtype))  # (B, kh, kw, c)
         if points is None or points == self.size:
-            return _evaluate(values, self.rows, self.columns, bias)
+            return self._at_positions(values, bias)
         return _evaluate(values, *self._bases_at(1, points), bias)
 
     def convolve_patches(self, convolution: nn.Conv2d, points: tuple[int, int]) -> Tensor:
@@ -104,15 +111,33 @@ class TokenSpectrum(NamedTuple):
         t = t.permute(0, 1, 3, 2, 4, 5).reshape(batch, kh * r, kw * r, channels)
         return _evaluate(t, *self._bases_at(r, points), convolution.bias)
 
+    def _at_positions(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The tokens ``(B, N, c)`` of values ``(B, kh, kw, c)``."""
+        if not self.whole:
+            return _evaluate(values, self.rows, self.columns, bias)
+        tokens = values.flatten(1, 2)  # (B, N, c)
+        return tokens if bias is None else tokens + bias.to(tokens.dtype)
+
     def _bases_at(self, patch: int, points: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """`patch_basis` of both axes: (kh * r, mh) and (kw * r, mw)."""
+        """What maps the values to patches, for both axes: (kh * r, mh) and (kw * r, mw).
+
+        That is `patch_basis`, or from the tokens themselves analysis and `patch_basis` in one.
+        """
         (height, width), band = self.size, self.band
         options = (self.rows.dtype, self.rows.device)
         basis = patch_basis if torch.compiler.is_compiling() else _cached_patch_basis
-        return (
+        found = (
             basis(height, band.h0, band.h0 + self.rows.shape[0], patch, points[0], *options),
             basis(width, band.w0, band.w0 + self.columns.shape[0], patch, points[1], *options),
         )
+        if not self.whole:
+            return found
+        return _from_tokens(self.rows, found[0]), _from_tokens(self.columns, found[1])
+
+
+def _from_tokens(axis: Tensor, patches: Tensor) -> Tensor:
+    """Analysis by a whole basis (n, n), then a patch basis (n * r, m): (n * r, m)."""
+    return (axis.mT @ patches.unflatten(0, (axis.shape[0], -1)).flatten(1)).reshape(patches.shape)
 
 
 def _evaluate(values: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
