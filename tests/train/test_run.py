@@ -356,6 +356,52 @@ def test_steps_do_not_repeat_their_dropout(tmp_path):
     assert len(set(drawn)) == len(drawn) == 12
 
 
+# --- starting from another network -------------------------------------------------------
+
+
+def test_init_from_takes_what_fits_and_lists_the_rest(tmp_path, capsys, monkeypatch):
+    torch.manual_seed(1)
+    other = TinyNet()
+    other.head[1] = torch.nn.Conv2d(6, 5, 1)  # other classes
+    monkeypatch.setattr("fsanet.train.run.load_model", lambda source, task: other)
+    given = {name: value.clone() for name, value in other.state_dict().items()}
+    task = task_of(seed=2)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    started = {}
+
+    class Look(lightning.Callback):
+        def on_train_start(self, trainer, module):
+            started.update({k: v.clone() for k, v in module.model.state_dict().items()})
+
+    run(tmp_path, task=task, steps=3, init_from="elsewhere", callbacks=[Look()])
+    for name, value in started.items():
+        assert torch.equal(value, (before if name.startswith("head") else given)[name]), name
+    assert (
+        "9 of 11 weights are those of elsewhere; 2 start new: head.1.weight, head.1.bias"
+        in capsys.readouterr().err
+    )
+    found = run(tmp_path, task=task_of(seed=3), steps=4, init_from="gone", resume=True)
+    assert found.steps == 4
+    other.encoder, other.head, other.auxiliary = None, None, None
+    with pytest.raises(InputError, match="elsewhere: none of its weights belongs"):
+        run(tmp_path / "new", init_from="elsewhere")
+
+
+# --- bfloat16, channels-last --------------------------------------------------------------
+
+
+def test_channels_last_changes_nothing_but_rounding(tmp_path):
+    run(tmp_path / "plain")
+    task = task_of(channels_last=True)
+    run(tmp_path / "last", task=task)
+    for module in (task.model, task.network):
+        weight = module.encoder[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert not weight.is_contiguous()
+    losses = [values(tmp_path / name, "train/loss") for name in ("plain", "last")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 # --- several processes ------------------------------------------------------------------
 
 

@@ -56,9 +56,14 @@ class ScaleAndCrop(v2.Transform):
         ignore_index: id of unlabelled pixels.
         scale_step: distance of the resize factors to choose from, counted from the lowest; 0: any.
 
+    Attributes:
+        align: crops start at multiples of this many pixels.
+
     Raises:
         InputError: a size, range or ratio is invalid.
     """
+
+    align = 1
 
     def __init__(
         self,
@@ -87,10 +92,13 @@ class ScaleAndCrop(v2.Transform):
         self.scale_step = scale_step
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        size = self._scaled_size(*v2.query_size(flat_inputs))
+        height, width = v2.query_size(flat_inputs)
+        size = height, width
+        if self.resize is not None or tuple(self.scale) != (1, 1):
+            size = self.scaled_size(height, width, _uniform(*self.scale, self.scale_step))
         mask = next((x for x in flat_inputs if isinstance(x, tv_tensors.Mask)), None)
         ids = None if mask is None else mask.as_subclass(Tensor)
-        return {"size": size, "region": self._region(size, ids)}
+        return {"size": size, "region": self.region(size, ids)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         resized = resized_ids if isinstance(inpt, tv_tensors.Mask) else resized_pixels
@@ -98,10 +106,8 @@ class ScaleAndCrop(v2.Transform):
         # From here on channels first: colour operations are faster that way.
         return tv_tensors.wrap(part.contiguous(), like=inpt)
 
-    def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.resize is None and tuple(self.scale) == (1, 1):
-            return height, width
-        factor = _uniform(*self.scale, self.scale_step)
+    def scaled_size(self, height: int, width: int, factor: float) -> tuple[int, int]:
+        """The size of an image (H, W) after the random resize by a factor."""
         if self.resize is not None:
             longest, shortest = self.resize
             factor *= min(longest / max(height, width), shortest / min(height, width))
@@ -109,13 +115,14 @@ class ScaleAndCrop(v2.Transform):
         check_pixels(size[0], size[1], "an image after the random resize")
         return size
 
-    def _region(self, size: tuple[int, int], mask: Tensor | None) -> Region:
+    def region(self, size: tuple[int, int], mask: Tensor | None) -> Region:
+        """Draw the crop of an image that is resized to ``size``; ``mask`` has its first size."""
         if self.size is None:
             return Region(0, 0, *size)
         height, width = min(self.size[0], size[0]), min(self.size[1], size[1])
         for _ in range(_ATTEMPTS):
-            top = int(torch.randint(size[0] - height + 1, ()))
-            left = int(torch.randint(size[1] - width + 1, ()))
+            top = self.align * int(torch.randint((size[0] - height) // self.align + 1, ()))
+            left = self.align * int(torch.randint((size[1] - width) // self.align + 1, ()))
             region = Region(top, left, height, width)
             if mask is None or self.class_ratio == 1:
                 break

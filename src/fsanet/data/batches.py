@@ -51,6 +51,7 @@ class SeededData(LightningDataModule):
     Attributes:
         classes: names of the classes.
         train_transform: called as ``train_transform(image, target)`` for each training item.
+        train_items: what is trained on in place of the training split, such as cached features.
 
     Raises:
         InputError: a value is out of range.
@@ -58,6 +59,7 @@ class SeededData(LightningDataModule):
 
     classes: tuple[str, ...]
     train_transform: Callable[..., Any]
+    train_items: Any = None
 
     def __init__(
         self,
@@ -119,7 +121,9 @@ class SeededData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._rank_and_world()
-        dataset = self.items(self.dataset("train"))
+        dataset = self.train_items
+        if dataset is None:
+            dataset = self.items(self.dataset("train"))
         sampler = TrainSampler(
             len(dataset),
             batch_size=self.batch_size,
@@ -273,9 +277,11 @@ class SegmentationData(SeededData):
         self.palette = class_palette(palette, self.num_classes)
         self.ignore_index = ignore_index
         self.cache = cache
+        self.crop, self.flip, self.photometric, self.fill = crop, flip, photometric, fill
+        self.scaling = ScaleAndCrop(crop, scale, resize, class_ratio, ignore_index, scale_step)
         steps: list[v2.Transform] = []
         if crop is not None or resize is not None or tuple(scale) != (1, 1):
-            steps.append(ScaleAndCrop(crop, scale, resize, class_ratio, ignore_index, scale_step))
+            steps.append(self.scaling)
         if flip:
             steps.append(v2.RandomHorizontalFlip())
         if photometric:

@@ -189,12 +189,15 @@ class FsaNet(SegmentationNetwork):
         """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""
         return self._logits(self.encoder(images), images)
 
-    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward_with_auxiliary(
+        self, images: Tensor, features: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Compute logits of the head and the auxiliary head, both ``(B, num_classes, H, W)``.
 
-        Used in training. The second is None if the network has no auxiliary head.
+        Used in training. The second is None if the network has no auxiliary head. Of images whose
+        ``features`` are given, only the size matters.
         """
-        features = self.encoder(images)
+        features = self.encoder(images) if features is None else features
         logits = self._logits(features, images)
         if self.auxiliary is None:
             return logits, None

@@ -194,16 +194,23 @@ class SegformerFsa(SegmentationNetwork):
                 f"images of {height} x {width} pixels are too small for SegFormer: "
                 f"give at least {_SMALLEST} x {_SMALLEST}"
             )
-        features = self.encoder_features(images)
-        return self.upsample(self.decode_head(features), images)  # from (B, num_classes, h, w)
+        return self._logits(self.encoder_features(images), images)
 
     def encoder_features(self, images: Tensor) -> list[Tensor]:
         """The features of the four stages of the encoder for normalised images, finest first."""
         return list(self.segformer(images, output_hidden_states=True).hidden_states)
 
-    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, None]:
-        """Return the logits and None, because SegFormer has no auxiliary head."""
-        return self(images), None
+    def forward_with_auxiliary(
+        self, images: Tensor, features: list[Tensor] | None = None
+    ) -> tuple[Tensor, None]:
+        """Return the logits and None, because SegFormer has no auxiliary head.
+
+        Of images whose ``features`` are given, only the size matters.
+        """
+        return self(images) if features is None else self._logits(features, images), None
+
+    def _logits(self, features: list[Tensor], images: Tensor) -> Tensor:
+        return self.upsample(self.decode_head(features), images)  # from (B, num_classes, h, w)
 
     @classmethod
     def from_transformers(cls, source: str | Path, **options: Any) -> Self:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
 from fsanet.errors import InputError
 
-__all__ = ["encoder_stages", "freeze_stages", "in_evaluation"]
+__all__ = ["PROBE", "encoder_stages", "freeze_stages", "graph_leaves", "in_evaluation"]
 
-PROBE = 128  # side, in pixels, of the image that finds the stages
+#: Side, in pixels, of the image that finds the stages.
+PROBE = 128
 
 
 def encoder_stages(model: Any) -> list[list[nn.Parameter]]:
@@ -47,7 +48,7 @@ def encoder_stages(model: Any) -> list[list[nn.Parameter]]:
             parameter.requires_grad_(True)
         with in_evaluation(model), torch.enable_grad():
             for feature in model.encoder_features(images):
-                stages.append([p for p in _needed_by(feature) if rest.pop(p, None) is not None])
+                stages.append([p for p in graph_leaves(feature) if rest.pop(p, None) is not None])
     finally:
         for parameter, requires_grad in trained.items():
             parameter.requires_grad_(requires_grad)
@@ -100,7 +101,7 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _needed_by(result: Tensor) -> list[nn.Parameter]:
+def graph_leaves(result: Tensor) -> list[Any]:
     """The leaves of the autograd graph of a tensor."""
     leaves, seen, waiting = [], set(), [result.grad_fn]
     while waiting:

@@ -44,6 +44,7 @@ from fsanet.train.callbacks import (
     Throughput,
 )
 from fsanet.train.checkpoints import CheckpointFiles, Checkpoints, export_model, find_checkpoint
+from fsanet.train.features import FeatureCache
 from fsanet.train.instances import InstanceSegmentation
 from fsanet.train.logs import MetricsFile
 from fsanet.train.semantic import SemanticSegmentation
@@ -91,6 +92,8 @@ def train(
     sync_batchnorm: bool = True,
     global_batch: int | None = None,
     gradient_clip: float | None = None,
+    cache_features: list[float] | None = None,
+    init_from: str | None = None,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -121,6 +124,11 @@ def train(
         global_batch: images per optimiser step, over all processes, that `lr` was chosen for; a
             warning is given if this training has another number. None: no comparison.
         gradient_clip: largest norm of the gradient; None for no limit.
+        cache_features: with frozen stages (`task.freeze`), compute their features once for all
+            training images, resized by these factors, and train on them; see docs/training.md.
+        init_from: start from the weights of this network: a run folder, or anything else that
+            `fsanet.load_model` opens. Weights that it lacks, or has in another shape (such as those
+            of other classes), start as they are, and are listed. `resume` does not read it again.
         seed: seed of dropout and all other randomness outside the data module.
         resume: continue the run in `out`.
         overwrite: delete the run in `out` first.
@@ -144,6 +152,8 @@ def train(
         "log_every": log_every,
         "global_batch": global_batch,
         "gradient_clip": gradient_clip,
+        "cache_features": cache_features,
+        "init_from": init_from,
         "seed": seed,
         **trainer_options,
     }
@@ -151,9 +161,14 @@ def train(
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
     check_classes(task.model, data)
+    if init_from is not None and not resume:
+        _start_from(init_from, task)
     with lock_folder(out, "is being trained"):
         last, done = find_checkpoint(out, task, steps=steps, epoch=epoch) if resume else (None, 0)
         task.total_steps = steps
+        cache: list[FeatureCache] = []
+        if cache_features is not None and done < steps:
+            cache = [FeatureCache(task, data, out, cache_features)]
         checkpoints = Checkpoints(out, task.monitor, steps=steps, epoch=epoch)
         console: list[Callback] = []
         if progress:
@@ -184,6 +199,7 @@ def train(
                     SeedEachBatch(seed),
                     StopAtStep(steps, val_every=val_every),
                     Throughput(log_every),
+                    *cache,
                     *console,
                     *callbacks,
                     checkpoints,
@@ -212,6 +228,8 @@ def train(
             interruptible(
                 lambda: trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
             )
+            if trainer.global_step >= steps and trainer.is_global_zero:
+                shutil.rmtree(out / FeatureCache.folder, ignore_errors=True)
             if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
                 export_model(task.network, out / "model")
     return TrainingResult(
@@ -225,7 +243,27 @@ def train(
     )
 
 
-_PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard")
+def _start_from(source: str, task: SemanticSegmentation | InstanceSegmentation) -> None:
+    """Copy the weights of a saved network into that of a task, where name and shape agree."""
+    semantic = isinstance(task, SemanticSegmentation)
+    given = load_model(source, task="semantic" if semantic else "instances").state_dict()
+    own = task.model.state_dict()
+    taken = {n: value for n, value in given.items() if n in own and value.shape == own[n].shape}
+    if not taken:
+        raise InputError(f"{source}: none of its weights belongs to this network; it is another")
+    task.model.load_state_dict(taken, strict=False)
+    new = [name for name in own if name not in taken]
+    if first_process():
+        rest = f"; {len(new)} start new: {', '.join(new[:8])}" if new else ""
+        more = f" and {len(new) - 8} more" if len(new) > 8 else ""
+        print(
+            f"{len(taken)} of {len(own)} weights are those of {source}{rest}{more}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+_PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard", "features")
 
 
 def check_options(

@@ -16,6 +16,7 @@ from fsanet.errors import check_range
 from fsanet.files import first_process
 from fsanet.metrics.boundary import BoundaryQuality
 from fsanet.metrics.confusion import Scores, scores_of
+from fsanet.models.tail import EncoderTail
 from fsanet.progress import ConsoleProgress
 from fsanet.signals import Interrupted, received
 from fsanet.train.losses import SegmentationLoss, median_frequency_weights
@@ -55,6 +56,7 @@ class SemanticSegmentation(SegmentationTask):
         segment: replaces the network in evaluation, for instance by a sliding window: images
             (B, 3, H, W) -> class ids (B, H, W).
         boundary: set to also measure quality near edges.
+        tail: set to train on cached features, which batches then hold in place of the images.
 
     Raises:
         InputError: an option is out of range, or the loss becomes nan or infinite.
@@ -117,6 +119,7 @@ class SemanticSegmentation(SegmentationTask):
         )
         self.boundary: BoundaryQuality | None = None
         self.segment: Callable[[Tensor], Tensor] | None = None
+        self.tail: EncoderTail | None = None
 
     def rate_factor(self, step: int, total: int, base: float) -> float:
         """Linear warm-up, then polynomial decay to the same minimum in all parameter groups."""
@@ -178,7 +181,11 @@ class SemanticSegmentation(SegmentationTask):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch  # (B, 3, H, W), (B, H, W)
-        logits, auxiliary = self.model.forward_with_auxiliary(self.model.normalise(images))
+        if self.tail is None:
+            logits, auxiliary = self.model.forward_with_auxiliary(self.model.normalise(images))
+        else:
+            features = self.tail(self.model, self.tail.unpack(images, *labels.shape[1:]))
+            logits, auxiliary = self.model.forward_with_auxiliary(labels[:, None], features)
         loss, value = self.loss(logits, labels)
         if auxiliary is not None and self.auxiliary_weight > 0:
             auxiliary_loss, auxiliary_value = self.auxiliary_loss(auxiliary, labels)

@@ -53,6 +53,8 @@ class SegmentationTask(lightning.LightningModule):
     Attributes:
         monitor: logged metric by which the best weights are chosen; the larger, the better.
         headlines: metrics shown on the progress bar.
+        frozen: modules that hold nothing but frozen parameters.
+        frozen_stages: `freeze`.
         average: the moving average of the network, None without `ema`.
         scores: those of the last pass of evaluation; None before the first.
         total_steps: optimiser steps of the schedule; None for as many as the trainer will do.
@@ -96,6 +98,7 @@ class SegmentationTask(lightning.LightningModule):
         check_range("warmup_ratio", warmup_ratio, 0.0, 1.0)
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frozen_stages = freeze
         self.frozen = freeze_stages(model, freeze)
         self.model: Any = model
         self.average: AveragedModel | None = None
