@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -115,9 +116,10 @@ class FeatureCache(Callback):
     def _is_whole(self, fingerprint: str) -> bool:
         try:
             index = json.loads((self.path / "index.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            size = (self.path / "features.bin").stat().st_size
+            return bool(index["fingerprint"] == fingerprint and index["bytes"] == size)
+        except (OSError, ValueError, LookupError, TypeError):
             return False
-        return bool(index["fingerprint"] == fingerprint)
 
     def _fingerprint(self, items: Any) -> str:
         """Hash all that the features depend on; of the images, a few."""
@@ -164,8 +166,11 @@ class FeatureCache(Callback):
                 number = received()
                 if number is not None:
                     raise Interrupted(number)
-        index_of = {"fingerprint": fingerprint, "mirrored": self.data.flip, "sizes": sizes}
-        write_json(self.path / "index.json", index_of)
+            stream.flush()
+            os.fsync(stream.fileno())
+            length = stream.tell()
+        index_of = {"fingerprint": fingerprint, "bytes": length, "mirrored": self.data.flip}
+        write_json(self.path / "index.json", index_of | {"sizes": sizes})  # last: now it is whole
 
     def _sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Sizes (H, W) of an image at all scales, padding included."""
