@@ -399,7 +399,7 @@ def test_channels_last_changes_nothing_but_rounding(tmp_path):
         assert weight.is_contiguous(memory_format=torch.channels_last)
         assert not weight.is_contiguous()
     losses = [values(tmp_path / name, "train/loss") for name in ("plain", "last")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 # --- several processes ------------------------------------------------------------------
