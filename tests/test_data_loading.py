@@ -150,7 +150,7 @@ def test_invalid_numbers(script, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file"),
+        (None, "no such YAML file"),
         ("data: [", "YAML"),
         ("- 1", "option: value"),
         ("steps: 3", "no data section"),
