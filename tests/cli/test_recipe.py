@@ -160,6 +160,7 @@ def test_the_data_decide_the_task(arguments, kind, tmp_path, monkeypatch, write)
         ("--model.variant=b9", "b9"),
         ("--model=Segformer", "Segformer"),
         ("--model.recurrence=null", "recurrence"),
+        ("--model.recurrence", "--model.recurrence: give a value"),
         ("--task.lr=null", "lr"),
         ("--data.init_args.bath_size=3", "Option 'bath_size' is not accepted"),
         ("--data.batch_size=many", "batch_size.*many"),

@@ -125,7 +125,7 @@ def test_class_names():
     [
         (None, None, "give classes="),
         (["a", "b"], 3, "num_classes=3, but 2 class names"),
-        (["a", "b", "a"], None, "given twice: a"),
+        (["a", "b", "a"], None, "classes: a given twice"),
         (None, 0, "num_classes=0: must be at least 1"),
         ([f"{i}" for i in range(256)], None, "256 classes"),
         ("ab", None, "list of names"),

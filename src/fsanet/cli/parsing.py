@@ -124,6 +124,10 @@ class CommandParser(ArgumentParser):
                 values = [json.dumps(values)]
             if len(values) > 1 or (takes == "numbers" and values and values[0][:1] != "["):
                 values = [f"[{','.join(values)}]"]
+            known = self._option_string_actions
+            if not values and name not in known and name.partition(".")[0] in known:
+                # jsonargparse would name --model or --data alone.
+                raise InputError(f"{text}: give a value")
             options.append(f"{name}={values[0]}" if values else name)
         takes_many = any(
             not action.option_strings and _takes(action) == "texts" for action in self._actions

@@ -178,7 +178,7 @@ def class_names(classes: Sequence[str] | None, num_classes: int | None = None) -
         if num_classes is not None and num_classes != len(names):
             raise InputError(f"num_classes={num_classes}, but {len(names)} class names are given")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"class name given twice: {', '.join(twice)}")
+            raise InputError(f"classes: {', '.join(twice)} given twice; give each name once")
     elif num_classes is not None:
         check_range("num_classes", num_classes, 1, 255)
         names = tuple(f"class {i}" for i in range(num_classes))

@@ -76,6 +76,8 @@ def options(rng: Random, root: Path, folder: Path) -> Case:
     # The option, or its name in Python or a recipe, or what was given, unless any message has that.
     bare = [text.strip("-").replace("-", "_") for text in more if text.startswith("--")]
     names = [*more, *bare, *(text.rpartition(".")[2] for text in bare)]
+    # A short value is too likely to occur by chance, but not where a message quotes or lists it.
+    quoted = [form for text in more for form in (f"'{text}'", f": {text}", f" {text}: ")]
     nameless = not base or any(not text.strip() for text in more)
     return Case(
         folder,
@@ -83,7 +85,7 @@ def options(rng: Random, root: Path, folder: Path) -> Case:
         " ".join(map(short, more)),
         names=()
         if nameless
-        else tuple(name[:40] for name in names if len(name) > 2 or name == "k"),
+        else (*(name[:40] for name in names if len(name) > 2 or name == "k"), *quoted),
         outputs=("out", "out.onnx", "scores.json"),
     )
 

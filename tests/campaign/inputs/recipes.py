@@ -47,7 +47,7 @@ def recipes(rng: Random, root: Path, folder: Path) -> Case:
     """`fsanet train` with a damaged recipe."""
     give(root, folder, "blocks", "recipe.yaml")
     path = folder / "recipe.yaml"
-    name = ""
+    name, missing = "", ()
     choice = rng.random()
     if choice < 0.1:
         what = rng.choice(list(_ODD))
@@ -60,12 +60,13 @@ def recipes(rng: Random, root: Path, folder: Path) -> Case:
     else:
         more = rng.choice(({}, {}, _MORE, _TEST))
         what, name, tree = damaged_tree(rng, RECIPE | more)
+        missing = ("following arguments are required: root",) if what == "init_args left out" else ()
         path.write_bytes(as_yaml(tree))
     printed = ["--print-config"] if rng.random() < 0.15 else []
     return Case(
         folder,
         ["train", "--config", "recipe.yaml", "--out", "out", *printed],
         what,
-        names=("recipe.yaml", name) if name else ("recipe.yaml", *keys(RECIPE)),
+        names=("recipe.yaml", name, *missing) if name else ("recipe.yaml", *keys(RECIPE)),
         check=anything if printed else check_run,
     )
