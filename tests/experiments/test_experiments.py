@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.miniature import write_camvid
+
+from fsanet.data import CamVid
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIG = str(EXPERIMENTS.parent / "configs" / "camvid_segformer_b0.yaml")
@@ -32,6 +36,9 @@ def run(monkeypatch, script, *arguments):
         ("mask_rcnn.py", "train,table"),
         ("segformer.py", "train,table,sweep"),
         ("scenes.py", "--heads"),
+        ("attention_share.py", "--timed"),
+        ("training_cost.py", "--batch"),
+        ("convert_camvid.py", "--png"),
         ("real_context.py", "--receptive-fields"),
         ("token_mixers.py", "--networks"),
         ("balloon_folds.py", "--folds"),
@@ -151,3 +158,23 @@ def test_bad_options_are_one_line(monkeypatch, capsys, arguments, message):
     assert run(monkeypatch, *arguments.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_camvid_is_converted_from_its_source(monkeypatch, capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    source, target = tmp_path / "CamVid", tmp_path / "camvid"
+    for split in ("train", "val", "test"):
+        for folder, shape, most in ((split, (12, 16, 3), 256), (f"{split}annot", (12, 16), 12)):
+            (source / folder).mkdir(parents=True)
+            values = rng.integers(0, most, shape).astype(np.uint8)
+            Image.fromarray(values).save(source / folder / "a.png")
+    arguments = [str(source), str(target)]
+    assert run(monkeypatch, "convert_camvid.py", *arguments) == 0
+    image, mask = CamVid(target, "val")[0]
+    ids = np.array(Image.open(source / "valannot" / "a.png"))
+    assert (ids == 11).any()
+    np.testing.assert_array_equal(mask.numpy(), np.where(ids == 11, 255, ids))
+    assert tuple(image.shape) == (3, 12, 16)
+    (source / "testannot" / "a.png").unlink()
+    assert run(monkeypatch, "convert_camvid.py", *arguments) == 2
+    assert "missing, the labels of a.png" in capsys.readouterr().err
