@@ -57,6 +57,18 @@ def test_decoder_on_the_command_line(flat):
         Recipe([flat, "--model.decoder=unet"])
 
 
+def test_options_that_take_numbers_or_a_word(flat):
+    task = ["--task.class_weights", "balanced", "--task.freeze", "encoder", "--task.ema", "0.99"]
+    options = Recipe([flat, *task, "--cache-features", "0.75", "1", "--data.crop", "null"]).options
+    assert options.task.class_weights == "balanced"
+    assert (options.task.freeze, options.task.ema) == ("encoder", 0.99)
+    assert options.cache_features == [0.75, 1.0]
+    assert options.data.init_args.crop is None
+    options = Recipe([flat, "--task.class-weights", "1", "2", "--cache-features", "1"]).options
+    assert (options.task.class_weights, options.cache_features) == ([1.0, 2.0], [1.0])
+    assert Recipe([flat, "--task.freeze=3"]).options.task.freeze == 3
+
+
 def test_named_network(named):
     pytest.importorskip("transformers")
     model = Recipe([named, "--model.k=3", "--model.init_args.dropout=0.25"]).task(Data).model

@@ -122,7 +122,7 @@ class CommandParser(ArgumentParser):
                 values = [json.dumps(read_band(values[0]))]
             if takes == "texts" and values and values[0][:1] != "[":
                 values = [json.dumps(values)]
-            if len(values) > 1 or (takes == "numbers" and values and values[0][:1] != "["):
+            if len(values) > 1 or (takes == "numbers" and values and _is_number(values[0])):
                 values = [f"[{','.join(values)}]"]
             known = self._option_string_actions
             if not values and name not in known and name.partition(".")[0] in known:
