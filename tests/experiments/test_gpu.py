@@ -64,7 +64,7 @@ def test_each_part_parses(monkeypatch, tmp_path, command):
 
         monkeypatch.setitem(found["COMMANDS"], "train", (reach, found["COMMANDS"]["train"][1]))
         with pytest.raises(Reached):
-            common.main("", found["COMMANDS"])
+            common.main("peers", found["COMMANDS"])
     else:
         found["main"].__globals__["measure"] = reach
         with pytest.raises(Reached):
