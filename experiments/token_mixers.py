@@ -251,9 +251,14 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             ]
             for attention in ("none", "softmax")
         }
-        if not all(runs.values()):
+        matched = set.intersection(*({one["seed"] for one in some} for some in runs.values()))
+        if not matched:
             continue
-        seeds = ", ".join(str(one["seed"]) for one in runs["softmax"])
+        runs = {
+            attention: [one for one in some if one["seed"] in matched]
+            for attention, some in runs.items()
+        }
+        seeds = ", ".join(map(str, sorted(matched)))
         miou, boundary, spread = (
             [percent(some, "trained", *path) for some in runs.values()]
             for path in (("miou",), ("boundary_iou",), ("within_regions", "class scores"))
