@@ -166,7 +166,7 @@ def test_several_processes_print_one_line(
     images = pictures(tmp_path / "images")
     (images / "bad.png").write_bytes(b"")
 
-    def launch(arguments: list[str], *, devices: str, **where: Any) -> bool:
+    def launch(arguments: list[str], out: Path, *, devices: str, **where: Any) -> bool:
         if is_launched() or devices == "1":
             return False
         for rank in ("1", "0"):

@@ -133,13 +133,14 @@ def test_decoder_adds_weights_and_changes_no_name():
     assert flops[1] - flops[0] == products
 
 
-def test_saved_before_there_was_a_decoder(tmp_path):
-    model = small().eval()
+@pytest.mark.parametrize("decoder", [None, "multiscale"])
+def test_a_network_without_decoder_is_saved_as_before_there_was_one(tmp_path, decoder):
+    model = small(decoder=decoder).eval()
     model.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    config = json.loads(file.read_text())
-    del config["decoder"], config["decoder_channels"]
-    file.write_text(json.dumps(config))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.get("decoder") == decoder
+    assert ("decoder" in config) == (decoder is not None)
+    assert "init_std" not in config
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(FsaNet.from_pretrained(tmp_path).eval()(images), model(images))

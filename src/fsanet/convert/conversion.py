@@ -252,8 +252,8 @@ def find_attention(
             f"{type(model).__name__} has no attention to convert{given}{seen}; supported are "
             f"{supported}; describe any other with kinds=, see docs/conversion.md"
         )
-    # Frequency attention is narrowed only where no regular attention is left to convert.
-    known = {n: m for n, m in known.items() if not hasattr(m, "band")} or known
+    if not others:  # frequency attention is narrowed only where no regular attention is left
+        known = {n: m for n, m in known.items() if not hasattr(m, "band")} or known
     selected = {name: module for name, module in known.items() if options.selects(name)}
     for option, patterns in (("match", options.patterns), ("k", options.bands)):
         for pattern in patterns:

@@ -79,6 +79,7 @@ class FsaNet(SegmentationNetwork):
         "encoder_weights": None,
         "init_std": None,
     }
+    later_options: ClassVar = {"init_std": None, "decoder": None, "decoder_channels": 128}
 
     def __init__(
         self,

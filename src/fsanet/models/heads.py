@@ -112,10 +112,10 @@ class FsaHead(nn.Module):
         self.reduce = conv_bn_relu(in_channels, channels)
         self.refine = conv_bn_relu(channels, channels)
         self.join = conv_bn_relu(in_channels + channels, channels)
-        self.merges = nn.ModuleList()
+        merges: list[nn.Module] = []
         for fine in finer:
-            share = 2 if len(self.merges) == len(finer) - 1 else 3  # eighths
-            self.merges.append(
+            share = 2 if len(merges) == len(finer) - 1 else 3  # eighths
+            merges.append(
                 Merge(
                     channels,
                     fine,
@@ -125,6 +125,8 @@ class FsaHead(nn.Module):
                 )
             )
             channels = decoder_channels
+        # Without any, no empty list is printed, which would change the fingerprint of old networks.
+        self.merges = nn.ModuleList(merges) if merges else ()
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, 1)
 

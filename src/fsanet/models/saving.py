@@ -54,6 +54,9 @@ class SavedNetwork(
     #: Arguments that say where training starts, with their values for no such weights. They are
     #: not saved, and not read from a saved folder.
     initial_weights: ClassVar[dict[str, Any]] = {}
+    #: Arguments that version 0.1 did not have, with the values that leave its networks unchanged.
+    #: At these they are not recorded: folders and fingerprints of such networks stay as they were.
+    later_options: ClassVar[dict[str, Any]] = {}
 
     def record_config(self, *, k: BandLike, **resolved: Any) -> None:
         """Complete what ``config.json`` will hold beyond the arguments that were passed.
@@ -69,6 +72,8 @@ class SavedNetwork(
         passed: Any = self._hub_mixin_config or {}
         config = {**passed, **resolved, **self.initial_weights, "k": band_to_json(k)}
         check_values(config, type(self), self.network)  # what is built can be saved and opened
+        later = self.later_options
+        config = {n: v for n, v in config.items() if n not in later or v != later[n]}
         self._hub_mixin_config = {**config, "network": self.network}
 
     @classmethod
