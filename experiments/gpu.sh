@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU is needed for, within 40 minutes of one, in order of worth.
+# What a GPU is needed for, planned for 40 minutes of one, most useful part first.
 #
 #   bash experiments/gpu.sh                # everything; a second call goes on where the first stopped
 #   bash experiments/gpu.sh --dry-run      # print the commands
