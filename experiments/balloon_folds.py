@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from common import mean_and_spread, print_environment, whole
+from common import Parser, mean_and_spread, print_environment, whole
 from real_context import figures, percent, read_scores
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -49,7 +49,7 @@ KEPT = (1, 4, 8, 16)  # lowest frequencies per axis
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/balloon_mask_rcnn.yaml"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data/balloon"))
     parser.add_argument(
@@ -69,8 +69,7 @@ def main() -> int:
             run_all(options)
         print_tables(read_scores(options.scores))
     except InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     return 0
 
 

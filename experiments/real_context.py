@@ -31,7 +31,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from common import mean_and_spread, print_environment
+from common import Parser, mean_and_spread, print_environment, whole
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -85,7 +85,7 @@ CUTS = {19: Cut(2), 43: Cut(2, 2), 107: Cut(3, 2), 267: Cut(5)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
     parser.add_argument(
         "--weights", type=Path, default=Path("../shared/weights/mobilenetv2_100.safetensors")
@@ -93,8 +93,8 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
     parser.add_argument("--scores", type=Path, default=Path("docs/evidence/real_context"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/real_context.png"))
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=whole(1), default=400)
+    parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument(
         "--receptive-fields", type=int, nargs="+", choices=CUTS, default=list(CUTS), dest="fields"
@@ -107,8 +107,7 @@ def main() -> int:
             run_all(options)
         results = read_scores(options.scores)
     except InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     print_tables(results)
     write_whole(options.figure, lambda stream: draw(results, stream))
     return 0

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from common import mean_and_spread, print_environment
+from common import Parser, mean_and_spread, print_environment, whole
 from real_context import (
     CHANNELS,
     CUTS,
@@ -53,7 +53,7 @@ from fsanet.files import environment, write_json
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
     parser.add_argument(
         "--weights", type=Path, default=Path("../shared/weights/mobilenetv2_100.safetensors")
@@ -61,8 +61,8 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
     parser.add_argument("--scores", type=Path, default=Path("docs/evidence/token_mixers"))
     parser.add_argument("--receptive-field", type=int, choices=CUTS, default=19, dest="field")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=whole(1), default=500)
+    parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--table", action="store_true", help="only print what has been measured")
     options = parser.parse_args()
@@ -72,8 +72,7 @@ def main() -> int:
             run_all(options)
         print_tables(read_scores(options.scores))
     except InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     return 0
 
 
