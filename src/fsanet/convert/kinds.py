@@ -271,9 +271,9 @@ def _convert_segformer(module: Any, network: nn.Module, options: ConversionOptio
     return SegformerFrequencyAttention(module, **options.token_options)
 
 
-# The modules that make the map which is flattened to tokens, in timm, transformers, torchvision,
-# and what says how many tokens come before it. Without it they are all but the last N, which timm's
-# patch dropout would make wrong.
+# Modules whose output is the map that is flattened to tokens (timm, transformers, torchvision), and
+# the attribute that counts the tokens before it. Without one, all tokens but the last N come before
+# it, which would be wrong under the patch dropout of timm.
 _MAPS = {
     "patch_embed.proj": "num_prefix_tokens",
     "embeddings.patch_embeddings": "",
@@ -283,7 +283,7 @@ _MAPS = {
 
 
 def _convert_tokens(replacement: type[VitFrequencyAttention]) -> Convert:
-    """Conversion to a class of attention over a grid of tokens, whose size the network knows."""
+    """Conversion to a class of attention over a grid of tokens; the network gives its size."""
 
     def convert(module: Any, network: nn.Module, options: ConversionOptions) -> nn.Module:
         prefix: int | None = options.prefix_tokens
@@ -339,9 +339,9 @@ def _contains(owner: nn.Module, module: nn.Module) -> bool:
 
 
 def _is_one_of(*classes: str) -> Callable[[nn.Module], bool]:
-    """Whether a module is of one of the classes, "package.module:Name", of libraries.
+    """A test of modules: is it exactly of one of these classes, each "package.module:Name"?
 
-    Without importing the library: if it is not imported, no module is of its classes.
+    No library is imported for it: while it is not imported, no module is of its classes.
     """
     names = [name.split(":") for name in classes]
 

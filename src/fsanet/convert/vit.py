@@ -86,7 +86,7 @@ class VitFrequencyAttention(TokenAttention):
                     "convert before quantising, or exclude it with match"
                 )
         heads: int = _first(attention, "num_heads", "num_attention_heads")
-        head_channels = projections(attention)[0][0].shape[0] // heads
+        head_channels = _projections(attention)[0][0].shape[0] // heads
         scale = _first(attention, "scale", "scaling", default=head_channels**-0.5)
         super().__init__(scale, **options)
         self.patch_grid, self.prefix, self.num_heads = patch_grid, prefix, heads
@@ -115,6 +115,9 @@ class VitFrequencyAttention(TokenAttention):
             rotation: of the N queries and keys of the map.
             mask: added to the scores, or True where they count; broadcast to (B, h, P + N, P + N).
             causal: whether tokens attend to earlier ones only.
+
+        Raises:
+            InputError: a mask on route "grid", or tokens that do not form the grid.
         """
         if self.route == "grid" and (mask is not None or causal):
             raise InputError("route='grid' has other keys than the mask; use route='tokens'")
@@ -124,7 +127,7 @@ class VitFrequencyAttention(TokenAttention):
         inputs, projected = (query, key, value), []
         spectra: list[TokenSpectrum] = []
         for x, (weight, bias), where in zip(
-            inputs, projections(self), (None, points, points), strict=True
+            inputs, _projections(self), (None, points, points), strict=True
         ):
             same = [s for other, s in zip(inputs, spectra, strict=False) if other is x]
             with full_precision(x):
@@ -258,7 +261,10 @@ class MultiheadFrequencyAttention(VitFrequencyAttention):
     ) -> tuple[Tensor, None]:
         """Tokens in the layout of the original, and None in place of attention weights.
 
-        ``is_causal`` needs no attention of its own: it comes with the mask that it describes.
+        ``is_causal`` is not read, because it comes with the mask that it describes.
+
+        Raises:
+            InputError: attention of one set of tokens to another, or see `mix`.
         """
         if not query.shape == key.shape == value.shape:
             raise InputError(
@@ -281,7 +287,7 @@ class MultiheadFrequencyAttention(VitFrequencyAttention):
         return out if self.batch_first else out.transpose(0, 1), None
 
 
-def projections(attention: Any) -> list[tuple[Tensor, Tensor | None]]:
+def _projections(attention: Any) -> list[tuple[Tensor, Tensor | None]]:
     """Weight and bias of queries, keys and values, by the names that libraries give them."""
     weight, bias = (getattr(attention, f"in_proj_{part}", None) for part in ("weight", "bias"))
     fused = getattr(attention, "qkv", None)
@@ -300,19 +306,19 @@ def projections(attention: Any) -> list[tuple[Tensor, Tensor | None]]:
 
 
 def _first(module: Any, *names: str, default: Any = None) -> Any:
-    """The first of some attributes that there is."""
+    """The first of these attributes that a module has and that is not None."""
     found = (getattr(module, name, None) for name in names)
     return next((one for one in found if one is not None), default)
 
 
 def _apply(module: nn.Module, name: str, x: Tensor) -> Tensor:
-    """A child applied to ``x``, where there is one of this name."""
+    """Apply the child of this name to ``x``, if there is one."""
     child = module._modules.get(name)
     return x if child is None else child(x)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """PyTorch's mask, True where a score does not count, as one that is added to the scores."""
+    """Convert a mask of PyTorch, True where a score does not count, to one that is added."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from fsanet.errors import InputError
 from fsanet.metrics.confusion import BoundaryScores, scores_of
 
-__all__ = ["BoundaryQuality", "near_edges"]
+__all__ = ["BoundaryQuality", "check_bands", "near_edges"]
 
 _NONE_ABOVE, _NONE_BELOW = -1, 32767  # neutral for maximum and for minimum, as int16
 

@@ -152,7 +152,7 @@ def launch(
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     check_writable(out)
-    # Not by one of the processes: the others would write before it is refused, and after its end.
+    # Held here, not by one of the processes: others could write before it locks and after it ends.
     with lock_folder(out, "is being written"), tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=num_nodes,

@@ -170,15 +170,14 @@ def find_checkpoint(
 
     Args:
         out: run folder.
-        task: what is to be trained on.
-        steps, epoch: as for `Checkpoints`; the schedule of the task has as many steps.
+        task: what is to be trained on, with its `total_steps`.
+        steps, epoch: as for `Checkpoints`.
 
     Raises:
         InputError: there is none, or it does not fit.
     """
     folder = out / "checkpoints"
     problem = None
-    task.total_steps = steps
     for file in (folder / _LAST, folder / _PREVIOUS):
         try:
             done, state = _read(file, task)
@@ -230,7 +229,7 @@ def _read(file: Path, task: SegmentationTask) -> tuple[int, dict[str, Any]]:
     try:
         _check_optimizer(optimizer, rest["optimizer_states"])
         _check_steps(rest, state)
-    except _Wrong as error:
+    except _Mismatch as error:
         raise InputError(f"{file}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         found = f"{type(error).__name__}: {one_line(error)}"
@@ -238,44 +237,47 @@ def _read(file: Path, task: SegmentationTask) -> tuple[int, dict[str, Any]]:
     return rest["global_step"], state
 
 
-class _Wrong(Exception):
-    """What is wrong in a checkpoint."""
+class _Mismatch(Exception):
+    """A checkpoint disagrees with itself or with the task; the message says in what."""
 
 
 def _check_steps(content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Compare the places in a checkpoint that count optimiser steps."""
+    """Compare the places in a checkpoint that count optimiser steps; raise `_Mismatch`."""
     step = content["global_step"]
     loop = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     schedule, groups = content["lr_schedulers"][0], content["optimizer_states"][0]["param_groups"]
     steps_per_epoch, accumulated = state.get("epoch", (1, 1))
     if not (
-        _alike((0.0,) * len(groups), tuple(schedule["base_lrs"]))
-        and _alike((0,) * 3, (schedule["_step_count"], steps_per_epoch, accumulated))
+        _same_type((0.0,) * len(groups), tuple(schedule["base_lrs"]))
+        and _same_type((0,) * 3, (schedule["_step_count"], steps_per_epoch, accumulated))
     ):
-        raise _Wrong("damaged (the rates or the step of its schedule, or the length of its epochs)")
+        raise _Mismatch(
+            "damaged (the rates or the step of its schedule, or the length of its epochs)"
+        )
     counts = {
         "the training loop": loop["optimizer"]["step"]["total"]["completed"],
         "the learning-rate schedule": schedule["last_epoch"],
     }
     for name, count in counts.items():
         if count != step:
-            raise _Wrong(f"damaged (global_step is {step}, but {name} has done {count} steps)")
+            raise _Mismatch(f"damaged (global_step is {step}, but {name} has done {count} steps)")
     best = state.get("step", 0)
     if step < 0 or not 0 <= best <= step:
-        raise _Wrong(f"damaged (global_step is {step}, the best step {best})")
+        raise _Mismatch(f"damaged (global_step is {step}, the best step {best})")
     for path, value in _leaves(content["loops"]):
         if not (isinstance(value, int) and value >= 0):
-            raise _Wrong(f"damaged ({printable(path)} is {printable(repr(value))})")
+            raise _Mismatch(f"damaged ({printable(path)} is {printable(repr(value))})")
     # AdamW counts itself; fewer steps where 16-mixed left some out.
     for parameter, values in content["optimizer_states"][0]["state"].items():
         if "step" in values and not 0 <= float(values["step"]) <= step:
-            raise _Wrong(
+            raise _Mismatch(
                 f"damaged (global_step is {step}, but the optimiser has done "
                 f"{float(values['step']):g} on parameter {parameter})"
             )
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested dicts and lists, with their dotted paths."""
     for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         if isinstance(value, dict | list):
             yield from _leaves(value, f"{path}{name}.")
@@ -283,11 +285,11 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path}{name}", value
 
 
-def _alike(ours: Any, theirs: Any) -> bool:
-    """Whether an option of an optimiser has a value of the same kind."""
+def _same_type(ours: Any, theirs: Any) -> bool:
+    """Whether two values, such as options of an optimiser, are of the same type, numbers alike."""
     if isinstance(ours, tuple):
         same = isinstance(theirs, tuple) and len(theirs) == len(ours)
-        return same and all(map(_alike, ours, theirs))
+        return same and all(map(_same_type, ours, theirs))
     if ours is None or isinstance(ours, bool):
         return theirs is None or isinstance(theirs, bool)
     number = isinstance(ours, int | float) and not isinstance(theirs, bool)
@@ -295,29 +297,31 @@ def _alike(ours: Any, theirs: Any) -> bool:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, states: Sequence[Any]) -> None:
-    """Compare an optimiser's state in a checkpoint with the parameters that it is to go on with."""
+    """Compare an optimiser's state with the parameters it would update; raise `_Mismatch`."""
     (state,) = states
     unfit = "does not fit this training (%s); resume with the options that it was started with"
     groups = [len(group["params"]) for group in optimizer.param_groups]
     found = [len(group["params"]) for group in state["param_groups"]]
     if found != groups:
-        raise _Wrong(unfit % f"its optimiser has groups of {found} parameters, not {groups}")
+        raise _Mismatch(unfit % f"its optimiser has groups of {found} parameters, not {groups}")
     for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for name in ours.keys() & theirs.keys() - {"params"}:
-            if not _alike(ours[name], theirs[name]):
-                raise _Wrong(unfit % f"{name} of its optimiser is {printable(repr(theirs[name]))}")
+            if not _same_type(ours[name], theirs[name]):
+                raise _Mismatch(
+                    unfit % f"{name} of its optimiser is {printable(repr(theirs[name]))}"
+                )
     names = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}
     expected = names[type(optimizer).__name__]
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     for index, values in state["state"].items():
         if values.keys() != expected:
-            raise _Wrong(unfit % f"its optimiser is not {type(optimizer).__name__}")
+            raise _Mismatch(unfit % f"its optimiser is not {type(optimizer).__name__}")
         shape = parameters[index].shape
         for name, value in values.items():
             if name == "momentum_buffer" and value is None:  # momentum 0
                 continue
             if not isinstance(value, Tensor) or value.shape != (() if name == "step" else shape):
-                raise _Wrong(unfit % f"{name} of parameter {index} has another shape")
+                raise _Mismatch(unfit % f"{name} of parameter {index} has another shape")
 
 
 def export_model(model: nn.Module, folder: Path) -> None:

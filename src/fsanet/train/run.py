@@ -163,9 +163,9 @@ def train(
     check_classes(task.model, data)
     if init_from is not None and not resume:
         _start_from(init_from, task)
+    task.total_steps = steps
     with lock_folder(out, "is being trained"):
         last, done = find_checkpoint(out, task, steps=steps, epoch=epoch) if resume else (None, 0)
-        task.total_steps = steps
         cache: list[FeatureCache] = []
         if cache_features is not None and done < steps:
             cache = [FeatureCache(task, data, out, cache_features)]
@@ -244,13 +244,20 @@ def train(
 
 
 def _start_from(source: str, task: SemanticSegmentation | InstanceSegmentation) -> None:
-    """Copy the weights of a saved network into that of a task, where name and shape agree."""
+    """Copy the weights of a saved network into that of a task, where name and shape agree.
+
+    Raises:
+        InputError: none agrees.
+    """
     semantic = isinstance(task, SemanticSegmentation)
     given = load_model(source, task="semantic" if semantic else "instances").state_dict()
     own = task.model.state_dict()
     taken = {n: value for n, value in given.items() if n in own and value.shape == own[n].shape}
     if not taken:
-        raise InputError(f"{source}: none of its weights belongs to this network; it is another")
+        raise InputError(
+            f"{source}: none of its weights belongs to this network (same name and shape); give a "
+            "network of the same kind"
+        )
     task.model.load_state_dict(taken, strict=False)
     new = [name for name in own if name not in taken]
     if first_process():
