@@ -198,6 +198,15 @@ def test_half_precision_is_within_its_rounding(similarity, dtype, autocast):
         assert relative_error(got.double(), want) <= 1e-5
 
 
+def test_whole_band_does_not_overflow_in_float16():
+    layer = opened(FrequencySelfAttention(64, k=None)).eval()
+    torch.manual_seed(0)
+    x = 20 * torch.randn(1, 64, 48, 64, dtype=torch.float64)
+    want = layer(x).detach()
+    got = layer.half()(x.half())
+    assert relative_error(got.double(), want) <= 8 * torch.finfo(torch.float16).eps
+
+
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_float32_is_within_its_rounding(similarity):
     layer = opened(FrequencySelfAttention(32, k=8, similarity=similarity, recurrence=2)).eval()

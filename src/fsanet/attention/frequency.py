@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fsanet.attention.block import AttentionBlock, Block
-from fsanet.attention.dct import Band, BandLike, Basis, autocast_dtype, full_precision
+from fsanet.attention.dct import (
+    Band,
+    BandLike,
+    Basis,
+    autocast_dtype,
+    basis_dtype,
+    full_precision,
+)
 from fsanet.attention.dot import dot_rounds
 from fsanet.attention.kernels import add_row_products, analyse, analyse_with_residual, synthesise
 from fsanet.attention.linear import linear_rounds
@@ -30,7 +37,8 @@ class FrequencySelfAttention(AttentionBlock):
     ``y = x + attention(low-pass(x))``, where the low-pass keeps the ``k x k`` lowest frequencies of
     the 2-D DCT. In exact arithmetic it equals :class:`SpatialSelfAttention` on the low-passed map,
     for every similarity, recurrence and batch norm mode, at a cost of O(N k) per channel. A band
-    that covers the whole map is computed as the regular layer does where that is cheaper.
+    that covers the whole map is computed as the regular layer does where that is cheaper, except
+    in half precision.
 
     With "dot", "linear_softmax" and "linear" the map is read once and written once for any
     ``recurrence``; projections, batch norm, bias and gate act on coefficients. "softmax" attends
@@ -97,7 +105,9 @@ class FrequencySelfAttention(AttentionBlock):
         """``(B, C, H, W)`` in any float dtype to the same shape, dtype and memory layout."""
         self.check_input(x)
         band = self.band.clip(x.shape[-2], x.shape[-1])
-        if self.is_regular(x.shape[-2], x.shape[-1]):
+        # In half precision, sums over all positions round coarsely, and overflow in float16.
+        full = autocast_dtype(x) == basis_dtype(x.dtype)
+        if full and self.is_regular(x.shape[-2], x.shape[-1]):
             return spatial_rounds(self, x)
         with full_precision(x):
             basis = Basis.of(x, band)
@@ -109,6 +119,7 @@ class FrequencySelfAttention(AttentionBlock):
 
         With K = N coefficients both project the same number of tokens. Coefficients cost two
         transforms more; "dot" and "linear_softmax" may save by products of N x N in place of d x e.
+        Never in an export, which has one route for all sizes.
         """
         if torch.compiler.is_exporting() or not self.band.covers(height, width):
             return False
