@@ -236,13 +236,17 @@ def test_network(name):
     torch.testing.assert_close(found, output(single, images), rtol=1e-5, atol=1e-5)
 
 
+#: Parts of the names of their weights, over the versions of the libraries.
+_QUERIES_AND_KEYS = ("qkv.w", "q_proj.w", "k_proj.w", "query.w", "key.w", "in_proj_w")
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_coarse_keys(name):
     """Route "grid" with all points is route "tokens"; with fewer it computes less and is near."""
     network, options = made(name), GRIDLESS.get(name, {})
     with torch.no_grad():  # so that softmax chooses
         for parameter, values in network.named_parameters():
-            if any(part in parameter for part in ("qkv.w", "q_proj.w", "k_proj.w", "in_proj_w")):
+            if any(part in parameter for part in _QUERIES_AND_KEYS):
                 values.mul_(5)
     low = convert_attention(network, k=2, **options)
     images = torch.randn(1, 3, *((64, 64) if name == "timm ViT" else (48, 48)), dtype=torch.float64)
