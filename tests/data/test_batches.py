@@ -226,7 +226,7 @@ def test_sizes_that_differ_in_a_batch(root, write, workers):
         ({"batch_size": 0}, "batch_size=0"),
         ({"eval_batch_size": 0}, "eval_batch_size=0"),
         ({"workers": -1}, "workers=-1"),
-        ({"workers": 100_000}, "workers=100000: must be at most 256"),
+        ({"workers": 100_000}, "workers=100000: must be at most \\d+"),
         ({"batch_size": 1.5}, "batch_size=1.5: must be a whole number"),
         ({"accumulate": float("nan")}, "accumulate=nan"),
         ({"seed": 2**64}, "seed=18446744073709551616: must be at most"),

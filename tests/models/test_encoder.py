@@ -61,3 +61,8 @@ def test_failed_download(monkeypatch):
         InputError, match=r"cannot be downloaded \(no connection\); without a network connection"
     ):
         build_encoder("resnet18", output_stride=16, pretrained=True)
+
+
+def test_options_that_leave_no_channels():
+    with pytest.raises(InputError, match="no channels for conv1.0.weight"):
+        build_encoder("resnet10t", options={"stem_width": 1})

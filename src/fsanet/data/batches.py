@@ -24,7 +24,13 @@ from fsanet.data.augment import (
 )
 from fsanet.data.labelled import CompactItems, DecodedDataset
 from fsanet.data.masks import Colour, class_names, class_palette
-from fsanet.data.sampling import AugmentedDataset, EvalSampler, TrainSampler, check_seed
+from fsanet.data.sampling import (
+    AugmentedDataset,
+    EvalSampler,
+    TrainSampler,
+    check_seed,
+    check_workers,
+)
 from fsanet.errors import InputError, check_range, check_ranges, escaped
 from fsanet.signals import outlive_parent_signals
 
@@ -78,9 +84,9 @@ class SeededData(LightningDataModule):
                 "steps_per_epoch": (steps_per_epoch, 1, 10**9),
                 "accumulate": (accumulate, 1, 10**6),
                 "eval_batch_size": (eval_batch_size, 1, 10_000),
-                "workers": (workers, 0, 256),
             }
         )
+        check_workers(workers)
         check_seed(seed)
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch

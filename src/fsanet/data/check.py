@@ -28,6 +28,7 @@ from fsanet.data.datasets.base import (
 )
 from fsanet.data.images import read_image
 from fsanet.data.masks import IGNORE, ranges
+from fsanet.data.sampling import check_workers
 from fsanet.errors import InputError, check_range, escaped
 from fsanet.inputs import file_errors, reason
 
@@ -161,7 +162,7 @@ def check_data(
     root = Path(root)
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
-    check_range("workers", workers, 0, 256)
+    check_workers(workers)
     if num_classes is not None:
         check_range("num_classes", num_classes, 1, 255)
     layout = layout or guess_layout(root)

@@ -7,6 +7,7 @@ nor any other use of the random state changes what is trained on.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,15 @@ from torch.utils.data import Dataset, Sampler
 
 from fsanet.errors import InputError, check_range
 
-__all__ = ["AugmentedDataset", "EvalSampler", "SampleKey", "TrainSampler", "check_seed", "seeded"]
+__all__ = [
+    "AugmentedDataset",
+    "EvalSampler",
+    "SampleKey",
+    "TrainSampler",
+    "check_seed",
+    "check_workers",
+    "seeded",
+]
 
 # Separate random streams for the same (seed, epoch, position).
 _ORDER, _AUGMENTATION = 0, 1
@@ -166,6 +175,11 @@ def seeded(*key: int) -> Iterator[None]:
 def check_seed(seed: int) -> None:
     """Raise `InputError` for a seed that NumPy's or torch's generators refuse."""
     check_range("seed", seed, 0, 2**63 - 1)
+
+
+def check_workers(workers: int) -> None:
+    """Raise `InputError` for more loader processes than a machine of this size can use."""
+    check_range("workers", workers, 0, max(64, 4 * (os.cpu_count() or 1)))
 
 
 def _check_rank(rank: int, world: int) -> None:

@@ -78,6 +78,7 @@ def options(rng: Random, root: Path, folder: Path) -> Case:
     names = [*more, *bare, *(text.rpartition(".")[2] for text in bare)]
     # A short value is too likely to occur by chance, but not where a message quotes or lists it.
     quoted = [form for text in more for form in (f"'{text}'", f": {text}", f" {text}: ")]
+    quoted += [f'"{text}"' for text in bare]
     nameless = not base or any(not text.strip() for text in more)
     return Case(
         folder,

@@ -60,7 +60,9 @@ def recipes(rng: Random, root: Path, folder: Path) -> Case:
     else:
         more = rng.choice(({}, {}, _MORE, _TEST))
         what, name, tree = damaged_tree(rng, RECIPE | more)
-        missing = ("following arguments are required: root",) if what == "init_args left out" else ()
+        missing = (
+            ("following arguments are required: root",) if what == "init_args left out" else ()
+        )
         path.write_bytes(as_yaml(tree))
     printed = ["--print-config"] if rng.random() < 0.15 else []
     return Case(
