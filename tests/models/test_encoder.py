@@ -64,5 +64,5 @@ def test_failed_download(monkeypatch):
 
 
 def test_options_that_leave_no_channels():
-    with pytest.raises(InputError, match="no channels for conv1.0.weight"):
+    with pytest.raises(InputError, match=r"left for conv1.0.weight.*'stem_width': 1"):
         build_encoder("resnet10t", options={"stem_width": 1})

@@ -92,7 +92,10 @@ def build_encoder(
         given = f" with encoder_options={str(dict(options))[:300]}" if options else ""
         raise InputError(f"{what} cannot be built{given}: {reason}") from error
     if empty := [name for name, weight in encoder.named_parameters() if not weight.numel()]:
-        raise InputError(f"{what}: its options leave no channels for {empty[0]}; give larger ones")
+        raise InputError(
+            f"{what}: no channels are left for {empty[0]}; give larger values than "
+            f"encoder_options={str(dict(options or {}))[:300]}"
+        )
     if missing:
         raise InputError(
             f"{what}: the file lacks {len(missing)} of its weights, such as {missing[0]}; give a "
