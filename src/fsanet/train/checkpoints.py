@@ -286,7 +286,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _same_type(ours: Any, theirs: Any) -> bool:
-    """Whether two values, such as options of an optimiser, are of the same type, numbers alike."""
+    """Whether two values have the same type; int and float count as one."""
     if isinstance(ours, tuple):
         same = isinstance(theirs, tuple) and len(theirs) == len(ours)
         return same and all(map(_same_type, ours, theirs))
