@@ -26,14 +26,13 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from common import Parser, mean_and_spread, print_environment, whole
-from real_context import figures, percent, read_scores
+from common import cost_of_training, evidence_parser, mean_and_spread, measure, print_environment
+from real_context import figures, percent
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from fsanet import convert_attention
 from fsanet.data import InstanceDataset
-from fsanet.errors import InputError
 from fsanet.files import environment, write_json
 from fsanet.inputs import read_text
 from fsanet.metrics.average_precision import AveragePrecision
@@ -49,27 +48,16 @@ KEPT = (1, 4, 8, 16)  # lowest frequencies per axis
 
 
 def main() -> int:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path("configs/balloon_mask_rcnn.yaml"))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/balloon"))
-    parser.add_argument(
-        "--weights", type=Path, default=Path("../shared/weights/mobilenetv2_100.safetensors")
+    parser = evidence_parser(
+        __doc__, data="../shared/data/balloon", scores="docs/evidence/balloon_folds", steps=100
     )
-    parser.add_argument("--scores", type=Path, default=Path("docs/evidence/balloon_folds"))
-    parser.add_argument("--steps", type=whole(1), default=100)
+    parser.add_argument("--config", type=Path, default=Path("configs/balloon_mask_rcnn.yaml"))
     parser.add_argument(
         "--folds", type=int, choices=range(FOLDS), nargs="+", default=list(range(FOLDS))
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--table", action="store_true", help="only print what has been measured")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        if not options.table:
-            run_all(options)
-        print_tables(read_scores(options.scores))
-    except InputError as error:
-        parser.error(str(error))
+    _, results = measure(parser, run_all)
+    print_tables(results)
     return 0
 
 
@@ -200,11 +188,7 @@ def fit(
         optimizer.step()
         schedule.step()
     network.eval()
-    return {
-        "seconds": round(time.perf_counter() - began, 2),
-        "cpu_seconds_per_step": (time.process_time() - cpu) / steps,
-        "last_loss": loss.item(),
-    }
+    return cost_of_training(began, cpu, steps, loss.item())
 
 
 def score(network: Any, test: Sequence[Example]) -> dict[str, Any]:

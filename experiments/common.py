@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from fsanet.cli.main import user_error
 from fsanet.errors import InputError
 from fsanet.files import check_writable, environment
@@ -50,6 +52,50 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def evidence_parser(description: str, *, data: str, scores: str, steps: int) -> Parser:
+    """The options of experiments that leave one JSON file per training, see :func:`measure`."""
+    parser = Parser(description=description.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path(data))
+    parser.add_argument(
+        "--weights", type=Path, default=Path("../shared/weights/mobilenetv2_100.safetensors")
+    )
+    parser.add_argument("--scores", type=Path, default=Path(scores))
+    parser.add_argument("--steps", type=whole(1), default=steps)
+    parser.add_argument("--table", action="store_true", help="only print what has been measured")
+    return parser
+
+
+def measure(
+    parser: Parser, run_all: Callable[[argparse.Namespace], None]
+) -> tuple[argparse.Namespace, list[dict[str, Any]]]:
+    """Parse the options, train on one thread what is missing, and read all scores."""
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        if not options.table:
+            run_all(options)
+        return options, read_scores(options.scores)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """What has been measured so far."""
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    if not found:
+        raise InputError(f"{folder}: no scores; run without --table first")
+    return found
+
+
+def cost_of_training(began: float, cpu: float, steps: int, loss: float) -> dict[str, float]:
+    """The part of a scores file about time, from the clocks at the start, and the last loss."""
+    return {
+        "seconds": round(time.perf_counter() - began, 2),
+        "cpu_seconds_per_step": (time.process_time() - cpu) / steps,
+        "last_loss": loss,
+    }
 
 
 def whole(low: int) -> Callable[[str], int]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -31,7 +30,14 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from common import Parser, mean_and_spread, print_environment, whole
+from common import (
+    cost_of_training,
+    evidence_parser,
+    mean_and_spread,
+    measure,
+    print_environment,
+    whole,
+)
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -85,29 +91,17 @@ CUTS = {19: Cut(2), 43: Cut(2, 2), 107: Cut(3, 2), 267: Cut(5)}
 
 
 def main() -> int:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
-    parser.add_argument(
-        "--weights", type=Path, default=Path("../shared/weights/mobilenetv2_100.safetensors")
+    parser = evidence_parser(
+        __doc__, data="../shared/data/camvid", scores="docs/evidence/real_context", steps=400
     )
     parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
-    parser.add_argument("--scores", type=Path, default=Path("docs/evidence/real_context"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/real_context.png"))
-    parser.add_argument("--steps", type=whole(1), default=400)
     parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument(
         "--receptive-fields", type=int, nargs="+", choices=CUTS, default=list(CUTS), dest="fields"
     )
-    parser.add_argument("--table", action="store_true", help="only print what has been measured")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        if not options.table:
-            run_all(options)
-        results = read_scores(options.scores)
-    except InputError as error:
-        parser.error(str(error))
+    options, results = measure(parser, run_all)
     print_tables(results)
     write_whole(options.figure, lambda stream: draw(results, stream))
     return 0
@@ -249,11 +243,7 @@ def fit(network: nn.Module, seed: int, steps: int, data: Split, rate: float = 3e
         optimizer.step()
         schedule.step()
     network.eval()
-    return {
-        "seconds": round(time.perf_counter() - began, 2),
-        "cpu_seconds_per_step": (time.process_time() - cpu) / steps,
-        "last_loss": loss.item(),
-    }
+    return cost_of_training(began, cpu, steps, loss.item())
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -374,14 +364,6 @@ def run_all(options: argparse.Namespace) -> None:
                 found["without_retraining"] = without_retraining(head, test)
             write_json(file, found | {"versions": environment()})
             print(f"{file.stem}: mIoU {100 * found['trained']['miou']:.2f} %", flush=True)
-
-
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """What has been measured so far."""
-    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    if not found:
-        raise InputError(f"{folder}: no scores; run without --table first")
-    return found
 
 
 # --- tables and figure ------------------------------------------------------------------------

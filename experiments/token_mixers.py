@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from common import Parser, mean_and_spread, print_environment, whole
+from common import evidence_parser, mean_and_spread, measure, print_environment, whole
 from real_context import (
     CHANNELS,
     CUTS,
@@ -39,7 +39,6 @@ from real_context import (
     load_split,
     percent,
     pointwise,
-    read_scores,
     score,
 )
 from timm.models.vision_transformer import VisionTransformer
@@ -48,31 +47,19 @@ from transformers import SegformerConfig, SegformerModel
 
 from fsanet import convert_attention
 from fsanet.data import CamVid
-from fsanet.errors import InputError
 from fsanet.files import environment, write_json
 
 
 def main() -> int:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/camvid"))
-    parser.add_argument(
-        "--weights", type=Path, default=Path("../shared/weights/mobilenetv2_100.safetensors")
+    parser = evidence_parser(
+        __doc__, data="../shared/data/camvid", scores="docs/evidence/token_mixers", steps=500
     )
     parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
-    parser.add_argument("--scores", type=Path, default=Path("docs/evidence/token_mixers"))
     parser.add_argument("--receptive-field", type=int, choices=CUTS, default=19, dest="field")
-    parser.add_argument("--steps", type=whole(1), default=500)
     parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--table", action="store_true", help="only print what has been measured")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        if not options.table:
-            run_all(options)
-        print_tables(read_scores(options.scores))
-    except InputError as error:
-        parser.error(str(error))
+    _, results = measure(parser, run_all)
+    print_tables(results)
     return 0
 
 
