@@ -36,6 +36,7 @@ from fsanet.metrics.confusion import Scores
 from fsanet.models.segmenter import Segmenter, check_settings
 from fsanet.signals import Interrupted, deferred
 from fsanet.train.callbacks import (
+    DepthwiseInFloat32,
     EpochLines,
     EvaluationProgress,
     SeedEachBatch,
@@ -175,6 +176,7 @@ def train(
             bar = RichProgressBar(refresh_rate=5) if sys.stdout.isatty() else None
             console = [bar or EpochLines(steps, task.monitor)]
         accelerator = {"accelerator": "auto", **trainer_options}["accelerator"]
+        mixed = trainer_options.get("precision") == "bf16-mixed"
         may_use_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         trainer = make_trainer(
             {
@@ -199,6 +201,7 @@ def train(
                     SeedEachBatch(seed),
                     StopAtStep(steps, val_every=val_every),
                     Throughput(log_every),
+                    *([DepthwiseInFloat32()] if mixed else []),
                     *cache,
                     *console,
                     *callbacks,
