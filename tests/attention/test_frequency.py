@@ -334,3 +334,20 @@ def test_parameters_move_with_the_module():
     assert {p.device.type for p in layer.parameters()} == {"meta"}
     assert {p.dtype for p in layer.parameters()} == {torch.float64}
     assert isinstance(layer.norm, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("k", [3, ((1, 3), (2, 4)), None])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_in_place_overwrites_the_map_in_inference(similarity, k):
+    layer = FrequencySelfAttention(
+        8, k=k, similarity=similarity, recurrence=2, zero_init=False, inplace=True
+    ).eval()
+    x = torch.randn(2, 8, 6, 7)
+    with torch.inference_mode():
+        expected = layer(x, inplace=False)
+        assert not torch.equal(expected, x)
+        result = layer(x)
+    assert result.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(x, expected)
+    with pytest.raises(ValueError, match=r"call the layer under torch.no_grad"):
+        layer(x.requires_grad_())

@@ -70,6 +70,26 @@ def test_row_products(route, memory_format):
         assert y.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [*LAYOUTS, None])
+def test_in_place_is_the_same_in_the_memory_of_the_map(route, memory_format, dtype):
+    rows, columns = bases(torch.float32)
+    c, left, right = (torch.randn(B, *shape) for shape in ((C, 3, 3), (H, 4, C), (H, 4, W)))
+    x = torch.randn(B, C, H, 2 * W).to(dtype)[..., ::2]  # neither layout
+    if memory_format is not None:
+        x = x.contiguous(memory_format=memory_format)
+    for operation in (
+        lambda y, **how: synthesise(c, rows, columns, residual=y, constant=c[..., 0, 0], **how),
+        lambda y, **how: add_row_products(y, left, right, **how),
+    ):
+        expected, place = operation(x), x.data_ptr()
+        result = operation(x, inplace=True)
+        assert result.data_ptr() == x.data_ptr() == place
+        assert result.shape == x.shape
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(x, expected)
+
+
 @pytest.mark.parametrize("channels", [5, 40])
 @pytest.mark.parametrize("memory_format", LAYOUTS)
 def test_half_precision_is_rounded_once(route, channels, memory_format):

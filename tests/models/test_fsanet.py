@@ -200,6 +200,19 @@ def test_golden_logits():
 GOLDEN = [0.2556216272877223, -0.05165910085244214, 0.0604907746464653, 0.034082954544274284]
 
 
+def test_inference_attends_in_place_with_the_same_logits():
+    model = FsaNet("resnet10t", num_classes=3, head_channels=16, zero_init=False).eval()
+    images = torch.rand(1, 3, 64, 96)
+    seen = []
+    model.head.attention.register_forward_hook(lambda m, x, y: seen.append((x[0], y)))
+    recorded = model(images)
+    with torch.no_grad():
+        inferred = model(images)
+    torch.testing.assert_close(inferred, recorded.detach())
+    shared = [x.data_ptr() == y.data_ptr() for x, y in seen]
+    assert shared == [False, True]
+
+
 def test_auxiliary_head_is_for_training_only():
     model = small().eval()
     images = torch.randn(1, 3, 64, 64)

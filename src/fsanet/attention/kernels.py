@@ -1,7 +1,8 @@
 """The transforms of dct.py on whole feature maps, fast: one function per route, one rule.
 
 Every operation reads the map once and writes it at most once. :func:`choose_route` says which
-function does it.
+function does it. With ``inplace``, what is added to a map is written into it: a fresh map as large
+as the processor's cache costs more to allocate, page by page, than to compute.
 
 Legend: B batch, C channels, H x W grid, kh x kw kept frequencies, J products added at a position.
 """
@@ -151,6 +152,7 @@ def synthesise(
     *,
     residual: Tensor | None = None,
     constant: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """The map ``rows.T @ c @ columns`` of coefficients c, added to ``residual`` in one pass.
 
@@ -160,25 +162,35 @@ def synthesise(
         columns: ``(kw, W)``.
         residual: ``(B, C, H, W)`` to add to; the result has its dtype and memory layout.
         constant: ``(B, C)``, one value per image and channel, added at every position.
+        inplace: overwrite ``residual`` with the result; not with autograd.
 
     Returns:
         ``(B, C, H, W)``.
     """
     if residual is None:
-        return _synthesise_planes(coefficients, rows, columns, None, constant)
+        return _synthesise_planes(coefficients, rows, columns, None, constant, False)
     products = rows.shape[0] + int(constant is not None)  # see Basis.size
     route = choose_route(residual, coefficients.dtype, products=products)
+    given = coefficients, rows, columns, residual, constant
+    directly = inplace and _writes_into(residual, route)
     if route == "compiled":
-        return _synthesise_compiled(coefficients, rows, columns, residual, constant)
-    if route == "channels_last":
-        return _synthesise_channels_last(coefficients, rows, columns, residual, constant)
-    if route == "channel_groups":
-        return _synthesise_channel_groups(coefficients, rows, columns, residual, constant)
-    return _synthesise_planes(coefficients, rows, columns, residual, constant)
+        y = _synthesise_compiled(*given)
+    elif route == "channels_last":
+        y = _synthesise_channels_last(*given, directly)
+    elif route == "channel_groups":
+        y = _synthesise_channel_groups(*given, directly)
+    else:
+        y = _synthesise_planes(*given, directly)
+    return residual.copy_(y) if inplace and not directly else y
 
 
 def _synthesise_planes(
-    c: Tensor, rows: Tensor, columns: Tensor, residual: Tensor | None, constant: Tensor | None
+    c: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    residual: Tensor | None,
+    constant: Tensor | None,
+    inplace: bool,
 ) -> Tensor:
     (batch, channels, kh, _), (height, width) = c.shape, (rows.shape[1], columns.shape[1])
     t = _along_columns(c, columns).reshape(batch * channels, kh, width)
@@ -190,12 +202,18 @@ def _synthesise_planes(
     if residual is None:
         y = torch.bmm(left, t)  # (B*C, H, W)
     else:
-        y = _add_product(residual.reshape(batch * channels, height, width), left, t)
+        planes = residual.reshape(batch * channels, height, width)
+        y = _add_product(planes, left, t, inplace)
     return y.reshape(batch, channels, height, width)
 
 
 def _synthesise_channels_last(
-    c: Tensor, rows: Tensor, columns: Tensor, residual: Tensor, constant: Tensor | None
+    c: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    residual: Tensor,
+    constant: Tensor | None,
+    inplace: bool,
 ) -> Tensor:
     (batch, channels, height, width), kh = residual.shape, rows.shape[0]
     t = _along_columns_channels_last(c, columns).reshape(batch, kh, width * channels)
@@ -204,18 +222,24 @@ def _synthesise_channels_last(
         t = torch.cat([t, line.reshape(batch, 1, width * channels)], 1)  # (B, kh + 1, W*C)
         rows = torch.cat([rows, rows.new_ones(1, height)])  # (kh + 1, H)
     lines = residual.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-    y = _add_product(lines, rows.T.expand(batch, height, rows.shape[0]), t)  # (B, H, W*C)
+    left = rows.T.expand(batch, height, rows.shape[0])
+    y = _add_product(lines, left, t, inplace)  # (B, H, W*C)
     return y.reshape(batch, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
 def _synthesise_channel_groups(
-    c: Tensor, rows: Tensor, columns: Tensor, residual: Tensor, constant: Tensor | None
+    c: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    residual: Tensor,
+    constant: Tensor | None,
+    inplace: bool,
 ) -> Tensor:
-    y = torch.empty_like(residual)
+    y = residual if inplace else torch.empty_like(residual)
     for group in _channel_groups(residual):
         part = None if constant is None else constant[:, group]
         y[:, group] = residual[:, group] + _synthesise_planes(
-            c[:, group], rows, columns, None, part
+            c[:, group], rows, columns, None, part, False
         )
     return y
 
@@ -253,44 +277,58 @@ def _along_columns_channels_last(c: Tensor, columns: Tensor) -> Tensor:
 # -- one product per row of the grid
 
 
-def add_row_products(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def add_row_products(
+    residual: Tensor, left: Tensor, right: Tensor, *, inplace: bool = False
+) -> Tensor:
     """``residual + left^T @ right`` in each row of the grid, rounded once to the residual's dtype.
 
     Args:
         residual: ``(B, C, H, W)``; the result has its dtype and memory layout.
         left: ``(B, H, J, C)``.
         right: ``(B, H, J, W)``.
+        inplace: overwrite ``residual`` with the result; not with autograd.
 
     Returns:
         ``(B, C, H, W)``.
     """
     route = choose_route(residual, left.dtype, products=left.shape[2])
+    directly = inplace and _writes_into(residual, route)
     if route == "compiled":
-        return _add_row_products_compiled(residual, left, right)
-    if route == "channels_last":
-        return _add_row_products_channels_last(residual, left, right)
-    if route == "channel_groups":
-        return _add_row_products_channel_groups(residual, left, right)
-    return _add_row_products_planes(residual, left, right)
+        y = _add_row_products_compiled(residual, left, right)
+    elif route == "channels_last":
+        y = _add_row_products_channels_last(residual, left, right, directly)
+    elif route == "channel_groups":
+        y = _add_row_products_channel_groups(residual, left, right, directly)
+    else:
+        y = _add_row_products_planes(residual, left, right, directly)
+    return residual.copy_(y) if inplace and not directly else y
 
 
-def _add_row_products_planes(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _add_row_products_planes(
+    residual: Tensor, left: Tensor, right: Tensor, inplace: bool
+) -> Tensor:
     captured = torch.compiler.is_compiling() or is_transformed(residual)
     if captured or residual.dtype != left.dtype or residual.shape[0] == 0:
-        return (residual + _row_products(left, right)).to(residual.dtype)
+        products = _row_products(left, right)
+        return residual.add_(products) if inplace else (residual + products).to(residual.dtype)
+    if inplace:
+        return _add_to_rows(residual, left, right)
     return _AddRowProducts.apply(residual, left, right)
 
 
-class _AddRowProducts(torch.autograd.Function):
-    """Added in place to a copy: channels of a row have a fixed stride, which BLAS can write to."""
+def _add_to_rows(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """In place: the channels of a row have a fixed stride, which BLAS can write to."""
+    for image, image_left, image_right in zip(y, left, right, strict=True):
+        rows = image.transpose(0, 1)  # (H, C, W)
+        torch.baddbmm(rows, image_left.mT, image_right, out=rows)
+    return y
 
+
+class _AddRowProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(left, right)
-        y = residual.clone(memory_format=torch.contiguous_format)
-        for image, image_left, image_right in zip(y, left, right, strict=True):
-            image.transpose(0, 1).baddbmm_(image_left.mT, image_right)  # (H, C, W)
-        return y
+        return _add_to_rows(residual.clone(memory_format=torch.contiguous_format), left, right)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -301,15 +339,19 @@ class _AddRowProducts(torch.autograd.Function):
         return grad, torch.stack(grad_left), torch.stack(grad_right)
 
 
-def _add_row_products_channels_last(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _add_row_products_channels_last(
+    residual: Tensor, left: Tensor, right: Tensor, inplace: bool
+) -> Tensor:
     batch, channels, height, width = residual.shape
     lines = residual.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
-    y = _add_product(lines, right.flatten(0, 1).mT, left.flatten(0, 1))  # (B*H, W, C)
+    y = _add_product(lines, right.flatten(0, 1).mT, left.flatten(0, 1), inplace)  # (B*H, W, C)
     return y.reshape(batch, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
-def _add_row_products_channel_groups(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    y = torch.empty_like(residual)
+def _add_row_products_channel_groups(
+    residual: Tensor, left: Tensor, right: Tensor, inplace: bool
+) -> Tensor:
+    y = residual if inplace else torch.empty_like(residual)
     for group in _channel_groups(residual):
         y[:, group] = residual[:, group] + _row_products(left[..., group], right)
     return y
@@ -327,11 +369,19 @@ def _row_products(left: Tensor, right: Tensor) -> Tensor:
     return (left.mT @ right).transpose(1, 2)
 
 
-def _add_product(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -> Tensor:
     """``residual + left @ right``, batched, rounded once to the residual's dtype."""
-    if residual.dtype == left.dtype:
-        return torch.baddbmm(residual, left, right)
-    return (residual + torch.bmm(left, right)).to(residual.dtype)
+    if residual.dtype == left.dtype:  # not baddbmm_, whose FLOPs torch does not count
+        return torch.baddbmm(residual, left, right, out=residual if inplace else None)
+    product = torch.bmm(left, right)
+    return residual.add_(product) if inplace else (residual + product).to(residual.dtype)
+
+
+def _writes_into(residual: Tensor, route: Route) -> bool:
+    """Whether a route can write its result into ``residual``."""
+    if route == "channels_last":
+        return residual.is_contiguous(memory_format=torch.channels_last)
+    return route == "channel_groups" or (route == "planes" and residual.is_contiguous())
 
 
 def _channel_groups(x: Tensor) -> list[slice]:

@@ -53,6 +53,16 @@ class Floor(nn.Module):
         return x + x
 
 
+class InPlace(FrequencySelfAttention):
+    """Overwrites its input in inference.
+
+    It starts as the identity, unlike the other cases: the map would grow from call to call.
+    """
+
+    def forward(self, x: Tensor, *, inplace: bool | None = None) -> Tensor:
+        return super().forward(x, inplace=not torch.is_grad_enabled())
+
+
 def _regular(channels: int) -> nn.Module:
     return SpatialSelfAttention(channels, similarity="softmax", zero_init=False)
 
@@ -89,6 +99,7 @@ CASES: tuple[Case, ...] = (
     _frequency("dot", 1),
     _frequency("dot", 2),
     _frequency("dot", 4),
+    Case("dot-R1-inplace", "frequency attention, dot, R=1, in place", InPlace, ours=True),
     _frequency("linear_softmax", 1),
     _frequency("linear_softmax", 2),
     _frequency("linear_softmax", 4),

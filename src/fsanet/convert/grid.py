@@ -52,7 +52,9 @@ class GridSelfAttention(FrequencySelfAttention):
         points = grid_points(self.grid, height, width)
         return points == (height, width) and super().is_regular(height, width)
 
-    def add(self, residual: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
+    def add(
+        self, residual: Tensor, coefficients: Tensor, basis: Basis, *, inplace: bool = False
+    ) -> Tensor:
         """Add the attention over the given coefficients to a map; see the base class."""
         rows, columns, (height, width) = basis.rows, basis.columns, basis.grid
         points = grid_points(self.grid, height, width)
@@ -68,7 +70,7 @@ class GridSelfAttention(FrequencySelfAttention):
                 out = attend(q, k, v, "softmax", self.scale)  # (B, e, N)
                 out = out.unflatten(2, (height, width)).to(self.query.weight.dtype)
                 out = self.finish_map(out)  # (B, C, H, W)
-                y = y + out.to(y.dtype)
+                y = y.add_(out.to(y.dtype)) if inplace else y + out.to(y.dtype)
                 if round_ + 1 < self.recurrence:
                     coefficients = coefficients + analyse(out.to(rows.dtype), rows, columns)
         return y
