@@ -5,6 +5,10 @@ import time
 import pytest
 import torch
 
+# Triton reads this when it is imported: without a GPU its kernels run in Python.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Test processes share the cores; with more threads each they would only wait for each other.
 if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -136,3 +136,26 @@ def test_training(precision, tmp_path):
     # The score is that of the saved network, computed again on the CPU in float32.
     again = evaluate(result.model, data, split="val", accelerator="cpu", progress=False)
     assert result.best_score == pytest.approx(again.miou, abs=0.02)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [8, ((1, 12), (0, 3))])
+def test_triton_kernels_equal_the_eager_route(monkeypatch, k, dtype, memory_format):
+    layer = FrequencySelfAttention(48, k=k, recurrence=2, zero_init=False).to(DEVICE)
+    x = torch.randn(2, 48, 37, 83, device=DEVICE).to(dtype).to(memory_format=memory_format)
+    results = []
+    for wanted in "01":
+        monkeypatch.setenv("FSANET_TRITON", wanted)
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = layer(given)
+        out.float().square().sum().backward()
+        with torch.no_grad():
+            inplace = layer.eval()(x.clone(memory_format=torch.preserve_format), inplace=True)
+            inferred = layer(x)
+        layer.train()
+        assert torch.equal(inplace, inferred)
+        results.append((out.detach(), given.grad, inferred))
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    for eager, triton in zip(*results, strict=True):
+        assert relative_error(triton.double(), eager.double()) < tolerance

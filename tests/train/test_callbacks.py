@@ -11,7 +11,12 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from fsanet.data.batches import Loader
-from fsanet.train.callbacks import EpochLines, SynchronisedBatchNorm, Throughput
+from fsanet.train.callbacks import (
+    DepthwiseInFloat32,
+    EpochLines,
+    SynchronisedBatchNorm,
+    Throughput,
+)
 from fsanet.train.checkpoints import export_model
 
 
@@ -24,6 +29,28 @@ def test_synchronised_norms_keep_values_and_fused_activations():
     assert all(isinstance(converted[i], nn.SyncBatchNorm) for i in (1, 2))
     torch.testing.assert_close(converted(images), expected)
     assert model[0](images).min() < 0 <= converted[:2](images).min()  # the ReLU is there
+
+
+def test_depthwise_convolutions_keep_float32_under_autocast():
+    convolutions = [
+        nn.Conv2d(4, 4, 3, groups=4, stride=2),
+        nn.Conv2d(4, 4, 3, groups=4, dilation=2),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 4, 3, stride=2),
+    ]
+    task = lightning.LightningModule()
+    task.model = nn.ModuleList(convolutions)
+    callback = DepthwiseInFloat32()
+
+    def dtypes():
+        with torch.autocast("cpu", torch.bfloat16):
+            return [conv(torch.zeros(1, 4, 9, 9)).dtype for conv in convolutions]
+
+    half, full = torch.bfloat16, torch.float32
+    callback.on_fit_start(None, task)
+    assert dtypes() == [full, full, half, half]
+    callback.teardown(None, task, "fit")
+    assert dtypes() == [half] * 4
 
 
 def test_export_replaces_an_older_model(tmp_path):

@@ -9,6 +9,7 @@ Legend: B batch, C channels, H x W grid, kh x kw kept frequencies, J products ad
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import torch
@@ -18,15 +19,19 @@ from fsanet.attention.dct import full_precision, is_transformed
 
 __all__ = ["add_row_products", "analyse", "analyse_with_residual", "choose_route", "synthesise"]
 
-Route = Literal["compiled", "channels_last", "channel_groups", "planes"]
+Route = Literal["triton", "compiled", "channels_last", "channel_groups", "planes"]
 
+MOST_IN_TRITON = 1024  # coefficients per channel: each program holds those of 16 channels
 MOST_UNROLLED = 18  # products that compiled code adds one by one: 16 frequencies and constants
 FEWEST_GROUPED = 16  # channels
 
 
-def choose_route(x: Tensor, dtype: torch.dtype, *, products: int | None = None) -> Route:
+def choose_route(
+    x: Tensor, dtype: torch.dtype, *, products: int | None = None, frequencies: int | None = None
+) -> Route:
     """The rule by which every operation of this file picks its function.
 
+    * "triton": the kernels of triton_kernels.py, on a CUDA device, if ``FSANET_TRITON=1`` is set.
     * "compiled": element-wise sums, which torch.compile fuses into one loop over the map.
     * "channels_last": one matrix for all channels of a row of the map.
     * "channel_groups": eager half precision, an eighth of the channels at a time, so that the
@@ -37,8 +42,11 @@ def choose_route(x: Tensor, dtype: torch.dtype, *, products: int | None = None) 
         x: ``(B, C, H, W)``.
         dtype: of the computation.
         products: J, for an operation that adds J products to each value of the map.
+        frequencies: K, for a transform.
     """
     compiling, exporting = torch.compiler.is_compiling(), torch.compiler.is_exporting()
+    if frequencies is not None and not compiling and _takes_triton(x, dtype, frequencies):
+        return "triton"
     if products is not None and products <= MOST_UNROLLED and compiling and not exporting:
         return "compiled"
     if not exporting and _is_channels_last(x):  # at export, asking for strides would fix the sizes
@@ -46,6 +54,17 @@ def choose_route(x: Tensor, dtype: torch.dtype, *, products: int | None = None) 
     if x.dtype != dtype and x.shape[1] >= FEWEST_GROUPED and not compiling:
         return "channel_groups"
     return "planes"
+
+
+def _takes_triton(x: Tensor, dtype: torch.dtype, frequencies: int) -> bool:
+    wanted = x.is_cuda and os.environ.get("FSANET_TRITON") == "1"
+    return (
+        wanted
+        and dtype == torch.float32
+        and frequencies <= MOST_IN_TRITON
+        and x.numel() > 0
+        and not is_transformed(x)
+    )
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -71,7 +90,11 @@ def analyse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Returns:
         ``(B, C, kh, kw)`` in the dtype of the bases.
     """
-    route = choose_route(x, rows.dtype)
+    route = choose_route(x, rows.dtype, frequencies=rows.shape[0] * columns.shape[0])
+    if route == "triton":
+        from fsanet.attention import triton_kernels  # only here: Triton comes with CUDA alone
+
+        return triton_kernels.analyse(x, rows, columns)
     if route == "channel_groups":
         return _analyse_channel_groups(x, rows, columns)
     if route == "channels_last":
@@ -170,7 +193,14 @@ def synthesise(
     if residual is None:
         return _synthesise_planes(coefficients, rows, columns, None, constant, False)
     products = rows.shape[0] + int(constant is not None)  # see Basis.size
-    route = choose_route(residual, coefficients.dtype, products=products)
+    frequencies = rows.shape[0] * columns.shape[0]
+    route = choose_route(residual, coefficients.dtype, products=products, frequencies=frequencies)
+    if route == "triton":
+        from fsanet.attention import triton_kernels
+
+        return triton_kernels.synthesise(
+            coefficients, rows, columns, residual=residual, constant=constant, inplace=inplace
+        )
     given = coefficients, rows, columns, residual, constant
     directly = inplace and _writes_into(residual, route)
     if route == "compiled":

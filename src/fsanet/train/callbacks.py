@@ -234,9 +234,10 @@ class DepthwiseInFloat32(Callback):
         if module.device.type != "cpu":
             return
         for conv in module.model.modules():
-            if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
-                if max(*conv.stride, *conv.dilation) > 1:
-                    conv.forward = functools.partial(_in_float32, conv)  # type: ignore[method-assign]
+            if not isinstance(conv, nn.Conv2d) or not conv.groups == conv.in_channels > 1:
+                continue
+            if max(*conv.stride, *conv.dilation) > 1:
+                conv.forward = functools.partial(_in_float32, conv)  # type: ignore[method-assign]
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
         for conv in module.model.modules():

@@ -45,8 +45,8 @@ class PaperFrequencyAttention(FrequencySelfAttention):
         if self.block != "nonlocal" or self.qkv_bias:
             raise InputError('the published layer has block="nonlocal" and no qkv_bias')
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the same shape."""
+    def forward(self, x: Tensor, *, inplace: bool | None = None) -> Tensor:
+        """``(B, C, H, W)`` to the same shape, always a new map: ``inplace`` is ignored."""
         self.check_input(x)
         height, width = x.shape[-2:]
         band = self.band.clip(height, width)
