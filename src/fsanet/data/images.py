@@ -203,6 +203,15 @@ def _largest_file(pixels: int) -> int:
     return 2**26 + 8 * pixels
 
 
+_LARGEST_READ_WHOLE = 2**28  # bytes of a WebP or AVIF file, which Pillow reads before any header
+
+
+def _is_read_whole(stream: BinaryIO) -> bool:
+    start = stream.read(12)
+    stream.seek(0)
+    return start[8:12] == b"WEBP" or start[4:8] == b"ftyp"
+
+
 # ---- files
 
 
@@ -235,6 +244,11 @@ def open_image(
         size = os.fstat(stream.fileno()).st_size
         if size == 0:
             raise InputError(f"{path}: {what} file is empty (0 bytes); remove or replace it")
+        if size > _LARGEST_READ_WHOLE and _is_read_whole(stream):
+            raise InputError(
+                f"{path}: {size / 1e6:.0f} MB, and WebP and AVIF files may have "
+                f"{_LARGEST_READ_WHOLE / 1e6:.0f} MB; convert it to another format"
+            )
         with _decoding(str(path), what), _opened(stream, formats) as image:
             check_pixels(image.height, image.width, str(path))
             if size > _largest_file(image.height * image.width):  # decoders may read all of it
