@@ -15,7 +15,7 @@ import fsanet
 STEPS = """
 import json, sys
 def imported():
-    return sorted({name.split(".")[0] for name in sys.modules})
+    return sorted(name for name in sys.modules if name.count(".") < 2)
 import fsanet
 fsanet.FrequencySelfAttention(8)
 layer = imported()
@@ -24,7 +24,12 @@ from PIL import Image
 Image.new("RGB", (64, 64)).save("photo.png")
 from fsanet.cli.main import main
 assert main(["predict", "photo.png", "--model", "model", "--out", "out"]) == 0
-print(json.dumps([layer, imported()]))
+photo = imported()
+import torch, torchvision
+assert torch.compiler.disable.__module__ == "torch.compiler"
+corners = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
+assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), corners, 2).mean() == 1
+print(json.dumps([layer, photo, torch._dynamo.__file__]))
 """
 
 
@@ -34,9 +39,12 @@ def test_what_is_imported(tmp_path):
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     )
-    layer, photo = (set(names) for names in json.loads(done.stdout.splitlines()[-1]))
+    *lists, compiler = json.loads(done.stdout.splitlines()[-1])
+    layer, photo = map(set, lists)
     for_training = {"lightning", "torchmetrics", "transformers", "matplotlib"}
-    assert not photo & for_training
+    for_compiling = {"torch._dynamo", "torch._inductor", "sympy", "triton"}
+    assert not photo & (for_training | for_compiling)
+    assert Path(compiler).is_file()  # and not what stood in for it
     assert not layer & {*for_training, "jsonargparse", "torchvision", "timm", "huggingface_hub"}
     assert "PIL" not in layer
 

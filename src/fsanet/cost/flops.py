@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["count_flops", "count_parameters", "flop_counter"]
 
@@ -33,6 +35,8 @@ def count_flops(run: Callable[[], object]) -> int:
 
 def flop_counter() -> FlopCounterMode:
     """PyTorch's FLOP counter, extended by the operators of this library that it does not know."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports Triton: 87 MiB
+
     return FlopCounterMode(display=False, custom_mapping=_UNKNOWN)
 
 

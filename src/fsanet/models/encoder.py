@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights
+from fsanet.imports import import_without_compiler
 
 __all__ = ["build_encoder", "default_normalisation"]
+
+timm = import_without_compiler("timm")
 
 
 def build_encoder(

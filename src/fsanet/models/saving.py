@@ -18,6 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from fsanet.attention.dct import BandLike, band_to_json
 from fsanet.data.masks import class_palette
@@ -189,9 +190,19 @@ def _parameters_limited_by(state: Mapping[str, Tensor]) -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(limit)
     try:
-        yield
+        with _NoRandomValues():
+            yield
     finally:
         handle.remove()
+
+
+class _NoRandomValues(TorchFunctionMode):
+    """Fills no tensor without data: torch would do so in Python, and import its compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
+            return args[0]
+        return func(*args, **kwargs or {})
 
 
 class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"]):
