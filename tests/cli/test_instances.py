@@ -15,7 +15,7 @@ pytest.importorskip("faster_coco_eval")
 from fsanet import load_model
 from fsanet.cli import main as cli
 from fsanet.data import InstanceScenes
-from fsanet.data.annotations import decode_masks
+from fsanet.data.shapes import decode_masks
 from fsanet.predict.predictor import Detector
 
 

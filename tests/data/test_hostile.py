@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fsanet.data.annotations import decode_masks, read_annotations
+from fsanet.data.annotations import read_annotations
 from fsanet.data.check import check_data
 from fsanet.data.datasets.folder import SegmentationFolder
 from fsanet.data.images import list_images, read_image
 from fsanet.data.masks import read_mask
+from fsanet.data.shapes import decode_masks
 from fsanet.errors import InputError
 
 pytest.importorskip("faster_coco_eval")

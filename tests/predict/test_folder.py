@@ -615,7 +615,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_instances_are_those_of_each_image_by_its_number(
     detector: nn.Module, photos: Path, tmp_path: Path
 ) -> None:
-    from fsanet.data.annotations import decode_masks
+    from fsanet.data.shapes import decode_masks
 
     summary = predict_folder(detector, photos, tmp_path, score=0.0)
     assert [Path(entry["image"]).name for entry in summary["files"]] == [

@@ -158,7 +158,7 @@ def write_coco(root: Path, *, size: tuple[int, int] = (64, 80), seed: int = 0) -
 
 def write_instance_scenes(root: Path, scenes: Any) -> Path:
     """``images/*.png`` of an `InstanceScenes`, and ``instances.json``, which is returned."""
-    from fsanet.data.annotations import encode_masks
+    from fsanet.data.shapes import encode_masks
 
     (root / "images").mkdir(parents=True)
     images: list[dict[str, Any]] = []

@@ -1,32 +1,84 @@
-"""`fsanet data check`: whether a data set on disk is complete and readable."""
+"""`fsanet data`: whether a data set on disk is complete and readable, and what it consists of."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fsanet.cli.help import Section
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 
 if TYPE_CHECKING:
     from fsanet.data.check import Report
+    from fsanet.data.stats import SplitStats
 
-HELP = [Section("fsanet.cli.data:data")]
+HELP = [
+    Section(
+        "fsanet.cli.data:data",
+        skip={"module"},
+        note="--data CLASS --data.NAME VALUE ...: read ROOT with these options of fsanet train, as "
+        "in --data.images '*.jpg' --data.masks '{stem}_mask.png' (--data.help FolderData lists "
+        "them); --plugin FILE brings classes of your own",
+    )
+]
 
 Layout = Literal["cityscapes", "ade20k", "voc", "coco", "camvid", "folder"]
+# The data module of a layout, for `fsanet data stats`.
+_MODULES = {
+    "cityscapes": "CityscapesData",
+    "ade20k": "Ade20kData",
+    "voc": "VocAugData",
+    "coco": "CocoData",
+    "camvid": "CamVidData",
+    "folder": "FolderData",
+}
 
 
 def run(arguments: list[str]) -> int:
-    from fsanet.cli.parsing import call
+    named = any(text.startswith(("--data", "--plugin")) for text in arguments)
+    if not named and "stats" not in arguments:
+        from fsanet.cli.parsing import call
 
-    return call(data, arguments)
+        return call(data, arguments, skip={"module"})
+    from fsanet.cli.recipe import call_with_module
+
+    return call_with_module(data, arguments, _described)
+
+
+def _described(root: str, given: dict[str, str]) -> dict[str, str]:
+    """Options of the data module that are not given: its class, the patterns, the classes."""
+    from fsanet.data.check import guess_layout
+    from fsanet.data.datasets.folder import guess_options
+
+    found: dict[str, str] = {}
+    names = {name.removeprefix("--data.").removeprefix("init_args.") for name in given}
+    if not any(name.startswith("--data.") for name in given):
+        try:
+            layout = given.get("--layout") or guess_layout(Path(root))
+            found["--data.class_path"] = _MODULES.get(layout, "FolderData")
+        except InputError:
+            guessed = guess_options(Path(root))
+            if guessed is None:
+                raise
+            found |= {f"--data.{name}": text for name, text in guessed.items()}
+            print("read as " + " ".join(f"{name} '{text}'" for name, text in found.items()))
+    given_class = given.get("--data.class_path") or found.get("--data.class_path", "FolderData")
+    if "--num_classes" in given:
+        found["--data.num_classes"] = given["--num_classes"]
+    elif given_class.rpartition(".")[2] == "FolderData" and not (
+        (names | {name.removeprefix("--data.") for name in found})
+        & {"classes", "num_classes", "colours", "annotations"}
+        or given.get("--data.masks_of") == "instances"
+    ):
+        found["--data.num_classes"] = "255"  # whatever id there is
+    return found
 
 
 def data(
-    action: Literal["check"],
+    action: Literal["check", "stats"],
     root: str,
     *,
     layout: Layout | None = None,
@@ -37,14 +89,21 @@ def data(
     workers: int | None = None,
     show: int = 10,
     json: str | None = None,
+    sheet: str | None = None,
+    sheet_images: int = 16,
+    module: Any = None,
 ) -> int:
-    """Check a data set on disk: counts, pairs, sizes, label ids, unreadable files.
+    """Check a data set on disk, or show what it consists of.
 
-    Published data sets are compared with what was published; where one is missing, the command
-    says what to download, but never downloads it. The exit code is 0 if nothing is wrong, else 2.
+    check: counts, pairs, sizes, label ids, unreadable files. Published data sets are compared with
+    what was published; where one is missing, the command says what to download, but never downloads
+    it. The exit code is 0 if nothing is wrong, else 2.
+
+    stats: sizes of the images, the share of each class in the pixels, the images in which it
+    occurs, and a contact sheet of labelled images.
 
     Args:
-        action: check.
+        action: check or stats.
         root: folder of the data set.
         layout: kind of data set; by default recognised from the folder.
         quick: compare names and numbers only, without reading an image.
@@ -54,10 +113,17 @@ def data(
         workers: processes that read; by default one per core, up to 8.
         show: number of problems to print.
         json: file to write all findings to.
+        sheet: for stats, PNG file to draw labelled images to.
+        sheet_images: number of images in it.
+        module: the data module of the --data options.
     """
+    if action == "stats":
+        return _stats(module, json, sheet, sheet_images, 2 if workers is None else workers)
     from fsanet.data.check import check_data
     from fsanet.data.datasets.base import MissingData
 
+    if module is not None and num_classes is None and module.num_classes < 255:
+        num_classes = module.num_classes
     try:
         with _bar() as progress:
             report = check_data(
@@ -67,11 +133,13 @@ def data(
                 subset=subset,
                 sbd=sbd,
                 num_classes=num_classes,
+                module=module,
                 workers=workers,
                 progress=progress,
             )
     except MissingData as error:
-        print(error.guide)
+        if error.guide:
+            print(error.guide)
         raise
     if json is not None:
         from fsanet.files import write_json
@@ -83,6 +151,104 @@ def data(
         problems = "1 problem" if count == 1 else f"{count} problems, the first"
         raise InputError(f"{problems}: {report.problems[0].message}")
     return 0
+
+
+def _stats(module: Any, json: str | None, sheet: str | None, count: int, workers: int) -> int:
+    """Count what is in the splits of a data module, print it, and draw the contact sheet."""
+    from fsanet.data.batches import InstanceData
+    from fsanet.data.datasets.base import MissingData
+    from fsanet.data.masks import class_palette
+    from fsanet.data.stats import count_classes
+    from fsanet.files import check_writable_file, write_json, write_whole
+
+    check_range("sheet_images", count, 1, 1000)
+    for file in filter(None, (json, sheet)):
+        check_writable_file(file)
+    datasets: dict[str, Any] = {}
+    missing: list[MissingData] = []
+    for stage in ("train", "val", "test"):
+        try:
+            datasets[stage] = module.dataset(stage)
+        except MissingData as error:
+            missing.append(error)
+    if not datasets:
+        folder = getattr(module, "folder", None)
+        if folder is None or folder.splits() != [None]:
+            raise missing[0]
+        datasets["all"] = module.dataset("all")
+    shared = "val" in datasets and "test" in datasets and _same(datasets["val"], datasets["test"])
+    if shared:  # testing takes the validation images
+        del datasets["test"]
+    with _bar() as progress:
+        found = [
+            count_classes(name, dataset, workers=workers, progress=progress)
+            for name, dataset in datasets.items()
+        ]
+    instances = isinstance(module, InstanceData)
+    classes = (*(["background"] if instances else []), *module.classes)
+    ignore = module.ignore_index
+    palette = class_palette(None, len(classes)) if instances else module.palette
+    if json is not None:
+        write_json(json, {"splits": [stats.as_json(classes, ignore) for stats in found]})
+    shares = _print_stats(found, classes, ignore)
+    if sheet is not None:
+        from fsanet.data.stats import labelled_item
+        from fsanet.report.contact_sheet import draw_contact_sheet
+
+        flat = [(dataset, i) for dataset in datasets.values() for i in range(len(dataset))]
+        chosen = flat[:: max(1, len(flat) // count)][:count]
+        items = (
+            (getattr(dataset, "names", [str(i)] * (i + 1))[i], *labelled_item(dataset, i))
+            for dataset, i in chosen
+        )
+        entries = [(classes[i], palette[i], share) for i, share in shares]
+        picture = draw_contact_sheet(items, palette, entries)
+        write_whole(sheet, picture.write_png)
+        print(f"{len(chosen)} labelled images in {sheet}")
+    return 0
+
+
+def _same(one: Any, other: Any) -> bool:
+    names = getattr(one, "image_paths", None)
+    return names is not None and names == getattr(other, "image_paths", None)
+
+
+def _print_stats(
+    found: Sequence[SplitStats], classes: Sequence[str], ignore: int | None
+) -> list[tuple[int, float]]:
+    """Print the tables; the ids that occur with their shares of all scored pixels."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for stats in found:
+        sizes = stats.sizes.most_common(3)
+        shown = ", ".join(f"{w}x{h} ({count})" for (h, w), count in sizes)
+        more = f" and {len(stats.sizes) - 3} other sizes" if len(stats.sizes) > 3 else ""
+        console.print(f"{stats.name}: {stats.images} images of {shown}{more} pixels")
+    total = [sum(stats.pixels[i] for stats in found) for i in range(256)]
+    scored = max(1, sum(count for i, count in enumerate(total) if i != ignore))
+    table = Table(title="share of the labelled pixels (images with it)", title_justify="left")
+    table.add_column("id", justify="right")
+    table.add_column("class")
+    for stats in found:
+        table.add_column(stats.name, justify="right")
+    occurring = [i for i in range(len(classes)) if total[i] or len(classes) < 255]
+    for i in occurring:
+        row = []
+        for stats in found:
+            own = sum(count for j, count in enumerate(stats.pixels) if j != ignore)
+            row.append(f"{100 * stats.pixels[i] / max(1, own):.2f} % ({stats.images_with[i]})")
+        table.add_row(str(i), classes[i], *row)
+    console.print(table)
+    if ignore is not None and total[ignore]:
+        share = 100 * total[ignore] / sum(total)
+        console.print(f"{share:.2f} % of all pixels have no label ({ignore})")
+    for stats in found:
+        absent = [classes[i] for i in occurring if total[i] and not stats.pixels[i]]
+        if absent:
+            console.print(f"note: {stats.name} has no pixel of {', '.join(absent)}")
+    return [(i, total[i] / scored) for i in occurring if total[i]]
 
 
 def _print(report: Report, show: int) -> None:

@@ -35,7 +35,7 @@ _COMMANDS = {
     "sweep": "which frequencies a trained network needs: table and figure",
     "bench": "attention layers or whole networks side by side: FLOPs, memory, time",
     "export": "write a trained network as one ONNX or torch.export file",
-    "data": "check a data set on disk: counts, pairs, sizes, label ids, unreadable files",
+    "data": "check a data set on disk, or show what it consists of (stats)",
 }
 _USAGE = """\
 usage: fsanet [--version] [--debug] COMMAND ...

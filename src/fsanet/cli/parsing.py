@@ -15,7 +15,7 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -29,12 +29,16 @@ __all__ = ["CommandParser", "available_device", "call", "parse", "parse_message"
 set_loader("safe", load_yaml, (UnsafeYaml,))
 
 
-def call(function: Callable[..., int], arguments: Sequence[str]) -> int:
+def call(
+    function: Callable[..., int], arguments: Sequence[str], skip: Set[str] = frozenset()
+) -> int:
     """Call a function with the options that `parse` finds."""
-    return function(**parse(function, arguments))
+    return function(**parse(function, arguments, skip))
 
 
-def parse(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
+def parse(
+    function: Callable[..., Any], arguments: Sequence[str], skip: Set[str] = frozenset()
+) -> dict[str, Any]:
     """Parse options by the signature of a function.
 
     Parameters before the ``*`` become positional arguments, those annotated ``list[...]`` take
@@ -43,6 +47,7 @@ def parse(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, A
     Args:
         function: what the command does.
         arguments: of the command line, without the command.
+        skip: parameters that are no options.
 
     Returns:
         the arguments for the function.
@@ -51,7 +56,7 @@ def parse(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, A
         InputError: wrong options, in one line.
     """
     parser = CommandParser()
-    parser.add_function_arguments(function, as_group=False, as_positional=True)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*skip})
     return parser.parse(arguments).as_dict()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsanet.cli.help import Section
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 
 HELP = [Section("fsanet.cli.predict:predict")]
 
@@ -28,10 +28,12 @@ def run(given: list[str]) -> int:
         )
     try:
         out = _folder(options["out"], options["cityscapes_export"])
+        if options["out"] is None and (options["format"] or options["uncertain"]):
+            raise InputError("--format and --uncertain write into --out; give it")
         launched = launch(["predict", *given], out, **where)
         reports = first_process() if launched else predict(**options)
         if reports:
-            _finish(options["out"], options["cityscapes_export"])
+            _finish(**{name: options[name] for name in _FINISHING})
         return 0
     except InputError as error:
         if not is_launched():
@@ -60,6 +62,8 @@ def predict(
     strategy: Literal["auto", "ddp"] = "auto",
     dtype: Literal["bfloat16", "float16"] | None = None,
     max_pixels: int = 200_000_000,
+    format: Literal["coco", "cvat", "labelstudio"] | None = None,
+    uncertain: int | None = None,
     **options: Any,
 ) -> bool:
     """Segment images and folders of images, or find instances in them.
@@ -80,6 +84,10 @@ def predict(
         strategy: accepted for uniformity with fsanet train.
         dtype: compute in half precision where that is safe.
         max_pixels: images with more pixels are refused before they are decoded.
+        format: also write the masks as annotations for a labelling tool: annotations.json (coco),
+            annotations.xml (cvat) or tasks.json (labelstudio).
+        uncertain: list this many images worth labelling next, those with the highest mean entropy
+            of the class probabilities, in uncertain.txt.
 
     Returns:
         Whether everything is done and this process has to report it.
@@ -89,11 +97,17 @@ def predict(
     from fsanet.cli.parsing import available_device
     from fsanet.convert import load_model
     from fsanet.data.images import limit_pixels, list_images
+    from fsanet.data.shapes import mask_tools
     from fsanet.predict.folder import predict_folder
     from fsanet.predict.launch import is_launched, process_device
     from fsanet.predict.predictor import check_options
 
     limit_pixels(max_pixels)
+    if uncertain is not None:
+        check_range("uncertain", uncertain, 1, 10**9)
+        options["entropy"] = True
+    if format == "coco":
+        mask_tools()  # raises if it is missing
     device = available_device(device or process_device(accelerator, devices))
     network: Any = model
     if cityscapes_export is not None:
@@ -123,7 +137,12 @@ def _folder(out: Path | None, cityscapes_export: Path | None) -> Path:
     return Path(f"{cityscapes_export}.parts") if out is None else out
 
 
-def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
+_FINISHING = ("out", "cityscapes_export", "format", "uncertain")
+
+
+def _finish(
+    out: Path | None, cityscapes_export: Path | None, format: Any, uncertain: int | None
+) -> None:
     """Write the zip file if there is to be one, and print what was done."""
     from fsanet.predict.folder import remove_results
     from fsanet.predict.launch import this_process
@@ -144,6 +163,15 @@ def _finish(out: Path | None, cityscapes_export: Path | None) -> None:
             )
         if out is None and this_process().world_size == 1:  # else others may still read it
             remove_results(folder)
+    if format is not None:
+        from fsanet.predict.annotations import write_annotations
+
+        print(f"annotations in {write_annotations(folder, format)}")
+    if uncertain is not None:
+        from fsanet.predict.annotations import most_uncertain
+
+        for image, entropy in most_uncertain(folder, uncertain):
+            print(f"{entropy:.4f}  {image}")
     what = f"{summary['images']} images"
     if "instances" in summary:
         what = f"{summary['instances']} instances on {what}"

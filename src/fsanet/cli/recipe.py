@@ -15,6 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fsanet.cli.help import FROM_DATA
 from fsanet.cli.parsing import CommandParser, parse_message
 from fsanet.cli.plugins import load_plugin
 from fsanet.cli.safe_yaml import load_yaml, read_yaml
-from fsanet.data.modules import InstanceData, SegmentationData
+from fsanet.data.modules import FolderData, InstanceData, SegmentationData
 from fsanet.errors import InputError, printable
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 from fsanet.train import (
@@ -36,6 +37,7 @@ from fsanet.train import (
     evaluate,
     train,
 )
+from fsanet.train.run import LoggerName
 
 __all__ = ["KINDS", "Recipe", "Test", "call_with_data", "run_config"]
 
@@ -116,7 +118,11 @@ class Recipe:
         contents = [read_recipe(file) for file in files]
         classes = [content.get("data", {}).get("class_path") for content in contents]
         classes += [options.get("--data.class_path")]
-        self.kind = kind_of(next(filter(None, reversed(classes)), None))
+        named = next(filter(None, reversed(classes)), None)
+        if named is None and ("data" in {*chain(*contents)} or any(map(of_data, tokens))):
+            named = class_path(FolderData)
+            tokens.insert(0, f"--data.class_path={named}")
+        self.kind = kind_of(named)
         self.name = Path(files[-1]).stem if files else "run"
         self.parser = train_parser(self.kind)
         given, where = None, ""
@@ -128,6 +134,8 @@ class Recipe:
                 for key in content.keys() - known:
                     hint = self.parser.suggest(key)
                     raise InputError(f"unknown option {printable(key)!r}{hint}")
+                if data is None and "data" in content:
+                    content["data"] = {"class_path": named} | content["data"]
                 if "model" in content:
                     content["model"] = {"class_path": network} | content["model"]
                     network = content["model"]["class_path"]
@@ -227,8 +235,10 @@ def train_parser(kind: Kind) -> CommandParser:
     parser.add_class_arguments(
         kind.task, "task", skip={"model", *kind.task_facts}, instantiate=False
     )
-    others: set[str | int] = {"task", "data", "out", "config", "callbacks"}
+    others: set[str | int] = {"task", "data", "out", "config", "callbacks", "logger"}
     parser.add_function_arguments(train, as_group=False, skip=others)
+    # By its name alone: a logger of Lightning would be a class that a recipe imports.
+    parser.add_argument("--logger", type=LoggerName, default="tensorboard")
     # Kept with the run for `fsanet eval`; training itself does not use them.
     others = {"model", "data", "accelerator", "devices", "num_nodes", "strategy", "progress"}
     others |= {"deterministic", *kind.no_test}
@@ -288,6 +298,8 @@ def call_with_data(
     options = dict(token.partition("=")[::2] for token in tokens)
     run = run_config(Path(model), data="--data.class_path" not in options) if model else {}
     data = run.get("data", {}).get("class_path")
+    if data is None and "--data.class_path" not in options and any(map(of_data, tokens)):
+        tokens.append(f"--data.class_path={class_path(FolderData)}")
     parser.set_defaults({"split": kind_of(options.get("--data.class_path") or data).split})
     recorded = run.get("test", {}) if tested_as_recipe else {}
     known = {name: value for name, value in recorded.items() if name in testing}
@@ -307,6 +319,53 @@ def call_with_data(
     values = parsed.as_dict()
     how = {name: values.pop(name) for name in testing}
     return function(test=Test(module, values.pop("data"), how), **values)
+
+
+def call_with_module(
+    function: Callable[..., int],
+    arguments: Sequence[str],
+    complete: Callable[[str, dict[str, str]], dict[str, str]],
+) -> int:
+    """Call a function with its own options, and the data module of ``--data`` as ``module``.
+
+    Args:
+        function: its first two options are an action and ``root``, which the module reads.
+        arguments: of the command line, without the command.
+        complete: called as ``complete(root, options)``; options of the module to add.
+
+    Raises:
+        InputError: wrong options, in one line.
+    """
+    parser = CommandParser()
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"module"})
+    parser.add_subclass_arguments(CLASSES["data"], "data")
+    tokens, _ = load_plugins(parser.translate(arguments))
+    tokens = spell_out(tokens)
+    roots = [token for token in tokens if not token.startswith("-")][1:2]
+    if roots:
+        given = dict(token.partition("=")[::2] for token in tokens)
+        added = complete(roots[0], given)
+        named = given.get("--data.class_path") or added.get("--data.class_path", "FolderData")
+        one = find_class("data", named)
+        added["--data.class_path"] = class_path(one)
+        taken = inspect.signature(one.__init__).parameters  # type: ignore[misc]
+        if "root" in taken and "--data.root" not in given:
+            added["--data.root"] = roots[0]
+        class_first = sorted(added, key=lambda name: name != "--data.class_path")
+        tokens = [token for token in tokens if not token.startswith("--data.class_path=")]
+        tokens += [f"{name}={added[name]}" for name in class_first]
+        # jsonargparse takes the options of a class after the class alone.
+        tokens.sort(key=lambda token: (of_data(token), not token.startswith("--data.class_path=")))
+    parsed = parser.parse(tokens)
+    module = instantiate_data(parser, parsed)
+    values = parsed.as_dict()
+    values.pop("data")
+    return function(module=module, **values)
+
+
+def of_data(token: str) -> bool:
+    """Whether an option is one of the data module."""
+    return token.startswith("--data.")
 
 
 def load_plugins(tokens: Sequence[str]) -> tuple[list[str], list[str]]:

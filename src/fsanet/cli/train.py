@@ -21,7 +21,7 @@ HELP = [
     ),
     Section(
         "fsanet.data.batches:SegmentationData",
-        "data: --data CLASS --data.NAME VALUE (--data.help CLASS adds those of a class)",
+        "data: --data CLASS --data.NAME VALUE (default: FolderData; --data.help CLASS lists more)",
         names_only=True,
     ),
     Section(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +56,10 @@ def load_model(
             - a hub id, ``owner/name``;
             - a network, which is returned unchanged.
         task: "semantic" or "instances" to accept only networks for that task; None for any.
-        **overrides: constructor arguments that replace the saved ones, such as ``k=4``.
+        **overrides: constructor arguments that replace the saved ones, such as ``k=4``. With
+            ``num_classes`` or ``classes`` it is a network to be fine-tuned: further options may
+            change its head, such as ``decoder="multiscale"``, weights that have the same name and
+            shape are taken, and stderr says which start new.
 
     Returns:
         The network, in training mode as any new module; call ``eval()`` before using it.
@@ -93,6 +97,8 @@ def load_model(
             f"{folder}: a {name}, which is a network for {_PURPOSES[purpose]}; this needs one for "
             f"{_PURPOSES[task]}"
         )
+    if overrides.keys() & {"num_classes", "classes"}:
+        return _with_other_classes(folder, **overrides)
     conversion = find_file(folder, CONVERSION_FILE)
     if conversion is None:
         return load(folder, **overrides)
@@ -105,6 +111,28 @@ def load_model(
     if name == "FsaNet":  # its config.json describes the converted network, without the grid
         overrides["attention"] = "spatial"
     return _convert_modules(load(folder, **overrides), modules, conversion).model
+
+
+def _with_other_classes(folder: Path, **overrides: Any) -> nn.Module:
+    """The network of a folder for other classes, with the weights of the saved one that fit."""
+    from fsanet.models.saved_folder import find_file
+    from fsanet.models.saving import take_weights
+
+    saved: Any = load_model(folder)
+    settings = {name: value for name, value in saved._hub_mixin_config.items() if name != "network"}
+    for name in ("classes", "num_classes", "palette", "category_ids"):
+        settings.pop(name, None)
+    if overrides.get("classes") is not None:
+        overrides.setdefault("num_classes", len(overrides["classes"]))
+    conversion = find_file(folder, CONVERSION_FILE)
+    modules = [] if conversion is None else _read_conversion(conversion)
+    if conversion is not None and "FsaNet" in type(saved).__name__:
+        settings["attention"] = "spatial"
+    model = type(saved)(**settings | overrides)
+    if conversion is not None:
+        _convert_modules(model, modules, conversion)
+    print(take_weights(model, saved.state_dict(), str(folder)), file=sys.stderr, flush=True)
+    return model
 
 
 def network_folder(source: str | os.PathLike[str]) -> Path:

@@ -1,9 +1,10 @@
-"""Annotation files in COCO's instance format: reading, checking, and their shapes as masks.
+"""Annotation files of COCO, CVAT and Label Studio: reading, checking, and their shapes as masks.
 
-Masks are encoded and decoded by faster-coco-eval (extra ``coco``), which also computes AP: one
-compiled dependency instead of two. torchvision's own `CocoDetection` needs pycocotools as well,
-stops at the first bad annotation deep in C code without naming it, and its wrapper for v2
-transforms returns a different kind of target for images without annotations.
+CVAT's XML and Label Studio's JSON are converted to COCO's instance format first
+(`fsanet.data.cvat`, `fsanet.data.label_studio`), in which everything is checked and drawn.
+torchvision's own `CocoDetection` needs pycocotools, stops at the first bad annotation deep in C
+code without naming it, and its wrapper for v2 transforms returns a different kind of target for
+images without annotations.
 
 Source of the format: https://cocodataset.org/#format-data.
 """
@@ -14,23 +15,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from fsanet.data.cvat import cvat_as_coco
 from fsanet.data.images import check_pixels
+from fsanet.data.label_studio import label_studio_as_coco
+from fsanet.data.shapes import mask_tools
 from fsanet.errors import InputError, printable
 from fsanet.inputs import read_json
 
 __all__ = [
     "Annotation",
     "CocoFile",
-    "decode_masks",
-    "encode_masks",
-    "mask_tools",
     "read_annotations",
     "scan_annotations",
 ]
@@ -86,36 +84,6 @@ class _Empty(ValueError):
     """An annotation without area."""
 
 
-def mask_tools() -> ModuleType:
-    """faster-coco-eval's mask functions.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise InputError(
-            "instance segmentation needs faster-coco-eval: pip install faster-coco-eval"
-        ) from error
-    return mask
-
-
-def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Encode masks (N, H, W), bool or uint8, as compressed RLE in text that fits into JSON."""
-    columns = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())  # (H, W, N)
-    encoded = mask_tools().encode(columns)
-    return [{"size": [int(s) for s in rle["size"]], "counts": _text(rle)} for rle in encoded]
-
-
-def decode_masks(rles: list[Any], height: int, width: int) -> Tensor:
-    """Decode compressed RLE to masks uint8 (N, H, W)."""
-    if not rles:
-        return torch.zeros(0, height, width, dtype=torch.uint8)
-    decoded = mask_tools().decode(rles)  # (H, W, N)
-    return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
-
-
 def read_annotations(path: str | Path) -> CocoFile:
     """Read an annotation file and check everything in it.
 
@@ -142,6 +110,8 @@ def read_annotations(path: str | Path) -> CocoFile:
 def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
     """Read an annotation file, setting unusable annotations aside.
 
+    Category ids that start at 0 are raised by one, because 0 is the background here.
+
     Returns:
         The content without unusable annotations, a line about each fault, and a line about each
         annotation without area where these are few enough to be skipped.
@@ -151,16 +121,18 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
             wrong, or faster-coco-eval is not installed.
     """
     path = Path(path)
-    content = read_json(path, "annotation", _FILE_BYTES)
     mask_tools()  # one error if it is missing, instead of one per annotation
+    content, skipped = _read_content(path)
     for part in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise InputError(f"{path}: no list '{part}'; a COCO instances file has one")
     categories = _by_id(content["categories"], f"{path}: category")
     if not 1 <= len(categories) <= _MOST_CATEGORIES:
         raise InputError(f"{path}: {len(categories)} categories; needs 1 to {_MOST_CATEGORIES}")
-    if min(categories) < 1:
+    if min(categories) < 0:
         raise InputError(f"{path}: category id {min(categories)}; ids start at 1, 0 is background")
+    shift = int(0 in categories)  # Label Studio counts from 0 in its COCO export
+    categories = {number + shift: entry for number, entry in categories.items()}
     for number, entry in categories.items():
         if not isinstance(entry.get("name"), str):
             raise InputError(f"{path}: category {number} has no name")
@@ -180,14 +152,16 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
             continue
         image = images[image_id]
         category = _whole(entry.get("category_id"))
-        if category is None or category not in categories:
+        if category is None or category + shift not in categories:
             faults.append(
                 f"{where}: category_id {_shown(entry.get('category_id'))} is not among the "
-                f"categories ({', '.join(map(str, sorted(categories)[:10]))})"
+                f"categories ({', '.join(str(n - shift) for n in sorted(categories)[:10])})"
             )
             continue
         try:
-            found[image_id].append(_annotation(entry, category, image["height"], image["width"]))
+            found[image_id].append(
+                _annotation(entry, category + shift, image["height"], image["width"])
+            )
         except ValueError as error:
             text = f"{where} (image {printable(image['file_name'])}): {error}"
             (empty if isinstance(error, _Empty) else faults).append(text)
@@ -212,8 +186,16 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
     )
     usable = sum(map(len, found.values()))
     if len(empty) > _EMPTY_SHARE * (usable + len(empty)):
-        return file, faults + empty, []
-    return file, faults, empty
+        return file, faults + empty, skipped
+    return file, faults, skipped + empty
+
+
+def _read_content(path: Path) -> tuple[Any, list[str]]:
+    """The content of an annotation file as COCO has it, and a line about what is left out."""
+    if path.suffix.lower() == ".xml":
+        return cvat_as_coco(path)
+    content = read_json(path, "annotation", _FILE_BYTES)
+    return label_studio_as_coco(content, path) if isinstance(content, list) else (content, [])
 
 
 def _by_id(entries: list[Any], where: str) -> dict[int, dict[str, Any]]:
@@ -252,7 +234,11 @@ def _annotation(entry: Mapping[str, Any], category: int, height: int, width: int
     Raises:
         ValueError: saying what is wrong with it; `_Empty` if it has no area.
     """
+    rle = None
     box = entry.get("bbox")
+    if box is None:  # COCO has it, though it follows from the shape
+        rle = _rle(entry.get("segmentation"), height, width)
+        box = mask_tools().toBbox(rle).tolist()
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise ValueError(f"bbox {_shown(box)} is no box (x, y, width, height); correct it")
     x, y, w, h = map(float, box)
@@ -265,7 +251,8 @@ def _annotation(entry: Mapping[str, Any], category: int, height: int, width: int
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise ValueError(f"iscrowd {_shown(crowd)}: needs 0 or 1")
-    rle = _rle(entry.get("segmentation"), height, width)
+    if rle is None:
+        rle = _rle(entry.get("segmentation"), height, width)
     pixels = float(mask_tools().area(rle))
     if pixels == 0:
         raise _Empty("the segmentation covers no pixel; correct or remove it")
@@ -370,8 +357,3 @@ def _is_number(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return printable(repr(value))
-
-
-def _text(rle: Mapping[str, Any]) -> str:
-    counts = rle["counts"]
-    return counts.decode() if isinstance(counts, bytes) else str(counts)

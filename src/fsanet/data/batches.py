@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +38,24 @@ from fsanet.data.sampling import (
 from fsanet.errors import InputError, check_range, check_ranges, escaped
 from fsanet.signals import outlive_parent_signals
 
-__all__ = ["InstanceData", "Loader", "SeededData", "SegmentationData"]
+__all__ = ["InstanceData", "Loader", "SeededData", "SegmentationData", "described_data"]
 
 
-class SeededData(LightningDataModule):
+class _RemembersArguments(type):
+    """Keeps the arguments that an instance is made with as its attribute ``arguments``."""
+
+    def __call__(cls, *values: Any, **options: Any) -> Any:
+        module = super().__call__(*values, **options)
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        _, *bound = signature.bind(module, *values, **options).arguments.items()
+        variadic = {p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD}
+        module.arguments = {}
+        for name, value in bound:
+            module.arguments |= value if name in variadic else {name: value}
+        return module
+
+
+class SeededData(LightningDataModule, metaclass=_RemembersArguments):
     """Base of all data modules: order and loaders.
 
     Training batches depend only on ``seed``, the epoch and the position in it, see `TrainSampler`;
@@ -66,6 +84,8 @@ class SeededData(LightningDataModule):
     classes: tuple[str, ...]
     train_transform: Callable[..., Any]
     train_items: Any = None
+    #: Arguments that the module was made with, by name.
+    arguments: dict[str, Any]
 
     def __init__(
         self,
@@ -184,6 +204,35 @@ class SeededData(LightningDataModule):
                 f"accumulate={self.accumulate} of the data module; set both to the same value"
             )
         return trainer.global_rank, trainer.world_size
+
+
+def described_data(data: SeededData) -> dict[str, Any]:
+    """The ``data`` part of a recipe that makes a module again, with plain values.
+
+    Empty if an argument is neither plain nor a path, so that no file can hold it. A class of the
+    user's own is named with its file as ``plugin``, which only the command line may import.
+    """
+    one = type(data)
+    try:
+        text = json.dumps(data.arguments, default=_plain_path, allow_nan=False)
+    except (TypeError, ValueError):
+        return {}
+    arguments = {name: value for name, value in json.loads(text).items() if name != "seed"}
+    described: dict[str, Any] = {
+        "data": {"class_path": f"{one.__module__}.{one.__qualname__}", "init_args": arguments}
+    }
+    file = getattr(sys.modules.get(one.__module__), "__file__", None)
+    if one.__module__.partition(".")[0] != "fsanet" and file is not None:
+        described["plugin"] = [file]
+    return described
+
+
+def _plain_path(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, range | set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not plain")
 
 
 class Loader(DataLoader[Any]):

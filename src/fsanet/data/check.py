@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from fsanet.data.datasets.base import (
     Listing,
     MissingData,
     Pair,
+    PairedImages,
     Problem,
     Split,
     check_size,
@@ -67,7 +69,7 @@ class Report:
     """Result of `check_data`.
 
     Attributes:
-        layout: one of `LAYOUTS`.
+        layout: one of `LAYOUTS`, or the name of a data module.
         read: number of distinct pairs that were read; 0 with ``quick``.
         problems: everything that is wrong, problems of names before those of contents.
         notes: remarks that are no problem.
@@ -137,6 +139,7 @@ def check_data(
     subset: bool = False,
     sbd: str | Path | None = None,
     num_classes: int | None = None,
+    module: Any = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -150,6 +153,7 @@ def check_data(
             missing.
         sbd: SBD's folder, for "voc", if it is not below ``root``.
         num_classes: number of classes, for "folder"; without it ids are listed but not checked.
+        module: a data module for semantic segmentation that reads ``root``, in place of a layout.
         workers: processes that read; by default one per core, at most 8; 0 reads in this one.
         progress: called as ``progress(done, total)`` while files are read.
 
@@ -165,21 +169,61 @@ def check_data(
     check_workers(workers)
     if num_classes is not None:
         check_range("num_classes", num_classes, 1, 255)
-    layout = layout or guess_layout(root)
-    if layout not in LAYOUTS:
-        raise InputError(f"layout {layout!r}: use one of {', '.join(LAYOUTS)}")
-    report = Report(escaped(str(root)), layout, quick, subset)
-    splits = LAYOUTS[layout].splits(root, sbd=sbd, num_classes=num_classes)
+    notes: list[str] = []
+    if module is not None:
+        layout, splits = type(module).__name__, _module_splits(module, num_classes)
+    else:
+        layout, splits, notes = _layout_splits(root, layout, sbd=sbd, num_classes=num_classes)
+    report = Report(escaped(str(root)), layout, quick, subset, notes=notes)
     listings = _list_all(splits, report)
     if not quick:
         for listing in listings:
             if listing.require is not None:
                 listing.require()
         _read_all(splits, listings, report, workers, progress)
-        if layout == "folder" and num_classes is None:
+        if all(split.ids is None for split in splits) and layout != "coco":
             report.notes.append("number of classes not given: ids are listed, but not checked")
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _layout_splits(
+    root: Path, layout: str | None, **options: Any
+) -> tuple[str, list[Split], list[str]]:
+    """The name of a layout, its splits, and remarks; patterns of names where none is recognised."""
+    try:
+        layout = layout or guess_layout(root)
+    except InputError:
+        guessed = folder.guess_options(root)
+        if guessed is None:
+            raise
+        found = folder.LabelledFolder(root, **guessed)  # type: ignore[arg-type]
+        notes = ["read as " + " ".join(f"--data.{n} '{text}'" for n, text in guessed.items())]
+        if found.splits() == [None]:
+            notes[0] += "; no splits: train with --data.val-fraction 0.2"
+        if found.classes is not None:
+            notes.append(f"{len(found.classes)} colours: {', '.join(found.classes)}")
+        return "folder", folder.splits_to_check(found, options["num_classes"]), notes
+    if layout not in LAYOUTS:
+        raise InputError(f"layout {layout!r}: use one of {', '.join(LAYOUTS)}")
+    return layout, LAYOUTS[layout].splits(root, **options), []
+
+
+def _module_splits(module: Any, num_classes: int | None) -> list[Split]:
+    """The splits of a data module; any id is right where its number of classes is not known."""
+    if isinstance(getattr(module, "folder", None), folder.LabelledFolder):
+        return folder.splits_to_check(module.folder, num_classes)
+    splits = []
+    for stage in ("train", "val", "test"):
+        dataset = module.make_dataset(stage)
+        if not isinstance(dataset, PairedImages):
+            raise InputError(
+                f"{type(module).__name__}: has no files of labels to check; fsanet data stats "
+                "reads its items, as training does"
+            )
+        found = partial(Listing, dataset.pairs)
+        splits.append(Split(stage, found, ids=dataset.ids, read_labels=dataset.read_labels))
+    return splits
 
 
 def _list_all(splits: list[Split], report: Report) -> list[Listing]:

@@ -26,6 +26,7 @@ __all__ = [
     "look_up",
     "looks_scaled",
     "ranges",
+    "read_instances",
     "read_mask",
 ]
 
@@ -59,7 +60,25 @@ def read_mask(path: str | Path) -> Tensor:
         fault = f"mask has more than 8 bits per pixel (mode {mode})"
     else:
         fault = f"mask holds colours (mode {mode}) instead of one class id per pixel"
-    raise InputError(f"{path}: {fault}; save class ids as an 8-bit greyscale or palette PNG")
+    raise InputError(
+        f"{path}: {fault}; save class ids as an 8-bit greyscale or palette PNG, or give the "
+        "colours of your own data with colours=TABLE.txt or colours=auto"
+    )
+
+
+def read_instances(path: str | Path) -> Tensor:
+    """Read a mask file that numbers instances: uint8 (H, W), 0 where it is 0 and 1 elsewhere.
+
+    Raises:
+        InputError: the file cannot be read, or holds fractions.
+    """
+    with open_image(Path(path), "mask", MASK_FORMATS) as (image, _):
+        if image.mode == "F":
+            raise InputError(f"{path}: mask holds fractions (mode F); save whole numbers as PNG")
+        values = np.asarray(image)  # (H, W) or (H, W, channels)
+        if image.mode in ("LA", "RGBA"):
+            values = values[..., :-1]  # without opacity
+    return torch.from_numpy((values.reshape(*values.shape[:2], -1) != 0).any(-1).astype(np.uint8))
 
 
 class IdTable:

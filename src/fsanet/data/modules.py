@@ -12,11 +12,11 @@ from fsanet.data.datasets.base import PairedImages
 from fsanet.data.datasets.camvid import CamVid
 from fsanet.data.datasets.cityscapes import Cityscapes
 from fsanet.data.datasets.coco import InstanceDataset, check_published
-from fsanet.data.datasets.folder import SegmentationFolder
+from fsanet.data.datasets.folder import LabelledFolder, SegmentationFolder
 from fsanet.data.datasets.instance_scenes import InstanceScenes
 from fsanet.data.datasets.scenes import ProceduralScenes
 from fsanet.data.datasets.voc import VocAug
-from fsanet.data.masks import class_names
+from fsanet.data.masks import Colour, class_names
 from fsanet.errors import InputError
 
 
@@ -138,12 +138,29 @@ class VocAugData(PublishedData):
 
 
 class FolderData(SegmentationData):
-    """Data module of `SegmentationFolder`.
+    """Data module of your own images and masks, see `LabelledFolder` and `SegmentationFolder`.
 
     Args:
-        root: folder of the data set, in a layout of `SegmentationFolder`.
+        root: folder of the data set.
+        images: pattern of the images' names below ``root``, such as ``*.jpg`` or
+            ``{split}/photos/*``; by default ``{split}/images``, or ``images`` and lists of names.
+        masks: path of an image's mask, such as ``{stem}_mask.png``: ``{stem}`` is the image's name
+            without its ending, ``{name}`` with it, ``{folder}`` its folder below ``root``; beside
+            the image if no folder is given, else below ``root``.
+        annotations: file of shapes in place of masks, of COCO, CVAT (XML of images) or Label Studio
+            (JSON); may hold ``{split}``. Classes are its categories; shapes are drawn in the order
+            of the file (CVAT: of z_order), later ones over earlier ones.
+        outside: pixels outside of all shapes: ``background`` is class 0, ``ignore`` is not scored.
+        masks_of: ``classes``: values are class ids; ``instances``: 0 is background, all else the
+            one class "object".
+        colours: table of the masks' colours, a file of lines as ``road 128 64 128``; or ``auto``:
+            each colour in the masks is a class.
         classes: class names in the order of their ids, or give ``num_classes``.
         num_classes: number of classes, if there are no names.
+        palette: an (r, g, b) in 0..255 for each class; by default those of ``colours``.
+        val_fraction: share of all images, drawn at random, for validation.
+        test_fraction: share drawn for testing; 0 tests on the validation images.
+        split_seed: seed of that draw; ``seed`` is that of order and augmentation.
         train_split: sub-folder or list file of the training split.
         val_split: the same for validation.
         test_split: the same for testing; needed only when it is used.
@@ -154,21 +171,51 @@ class FolderData(SegmentationData):
         self,
         root: str | Path,
         *,
+        images: str | None = None,
+        masks: str | None = None,
+        annotations: str | None = None,
+        outside: Literal["background", "ignore"] = "background",
+        masks_of: Literal["classes", "instances"] = "classes",
+        colours: str | None = None,
         classes: Sequence[str] | None = None,
         num_classes: int | None = None,
+        palette: Sequence[Colour] | None = None,
+        val_fraction: float | None = None,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
         **options: Any,
     ) -> None:
-        super().__init__(classes=class_names(classes, num_classes), **options)
+        self.folder = LabelledFolder(
+            root,
+            images=images,
+            masks=masks,
+            annotations=annotations,
+            outside=outside,
+            masks_of=masks_of,
+            colours=colours,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+        )
+        if classes is None and num_classes is None and self.folder.classes is not None:
+            classes, palette = self.folder.classes, palette or self.folder.palette
+        super().__init__(classes=class_names(classes, num_classes), palette=palette, **options)
         self.root = root
-        self.splits = {"train": train_split, "val": val_split, "test": test_split}
+        self.splits: dict[str, str | None] = {
+            "train": train_split,
+            "val": val_split,
+            "test": test_split,
+            "all": None,
+        }
 
     def make_dataset(self, stage: str) -> SegmentationFolder:
+        drawn = self.folder.fractions and stage != "all"
         return SegmentationFolder(
-            self.root,
-            split=self.splits[stage],
+            self.folder,
+            split=stage if drawn else self.splits[stage],
             classes=self.classes,
             palette=self.palette,
             ignore_index=self.ignore_index,

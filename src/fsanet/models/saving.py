@@ -33,6 +33,7 @@ __all__ = [
     "check_finite",
     "check_normalisation",
     "check_state",
+    "take_weights",
 ]
 
 _LARGER = "config.json describes a larger network than its weights belong to"
@@ -332,6 +333,29 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Pat
             f"{source}: weights of another architecture ({'; '.join(problems)}); "
             "load them with the options they were saved with"
         )
+
+
+def take_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> str:
+    """Copy the weights that a network has under the same name and in the same shape.
+
+    Returns:
+        A line that says how many were taken, and which start new.
+
+    Raises:
+        InputError: there is none.
+    """
+    own = model.state_dict()
+    taken = {n: value for n, value in state.items() if n in own and value.shape == own[n].shape}
+    if not taken:
+        raise InputError(
+            f"{source}: none of its weights belongs to this network (same name and shape); give a "
+            "network of the same kind"
+        )
+    model.load_state_dict(taken, strict=False)
+    new = [name for name in own if name not in taken]
+    rest = f"; {len(new)} start new: {', '.join(new[:8])}" if new else ""
+    more = f" and {len(new) - 8} more" if len(new) > 8 else ""
+    return f"{len(taken)} of {len(own)} weights are those of {source}{rest}{more}"
 
 
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:

@@ -54,6 +54,7 @@ class Segmenter:
         dtype: run the model under autocast with this type, such as ``torch.bfloat16``.
         offload: keep logits on the CPU, so that a GPU holds only those of one forward pass.
         confidence: also keep the probability of the chosen class at each pixel.
+        entropy: also compute the mean entropy of each image's class probabilities, in nats.
 
     Raises:
         InputError: a setting out of range, named with its value.
@@ -72,6 +73,7 @@ class Segmenter:
         dtype: torch.dtype | None = None,
         offload: bool = False,
         confidence: bool = False,
+        entropy: bool = False,
     ) -> None:
         for name in ("normalise", "classes", "palette"):
             if not hasattr(model, name):
@@ -89,6 +91,7 @@ class Segmenter:
         self.dtype = dtype
         self.offload = offload
         self.confidence = confidence
+        self.entropy = entropy
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +101,11 @@ class Segmenter:
         return torch.device("cpu")
 
     def masks(
-        self, images: Tensor, *, resize: tuple[int, int] | None = None
+        self,
+        images: Tensor,
+        *,
+        resize: tuple[int, int] | None = None,
+        entropy: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Segment images of one size.
 
@@ -107,6 +114,7 @@ class Segmenter:
             resize: longest and shortest side in pixels. ``scales`` then apply to the images resized
                 until their longer side is at most the first and their shorter side at most the
                 second, with their aspect ratio; None for their own size.
+            entropy: float64 (B,), filled with the mean entropy of each image if ``entropy`` is set.
 
         Returns:
             class ids, uint8 (B, H, W), and, if ``confidence`` is set, the probability of the
@@ -132,6 +140,7 @@ class Segmenter:
         # Made before inference mode, so that the caller may write to them.
         ids = torch.empty(batch, height, width, dtype=torch.uint8)
         confidence = torch.empty(batch, height, width) if self.confidence else None
+        total = torch.zeros(batch, dtype=torch.float64)
         group = self.batch_size
         if self.window is not None and self.stride is not None:
             columns = len(window_starts(width, self.window[1], self.stride[1]))
@@ -148,12 +157,15 @@ class Segmenter:
                         scales=[scale * factor for factor in self.scales],
                         flip=self.flip,
                         batch_size=self.batch_size,
-                        probabilities=self.confidence,
+                        probabilities=self.confidence or self.entropy,
                     ):
                         best = block.scores.max(dim=1)  # (b, r, c)
                         ids[part][block[:3]] = best.indices.to("cpu", torch.uint8)
                         if confidence is not None:
                             confidence[part][block[:3]] = best.values.cpu()
+                        if self.entropy:
+                            sums = torch.special.entr(block.scores).sum((1, 2, 3))  # (b,)
+                            total[part][block[0]] += sums.cpu()
                         del block, best  # freed before the next is made
         except Exception as error:
             if not is_out_of_memory(error):
@@ -162,6 +174,8 @@ class Segmenter:
                 f"an image of {width} x {height} pixels does not fit into the memory of "
                 f"{self.device}; use a window, a smaller one, or a smaller batch"
             ) from error
+        if entropy is not None:
+            entropy.copy_(total / (height * width))
         return ids, confidence
 
     def _forward(self, tiles: Tensor, size: tuple[int, int]) -> Tensor:

@@ -115,7 +115,7 @@ def overlay(
             image = None if image is None else image.repeat(factor, 0).repeat(factor, 1)
     height, width = mask.shape
     bands = _blend(mask, palette, image, alpha, boundaries)
-    return _beside_legend(Picture(width, height, bands), legend or ())
+    return beside_legend(Picture(width, height, bands), legend or ())
 
 
 def _blend(
@@ -144,7 +144,7 @@ def _blend(
         yield blend
 
 
-def _beside_legend(picture: Picture, entries: Sequence[Entry]) -> Picture:
+def beside_legend(picture: Picture, entries: Sequence[Entry]) -> Picture:
     """The picture with class names, colours and areas below it (wide) or beside it (tall)."""
     if not entries:
         return picture

@@ -45,7 +45,7 @@ class ImagePredictor(ABC, Generic[Result]):
     model: Any
     batch_size: int = 1
     captions: ClassVar[str]
-    reserved: ClassVar[tuple[str, ...]] = ("summary",)
+    reserved: ClassVar[tuple[str, ...]] = ("summary", "annotations", "tasks")
 
     @overload
     def __call__(self, image: ImageSource) -> Result: ...
@@ -168,6 +168,7 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
             "batch_size": self.batch_size,
             "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
             "confidence": self.confidence,
+            **({"entropy": True} if self.entropy else {}),
         }
 
     def describe_model(self) -> dict[str, Any]:
@@ -206,7 +207,8 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
             # Large images come alone: they are not copied.
             one = len(chosen) == 1
             batch = images[chosen[0]][None] if one else torch.stack([images[i] for i in chosen])
-            masks, confidence = self.masks(batch)  # (B, H, W)
+            entropy = torch.zeros(len(batch), dtype=torch.float64)
+            masks, confidence = self.masks(batch, entropy=entropy)  # (B, H, W)
             for row, index in enumerate(chosen):
                 results[index] = Segmentation(
                     mask=masks[row] if one else masks[row].clone(),
@@ -215,6 +217,7 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
                     image=images[index],
                     confidence=None if confidence is None else confidence[row].clone(),
                     source=sources[index],
+                    entropy=float(entropy[row]) if self.entropy else None,
                 )
         return [results[index] for index in range(len(images))]
 
@@ -239,7 +242,7 @@ class Detector(ImagePredictor[Instances]):
     """
 
     captions = "names"
-    reserved = ("summary", "results")
+    reserved = (*ImagePredictor.reserved, "results")
 
     def __init__(
         self,

@@ -101,6 +101,7 @@ class Segmentation(_Result):
         image: the image itself, uint8 (3, H, W).
         confidence: probability of the predicted class, float32 (H, W), if it was requested.
         source: file the image came from.
+        entropy: mean entropy of the class probabilities in nats, if it was requested.
     """
 
     mask: Tensor
@@ -109,6 +110,7 @@ class Segmentation(_Result):
     image: Tensor | None = None
     confidence: Tensor | None = None
     source: Path | None = None
+    entropy: float | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != torch.uint8:
@@ -198,6 +200,8 @@ class Segmentation(_Result):
         }
         if self.confidence is not None:
             result["mean_confidence"] = float(self.confidence.mean())
+        if self.entropy is not None:
+            result["mean_entropy"] = self.entropy
         return result
 
     def _writers(self, *, overlay: bool, **drawing: Any) -> _Writers:
@@ -314,7 +318,7 @@ class Instances(_Result):
 
     def results(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file: category ids of the data set, masks as RLE."""
-        from fsanet.data.annotations import encode_masks
+        from fsanet.data.shapes import encode_masks
 
         entries = []
         rles = encode_masks(self.masks) if len(self) else []

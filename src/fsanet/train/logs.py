@@ -1,20 +1,31 @@
-"""`metrics.csv`: one row per logged step, which stays in order when a run is resumed."""
+"""Where metrics go: `metrics.csv`, which stays in order when a run is resumed, and loggers."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fsanet.errors import InputError
 from fsanet.files import write_text
 
-__all__ = ["MetricsFile"]
+__all__ = ["MetricsFile", "check_logger", "make_loggers"]
+
+#: What each logger needs beyond Lightning.
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "tensorboard": (),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "none": (),
+}
 
 
 class MetricsFile(Logger):
@@ -107,3 +118,47 @@ def _read(path: Path) -> list[dict[str, Any]]:
             f"{path}: damaged ({error}); delete it to resume without the values logged so far"
         ) from error
     return rows
+
+
+def check_logger(logger: Any) -> None:
+    """Raise `InputError` for a logger of an unknown name, or whose package is not installed."""
+    if isinstance(logger, Logger):
+        return
+    if not isinstance(logger, str):
+        if not isinstance(logger, Sequence) or not all(isinstance(one, Logger) for one in logger):
+            raise InputError(f"logger={logger!r}: give a name, a Lightning logger or several")
+        return
+    if logger not in _PACKAGES:
+        raise InputError(f"logger={logger!r}: use one of {', '.join(_PACKAGES)}")
+    for package in _PACKAGES[logger]:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"logger={logger}: {package} is not installed: pip install {package}")
+
+
+def make_loggers(logger: Any, out: Path, done: int) -> list[Logger]:
+    """The Lightning loggers that a name stands for; loggers are taken as they are.
+
+    Args:
+        logger: see `fsanet.train.train`.
+        out: run folder.
+        done: optimiser steps done before this process started.
+    """
+    check_logger(logger)
+    if logger == "tensorboard":
+        return [
+            TensorBoardLogger(
+                out,
+                name="tensorboard",
+                version="",
+                default_hp_metric=False,
+                purge_step=done if done else None,
+            )
+        ]
+    # Where results are sent is decided by the packages' own settings, such as WANDB_MODE.
+    if logger == "wandb":
+        return [WandbLogger(project="fsanet", name=out.name, save_dir=out)]
+    if logger == "mlflow":
+        return [MLFlowLogger(experiment_name="fsanet", run_name=out.name)]
+    if isinstance(logger, str):
+        return []
+    return [logger] if isinstance(logger, Logger) else [*logger]

@@ -23,16 +23,17 @@ from typing import Any, Literal, overload
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from fsanet.convert import load_model
-from fsanet.data.batches import InstanceData, SegmentationData
+from fsanet.data.batches import InstanceData, SegmentationData, described_data
 from fsanet.errors import InputError, check_range, one_line
 from fsanet.files import check_writable, disk_error, first_process, lock_folder, write_text
 from fsanet.metrics.average_precision import ApScores
 from fsanet.metrics.boundary import BoundaryQuality, check_bands
 from fsanet.metrics.confusion import Scores
+from fsanet.models.saving import take_weights
 from fsanet.models.segmenter import Segmenter, check_settings
 from fsanet.signals import Interrupted, deferred
 from fsanet.train.callbacks import (
@@ -47,7 +48,7 @@ from fsanet.train.callbacks import (
 from fsanet.train.checkpoints import CheckpointFiles, Checkpoints, export_model, find_checkpoint
 from fsanet.train.features import FeatureCache
 from fsanet.train.instances import InstanceSegmentation
-from fsanet.train.logs import MetricsFile
+from fsanet.train.logs import MetricsFile, check_logger, make_loggers
 from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.trainer import (
     check_batch,
@@ -57,7 +58,9 @@ from fsanet.train.trainer import (
     make_trainer,
 )
 
-__all__ = ["TrainingResult", "check_evaluation", "check_options", "evaluate", "train"]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "none"]
+
+__all__ = ["LoggerName", "TrainingResult", "check_evaluation", "check_options", "evaluate", "train"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def train(
     progress: bool = True,
     config: str | None = None,
     callbacks: Sequence[Callback] = (),
+    logger: LoggerName | Logger | Sequence[Logger] = "tensorboard",
     **trainer_options: Any,
 ) -> TrainingResult:
     """Train for `steps` optimiser steps, with validation and a checkpoint after every epoch.
@@ -135,8 +139,11 @@ def train(
         overwrite: delete the run in `out` first.
         log_every: optimiser steps between logged values.
         progress: show a progress bar on a terminal, else one line per epoch.
-        config: text to keep as config.yaml; by default the arguments of this call.
+        config: text to keep as config.yaml; by default the arguments of this call and the data,
+            so that `fsanet eval` finds them.
         callbacks: additional Lightning callbacks.
+        logger: where metrics go besides metrics.csv: "tensorboard", "wandb", "mlflow" or "none", or
+            from Python any Lightning logger or several.
         **trainer_options: see `make_trainer`.
 
     Raises:
@@ -158,6 +165,8 @@ def train(
         "seed": seed,
         **trainer_options,
     }
+    if isinstance(logger, str):
+        options["logger"] = logger
     check_options(out, resume=resume, overwrite=overwrite, **options)
     if task.warmup_steps >= steps:
         raise InputError(f"warmup_steps={task.warmup_steps}: the training has only {steps} steps")
@@ -189,13 +198,7 @@ def train(
                 "log_every_n_steps": min(log_every, data.steps_per_epoch),
                 "logger": [
                     MetricsFile(out / "metrics.csv", resume_step=done),
-                    TensorBoardLogger(
-                        out,
-                        name="tensorboard",
-                        version="",
-                        default_hp_metric=False,
-                        purge_step=done if done else None,
-                    ),
+                    *make_loggers(logger, out, done),
                 ],
                 "callbacks": [
                     SeedEachBatch(seed),
@@ -223,7 +226,7 @@ def train(
             if overwrite and not resume:
                 _remove_run(out)
             if config is None:
-                config = yaml.safe_dump(options, sort_keys=False)
+                config = yaml.safe_dump({**described_data(data), **options}, sort_keys=False)
             if not (resume and (out / "config.yaml").is_file()):
                 write_text(out / "config.yaml", config)
         start = time.perf_counter()
@@ -253,24 +256,10 @@ def _start_from(source: str, task: SemanticSegmentation | InstanceSegmentation) 
         InputError: none agrees.
     """
     semantic = isinstance(task, SemanticSegmentation)
-    given = load_model(source, task="semantic" if semantic else "instances").state_dict()
-    own = task.model.state_dict()
-    taken = {n: value for n, value in given.items() if n in own and value.shape == own[n].shape}
-    if not taken:
-        raise InputError(
-            f"{source}: none of its weights belongs to this network (same name and shape); give a "
-            "network of the same kind"
-        )
-    task.model.load_state_dict(taken, strict=False)
-    new = [name for name in own if name not in taken]
+    given = load_model(source, task="semantic" if semantic else "instances")
+    line = take_weights(task.model, given.state_dict(), source)
     if first_process():
-        rest = f"; {len(new)} start new: {', '.join(new[:8])}" if new else ""
-        more = f" and {len(new) - 8} more" if len(new) > 8 else ""
-        print(
-            f"{len(taken)} of {len(own)} weights are those of {source}{rest}{more}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(line, file=sys.stderr, flush=True)
 
 
 _PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard", "features")
@@ -287,12 +276,14 @@ def check_options(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    logger: Any = "none",
     **others: Any,
 ) -> None:
     """Check what `train` is given besides task and data; nothing is changed.
 
     Args:
         out: run folder.
+        logger: its package has to be installed.
         others: further options of `train`.
 
     Raises:
@@ -306,6 +297,7 @@ def check_options(
     check_range("seed", seed, 0, 2**32 - 1)
     if gradient_clip is not None:
         check_range("gradient_clip", gradient_clip, 0.0, 1e9, above=True)
+    check_logger(logger)
     processes = inspect.signature(make_trainer).parameters.keys() & others.keys()
     make_trainer({"callbacks": (), "logger": False}, **{name: others[name] for name in processes})
     if not first_process():

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,13 +43,14 @@ class Pair(NamedTuple):
     """An image and its labels.
 
     Attributes:
-        labels: label file; ``None`` where none is published.
+        labels: label file, or whatever else ``read_labels`` reads and `str` names; ``None`` where
+            none is published.
         size: (H, W) of the image, where a list gives it.
     """
 
     name: str
     image: Path
-    labels: Path | None = None
+    labels: Any = None
     size: tuple[int, int] | None = None
 
 
@@ -138,7 +139,7 @@ class PairedImages(LabelledImages):
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
     ids: Callable[[Tensor, Path], Tensor]
-    read_labels: Callable[[Path], Tensor] = staticmethod(read_mask)
+    read_labels: Callable[[Any], Tensor] = staticmethod(read_mask)
     ignore_index = IGNORE
 
     def __init__(self, listing: Listing) -> None:
@@ -149,6 +150,8 @@ class PairedImages(LabelledImages):
                 f"{unlabelled[0].message}{more}; add the labels (unpack their archive again), or "
                 "remove the image"
             )
+        if faults := [p for p in listing.problems if p.kind == "annotation"]:
+            raise InputError(faults[0].message)
         if listing.require is not None:
             listing.require()
         self.pairs = listing.pairs
@@ -203,7 +206,7 @@ class Split:
     find: Callable[[], Listing]
     expected: int | None = None
     ids: Callable[[Tensor, Path], Tensor] | None = None
-    read_labels: Callable[[Path], Tensor] = read_mask
+    read_labels: Callable[[Any], Tensor] = read_mask
     required: bool = True
 
 

@@ -11,15 +11,10 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
-from fsanet.data.annotations import (
-    CocoFile,
-    decode_masks,
-    mask_tools,
-    read_annotations,
-    scan_annotations,
-)
+from fsanet.data.annotations import CocoFile, read_annotations, scan_annotations
 from fsanet.data.datasets.base import Layout, Listing, Pair, Problem, Split
 from fsanet.data.images import IMAGE_SUFFIXES, read_file
+from fsanet.data.shapes import decode_masks, mask_tools
 from fsanet.errors import InputError
 from fsanet.inputs import file_errors
 

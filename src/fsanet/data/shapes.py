@@ -1,0 +1,87 @@
+"""Masks as run lengths, and outlines of shapes, as annotation files hold them.
+
+Masks are encoded and decoded by faster-coco-eval (extra ``coco``), which also computes AP: one
+compiled dependency instead of two.
+"""
+
+# N instances, (H, W) size of an image in pixels
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fsanet.errors import InputError
+
+__all__ = ["decode_masks", "ellipse", "encode_masks", "mask_tools", "run_lengths", "turned"]
+
+
+def mask_tools() -> ModuleType:
+    """faster-coco-eval's mask functions.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError as error:
+        raise InputError(
+            "instance segmentation needs faster-coco-eval: pip install faster-coco-eval"
+        ) from error
+    return mask
+
+
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+    """Encode masks (N, H, W), bool or uint8, as compressed RLE in text that fits into JSON."""
+    columns = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())  # (H, W, N)
+    encoded = mask_tools().encode(columns)
+    return [{"size": [int(s) for s in rle["size"]], "counts": _text(rle)} for rle in encoded]
+
+
+def decode_masks(rles: list[Any], height: int, width: int) -> Tensor:
+    """Decode compressed RLE to masks uint8 (N, H, W)."""
+    if not rles:
+        return torch.zeros(0, height, width, dtype=torch.uint8)
+    decoded = mask_tools().decode(rles)  # (H, W, N)
+    return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+
+
+def turned(
+    points: Sequence[tuple[float, float]], centre: tuple[float, float], degrees: float
+) -> list[float]:
+    """Points turned clockwise about a centre, as alternating x and y."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    flat: list[float] = []
+    for x, y in points:
+        dx, dy = x - centre[0], y - centre[1]
+        flat += [centre[0] + dx * cos - dy * sin, centre[1] + dx * sin + dy * cos]
+    return flat
+
+
+def ellipse(centre: tuple[float, float], rx: float, ry: float) -> list[tuple[float, float]]:
+    """72 points on an ellipse."""
+    angles = [math.tau * i / 72 for i in range(72)]
+    return [(centre[0] + rx * math.cos(a), centre[1] + ry * math.sin(a)) for a in angles]
+
+
+def run_lengths(values: NDArray[np.bool_]) -> list[int]:
+    """Lengths of runs of equal values, the first of False (which may be 0).
+
+    >>> run_lengths(np.array([True, True, False, True]))
+    [0, 2, 1, 1]
+    """
+    changes = np.flatnonzero(np.diff(values)) + 1
+    lengths = np.diff([0, *changes.tolist(), len(values)]).tolist()
+    return [0, *lengths] if values[0] else lengths
+
+
+def _text(rle: Mapping[str, Any]) -> str:
+    counts = rle["counts"]
+    return counts.decode() if isinstance(counts, bytes) else str(counts)
