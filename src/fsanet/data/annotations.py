@@ -195,7 +195,9 @@ def _read_content(path: Path) -> tuple[Any, list[str]]:
     if path.suffix.lower() == ".xml":
         return cvat_as_coco(path)
     content = read_json(path, "annotation", _FILE_BYTES)
-    return label_studio_as_coco(content, path) if isinstance(content, list) else (content, [])
+    if isinstance(content, list) and content:
+        return label_studio_as_coco(content, path)
+    return content, []
 
 
 def _by_id(entries: list[Any], where: str) -> dict[int, dict[str, Any]]:

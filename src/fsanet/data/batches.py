@@ -213,8 +213,11 @@ def described_data(data: SeededData) -> dict[str, Any]:
     user's own is named with its file as ``plugin``, which only the command line may import.
     """
     one = type(data)
+    given = getattr(data, "arguments", None)  # a module of another base has none
+    if given is None:
+        return {}
     try:
-        text = json.dumps(data.arguments, default=_plain_path, allow_nan=False)
+        text = json.dumps(given, default=_plain_path, allow_nan=False)
     except (TypeError, ValueError):
         return {}
     arguments = {name: value for name, value in json.loads(text).items() if name != "seed"}
