@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
 
 from fsanet import FsaNet, load_model
 from fsanet.cli import main as cli
+from fsanet.data import FolderData
 from fsanet.data.annotations import read_annotations
+from fsanet.data.batches import described_data
 from fsanet.data.shapes import decode_masks
+from fsanet.train import SemanticSegmentation, train
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text()
 # What makes a training of a documented command short.
@@ -101,6 +106,52 @@ def test_training_on_a_folder(folder, capsys, monkeypatch, tmp_path):
     assert "weights are those of runs/mine; " in err
     assert "start new" in err
     assert load_model(f"{out}2").classes == ("background", "thing")
+
+
+def test_a_run_from_python_remembers_its_data(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    data = FolderData(
+        Path("photos"),
+        images="*.jpg",
+        masks="{stem}_mask.png",
+        num_classes=11,
+        val_fraction=0.2,
+        crop=(32, 32),
+        batch_size=2,
+        workers=0,
+        steps_per_epoch=1,
+    )
+    task = SemanticSegmentation(load_model("runs/mine"), classes=data.classes)
+    out = tmp_path / "run"
+    logger = CSVLogger(tmp_path / "own")
+    train(task, data, out=out, steps=1, accelerator="cpu", logger=logger, progress=False)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["data"]["class_path"] == "fsanet.data.modules.FolderData"
+    assert config["data"]["init_args"] == {
+        "root": "photos",
+        "images": "*.jpg",
+        "masks": "{stem}_mask.png",
+        "num_classes": 11,
+        "val_fraction": 0.2,
+        "crop": [32, 32],
+        "batch_size": 2,
+        "workers": 0,
+        "steps_per_epoch": 1,
+    }
+    assert not (out / "tensorboard").exists()
+    assert list((tmp_path / "own").rglob("metrics.csv"))
+    assert "mIoU" in run(capsys, ["eval", str(out)])[0]
+
+
+class OwnData(FolderData):
+    """As in a user's own file."""
+
+
+def test_a_class_of_ones_own_is_remembered_by_its_name(tmp_path):
+    made = described_data(OwnData(tmp_path, num_classes=2))
+    assert made["data"]["class_path"].endswith("test_own_data.OwnData")
+    assert made["plugin"] == [__file__]
+    assert described_data(OwnData(tmp_path, num_classes=2, palette=np.zeros((2, 3), int))) == {}
 
 
 @pytest.mark.parametrize("form", ["coco", "cvat", "labelstudio"])

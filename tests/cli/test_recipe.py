@@ -95,6 +95,20 @@ def test_network_named_on_the_command_line(flat, arguments):
     assert found.init_args.k == 4  # both networks have a k
 
 
+def test_folder_data_is_the_default(write, tmp_path):
+    given = "--data.root photos --data.images *.jpg --data.masks {stem}.png --data.num-classes 3"
+    recipe = Recipe([*given.split(), "--steps=4", "--logger", "none"])
+    assert recipe.options.data.class_path == "fsanet.data.modules.FolderData"
+    assert recipe.options.data.init_args["images"] == "*.jpg"
+    assert recipe.train_options()["logger"] == "none"
+    recipe = Recipe([write("mine", {"data": {"root": "photos", "num_classes": 3}, "steps": 4})])
+    assert recipe.options.data.init_args.root == "photos"
+    with pytest.raises(InputError, match="data"):
+        Recipe(["--steps=4"])
+    with pytest.raises(InputError, match="logger"):
+        Recipe([*given.split(), "--steps=4", "--logger", "{class_path: os.system}"])
+
+
 def test_no_recipe_at_all():
     given = "--data SceneData --data.batch_size 3 --model.encoder resnet10t --steps 4 --seed 7"
     recipe = Recipe(given.split())

@@ -1,9 +1,11 @@
 import csv
+import importlib.util
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from fsanet.errors import InputError
-from fsanet.train.logs import MetricsFile
+from fsanet.train.logs import MetricsFile, check_logger, make_loggers
 
 
 def read(path):
@@ -65,3 +67,27 @@ def test_damaged_file_is_not_continued(tmp_path, content):
     with pytest.raises(InputError, match=r"metrics\.csv: damaged .*delete it to resume without"):
         MetricsFile(path, resume_step=5)
     assert path.read_bytes() == content
+
+
+# ---- loggers
+
+
+def test_loggers_by_name_or_as_they_are(tmp_path):
+    own = CSVLogger(tmp_path)
+    assert [type(one) for one in make_loggers("tensorboard", tmp_path, 0)] == [TensorBoardLogger]
+    assert make_loggers("none", tmp_path, 0) == []
+    assert make_loggers(own, tmp_path, 0) == [own]
+    assert make_loggers([own, own], tmp_path, 0) == [own, own]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_is_one_line(name, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(InputError, match=f"{name} is not installed: pip install {name}"):
+        check_logger(name)
+
+
+@pytest.mark.parametrize("logger", ["wandbs", 3, ["tensorboard"]])
+def test_no_logger(logger):
+    with pytest.raises(InputError, match="logger="):
+        check_logger(logger)

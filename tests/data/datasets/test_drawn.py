@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("faster_coco_eval")
 
 from fsanet.data.check import check_data
+from fsanet.data.datasets.base import MissingData
 from fsanet.data.datasets.folder import LabelledFolder, SegmentationFolder
 from fsanet.data.modules import FolderData
 from fsanet.errors import InputError
@@ -63,6 +64,12 @@ def test_wrong_shapes_stop_a_training_and_are_listed_by_a_check(shapes, coco_con
     assert check_data(shapes.root, module=data, workers=0).problems[0].kind == "annotation"
 
 
+def test_a_check_finds_the_annotations(shapes):
+    report = check_data(shapes.root, workers=0)
+    assert report.ok
+    assert "read as --data.annotations 'shapes.json'; no splits" in report.notes[0]
+
+
 def test_splits_by_name(shapes, coco_content):
     for split, image in (("train", 3), ("val", 7)):
         part = dict(coco_content)
@@ -72,6 +79,8 @@ def test_splits_by_name(shapes, coco_content):
     data = FolderData(shapes.root, annotations="{split}.json")
     assert data.dataset("train").names == ["photos/a"]
     assert data.dataset("val").names == ["photos/b"]
+    with pytest.raises(MissingData, match=r"test\.json: no such annotation file"):
+        data.dataset("test")
 
 
 @pytest.mark.parametrize("given", ["photos/a.png", "other/photos/a.png", "a.png", "0f1e2d3c-a.png"])

@@ -190,6 +190,8 @@ class LabelledFolder:
             assert self.masks is not None
             return list_pattern(self.root, images, self.masks.replace("{split}", split))
         file = self._found(self.annotations.replace("{split}", split))
+        if not file.is_file():
+            raise MissingData(f"{file}: no such annotation file; check the path")
         assert self.classes is not None
         return list_shapes(self.root, images, file, self.classes, self.outside == "ignore")
 
@@ -232,9 +234,19 @@ class LabelledFolder:
 
 
 def guess_options(root: Path) -> dict[str, str] | None:
-    """Options of `LabelledFolder` that fit a folder: images, masks, colours; None if none do."""
-    patterns = guess_patterns(root) if root.is_dir() else None
+    """Options of `LabelledFolder` that fit a folder; None if none do.
+
+    They are patterns of images and masks, and colours if the masks hold them; or else a file of
+    annotations.
+    """
+    if not root.is_dir():
+        return None
+    patterns = guess_patterns(root)
     if patterns is None:
+        for file in sorted([*root.glob("*.json"), *root.glob("*.xml")]):
+            with contextlib.suppress(InputError):
+                scan_annotations(file)
+                return {"annotations": file.name}
         return None
     options = dict(zip(("images", "masks"), patterns, strict=True))
     labels = LabelledFolder(root, **options).listing(None).pairs[0].labels  # type: ignore[arg-type]
