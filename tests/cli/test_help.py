@@ -11,7 +11,8 @@ from fsanet.cli.help import FROM_DATA, help_page, options_of
 from fsanet.cli.parsing import CommandParser
 from fsanet.cli.recipe import KINDS, subclasses, train_parser
 
-COMMANDS = ("demo", "train", "eval", "predict", "convert", "sweep", "bench", "export", "data")
+COMMANDS = ("demo", "train", "eval", "predict", "convert", "sweep", "bench", "export", "explain")
+COMMANDS += ("data",)
 STEPS = """
 import contextlib, io, json, sys
 from fsanet.cli.main import main
@@ -52,7 +53,9 @@ def names(sections):
     return {option.name for one in sections for option in options_of(one.where, one.skip)}
 
 
-@pytest.mark.parametrize("command", ["predict", "export", "demo", "data", "bench", "sweep", "eval"])
+@pytest.mark.parametrize(
+    "command", ["predict", "export", "explain", "demo", "data", "bench", "sweep", "eval"]
+)
 def test_help_shows_the_options_that_the_parser_takes(command, monkeypatch):
     """jsonargparse finds them by importing and inspecting, the help by reading the source."""
     parsers = []

@@ -35,7 +35,7 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     result = run_demo(out, steps=3)
     printed = capsys.readouterr().out
     first = printed.split("nothing is downloaded")[0]
-    assert "Takes 3 training steps" in first  # before anything is done
+    assert "Takes 3 training steps each" in first  # before anything is done
     assert str(out) in first
     assert f"Report: {out / 'report.html'}" in printed
 
@@ -48,6 +48,7 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         for end in ("_mask.png", "_overlay.png", ".json")
     }
     run = {"run/metrics.csv", "run/config.yaml", "run/checkpoints/last.ckpt"}
+    run |= {file.replace("run/", "without_attention/", 1) for file in run}
     model = {"run/model/config.json", "run/model/model.safetensors"}
     assert {"report.html", "curves.png", "metrics.json"} | examples | run | model <= files
     assert not any("partial" in name for name in files)
@@ -65,12 +66,19 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
     page = (out / "report.html").read_text()
     right = 100 * (predicted == mask.numpy()).mean()
-    assert f"Test scene {shown[1]}: {right:.1f} % of the pixels right." in page
+    assert f"Test scene {shown[1]}: {right:.1f} % of the pixels right with attention, " in page
+    other = FsaNet.from_pretrained(out / "without_attention/model")
+    assert not hasattr(other.head.attention, "query")
+    found = Predictor(other)(image.as_subclass(torch.Tensor)).mask.numpy()
+    assert f"{100 * (found == mask.numpy()).mean():.1f} % of the pixels right without" in page
+    assert metrics["without_attention"]["steps"] == 3
+    miou = metrics["scores_without_attention"]["miou"]
+    assert f"<dd>{100 * miou:.1f} %</dd><dt>mean IoU without attention</dt>" in page
     assert f"<dd>{100 * metrics['miou']:.1f} %</dd><dt>mean IoU</dt>" in page
     assert page.count("<figure>") == 2
     assert all(f"</i>{name}</th>" in page for name in network.classes)
     sources = re.findall(r"(?:src|srcset|href)=\"(.{30})", page)
-    assert len(sources) == 2 + 2 * 3
+    assert len(sources) == 2 * 2 + 2 * 4
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
@@ -97,7 +105,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_state() -> None:
 def test_steps_follow_the_time_and_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     network = demo_network(0)
-    pace = [0.05]
+    pace, networks = [0.05], [1]
 
     def slow_forward(self: FsaNet, images: torch.Tensor) -> torch.Tensor:
         clock[0] += pace[0]
@@ -109,10 +117,13 @@ def test_steps_follow_the_time_and_the_speed(monkeypatch: pytest.MonkeyPatch) ->
 
     def steps(seconds: float, speed: float) -> int:
         pace[0] = speed
-        return affordable_steps(network, torch.device("cpu"), seconds, clock[0])
+        return affordable_steps([network] * networks[0], torch.device("cpu"), seconds, clock[0])
 
     whole = steps(120, 0.1)
     assert 0.75 * 1200 < whole < 1200
+    networks[0] = 2
+    assert 0.4 < steps(120, 0.1) / whole < 0.5
+    networks[0] = 1
     half = steps(120, 0.2)
     assert 0.4 < half / whole < 0.55
     assert steps(60, 0.1) < 0.5 * whole
@@ -133,6 +144,7 @@ def test_a_machine_that_gets_slower_stops_early(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == result["steps"]
     assert "stopped early, of 4000" in (tmp_path / "report.html").read_text()
+    assert metrics["without_attention"]["steps"] <= result["steps"]
     # Validated all the same, although no epoch was finished.
     assert len(read_history(tmp_path / "run/metrics.csv").miou) == 1
 

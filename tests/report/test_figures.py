@@ -51,15 +51,31 @@ def test_curves_are_drawn_on_the_ground_they_are_for() -> None:
         loss=tuple((s, 2.0 / (1 + s)) for s in range(50)),
         miou=tuple((s, s / 100) for s in range(0, 50, 10)),
     )
-    light, dark = pixels(draw_curves(history)), pixels(draw_curves(history, dark=True))
+    light, dark = (pixels(draw_curves({"a": history}, dark=dark)) for dark in (False, True))
     assert light.shape == dark.shape == (720, 2000, 3)
     assert light[0, 0].tolist() == [255, 255, 255]
     assert dark[0, 0].max() < 50
-    empty = pixels(draw_curves(History((), ())))
+    empty = pixels(draw_curves({"a": History((), ())}))
     for half in (slice(0, 1000), slice(1000, 2000)):
         blue = (light[:, half, 2] - light[:, half, 0] > 80).sum()
         assert blue > 1000
         assert (empty[:, half, 2] - empty[:, half, 0] > 80).sum() == 0
+
+
+def test_the_axis_of_miou_follows_the_values() -> None:
+    """A change of 2 points fills the panel; with 0 to 100 % it would be a flat line."""
+    rising = History((), tuple((s, 0.7 + s / 2500) for s in range(0, 50, 10)))
+    rows, _ = np.nonzero(of_colours(pixels(draw_curves({"a": rising}, ["miou"])), BLUE))
+    assert np.ptp(rows) > 300  # of 720
+
+
+def test_two_histories_have_two_colours_and_names() -> None:
+    history = History(((0, 2.0), (9, 1.0)), ((0, 0.2), (9, 0.5)))
+    one = pixels(draw_curves({"a": history}))
+    two = pixels(draw_curves({"a": history, "b": History(((0, 2.0), (9, 1.5)), ((9, 0.3),))}))
+    assert not of_colours(one, ORANGE).any()
+    assert of_colours(two, ORANGE)[:, :1000].any()
+    assert of_colours(two, ORANGE)[:, 1000:].any()
 
 
 def test_smoothing_is_a_running_mean() -> None:
@@ -78,8 +94,12 @@ def picture(*arguments):
     return pixels(draw_sweep(*arguments))
 
 
+def of_colours(pixels, colour):
+    return np.abs(pixels - np.array(colour)).sum(-1) < 12
+
+
 def of_colour(pixels, colour):
-    return int((np.abs(pixels - np.array(colour)).sum(-1) < 12).sum())
+    return int(of_colours(pixels, colour).sum())
 
 
 BLUE, ORANGE = (0x1F, 0x6F, 0xC4), (0xD9, 0x73, 0x0D)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsanet.errors import InputError
 from fsanet.report.figures import History, draw_curves
-from fsanet.report.page import ClassResult, Example, Report, html_page, write_report
+from fsanet.report.page import ClassResult, Example, Report, Section, html_page, write_report
 
 EVIL = "<script>alert(\"1\")</script> & 'co'"
 
@@ -48,19 +48,28 @@ def picture(seed: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    history = History(loss=((0, 2.0), (5, 1.0)), miou=((5, 0.4),))
+    history = {"a": History(loss=((0, 2.0), (5, 1.0)), miou=((5, 0.4),))}
     return Report(
         title=f"Title {EVIL}",
         lead=[f"lead {EVIL}"],
         figures=[("83.2 %", f"figure {EVIL}")],
         classes=[
-            ClassResult(f"class {EVIL}", (1, 2, 3), 0.5, 0.75, 30),
+            ClassResult(f"class {EVIL}", (1, 2, 3), 0.5, 0.75, 30, 0.25),
             ClassResult("absent", (4, 5, 6), float("nan"), None, 0),
             ClassResult("other", (7, 8, 9), 1.0, 1.0, 90),
         ],
-        curves=draw_curves(history),
-        curves_dark=draw_curves(history, dark=True),
-        examples=[Example(picture(0), picture(1), picture(2), f"caption {EVIL}")],
+        compared_with=f"compared {EVIL}",
+        curves=[(draw_curves(history), draw_curves(history, dark=True))],
+        examples=[Example([("one", picture(0)), (f"name {EVIL}", picture(1))], f"caption {EVIL}")],
+        sections=[
+            Section(
+                f"heading {EVIL}",
+                [f"paragraph {EVIL}"],
+                [(f"below {EVIL}", picture(2))],
+                ["first", f"header {EVIL}"],
+                [["row", f"cell {EVIL}"]],
+            )
+        ],
         settings={f"setting {EVIL}": EVIL},
         environment={"device": f"device {EVIL}"},
         next_steps=[(f"text {EVIL}", f"command {EVIL}")],
@@ -83,7 +92,8 @@ def test_nothing_is_loaded_from_anywhere(report: Report) -> None:
 
 def test_every_text_is_escaped_and_shown(report: Report) -> None:
     page = Page(html_page(report))
-    for part in ("Title", "lead", "figure", "class", "caption", "setting", "device", "text"):
+    parts = ("Title", "lead", "figure", "class", "caption", "setting", "device", "text", "compared")
+    for part in (*parts, "name", "heading", "paragraph", "below", "header", "cell"):
         assert f"{part} {EVIL}" in page.text
     assert f"command {EVIL}" in page.text
 
@@ -94,8 +104,7 @@ def test_pictures_are_embedded_as_they_are(report: Report) -> None:
         a.get("src") or a.get("srcset") or "" for tag, a in page.tags if tag in ("img", "source")
     ]
     pngs = [base64.b64decode(source.split(",", 1)[1]) for source in sources]
-    assert pngs[0] == report.curves_dark
-    assert pngs[1] == report.curves
+    assert (pngs[1], pngs[0]) == report.curves[0]
     assert len(pngs) == 5
     for png, seed in zip(pngs[2:], range(3), strict=True):
         with Image.open(io.BytesIO(png)) as image:
@@ -107,9 +116,9 @@ def test_table_values(report: Report) -> None:
     text = html_page(report)
     rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", text, re.DOTALL)
     assert [re.findall(r"<td>(.*?)</td>", row) for row in rows] == [
-        ["50.0 %", "75.0 %", "25.0 %"],
-        ["–", "–", "0.0 %"],
-        ["100.0 %", "100.0 %", "75.0 %"],
+        ["50.0 %", "25.0 %", "75.0 %", "25.0 %"],
+        ["–", "–", "–", "0.0 %"],
+        ["100.0 %", "–", "100.0 %", "75.0 %"],
     ]
     assert "width:50.0%" in rows[0]
     assert "width:0.0%" in rows[1]

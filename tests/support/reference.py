@@ -34,26 +34,29 @@ def low_pass(x, band):
 
 def attention_map(tokens, layer):
     """Attended values (B, e, N) of tokens (B, C, N), with the N x N weights written out."""
+    return torch.einsum("bei,bij->bej", project(layer.value, tokens), weights(tokens, layer))
 
-    def project(linear):
-        out = torch.einsum("oc,bcn->bon", linear.weight.detach(), tokens)
-        return out if linear.bias is None else out + linear.bias.detach()[None, :, None]
 
-    q, k, v = project(layer.query), project(layer.key), project(layer.value)
+def project(linear, tokens):
+    out = torch.einsum("oc,bcn->bon", linear.weight.detach(), tokens)
+    return out if linear.bias is None else out + linear.bias.detach()[None, :, None]
+
+
+def weights(tokens, layer):
+    """The weight (B, N, N) of each key (second index) for each query (third)."""
+    q, k = project(layer.query, tokens), project(layer.key, tokens)
     n = tokens.shape[-1]
     scale = layer.query.weight.shape[0] ** -0.5
     if layer.similarity == "linear_softmax":
         q, k = unit_length(q), unit_length(k)
     scores = torch.einsum("bdi,bdj->bij", k, q)  # key i, query j
     if layer.similarity == "dot":
-        weights = scores / n
-    elif layer.similarity == "linear_softmax":
-        weights = (1 + scores) / (1 + scores).sum(1, keepdim=True)
-    elif layer.similarity == "linear":
-        weights = (1 + scale * scores) / (1 + scale * scores).sum(1, keepdim=True)
-    else:
-        weights = torch.softmax(scale * scores, dim=1)
-    return torch.einsum("bei,bij->bej", v, weights)
+        return scores / n
+    if layer.similarity == "linear_softmax":
+        return (1 + scores) / (1 + scores).sum(1, keepdim=True)
+    if layer.similarity == "linear":
+        return (1 + scale * scores) / (1 + scale * scores).sum(1, keepdim=True)
+    return torch.softmax(scale * scores, dim=1)
 
 
 def unit_length(tokens):

@@ -10,6 +10,7 @@ from fsanet.attention.bands import BandTreatments
 from fsanet.attention.block import rename_published_keys
 from fsanet.attention.dct import BandLike
 from fsanet.attention.frequency import FrequencySelfAttention
+from fsanet.attention.rows import attention_row
 from fsanet.attention.spatial import SpatialSelfAttention
 from fsanet.errors import InputError
 
@@ -18,6 +19,7 @@ __all__ = [
     "BandTreatments",
     "FrequencySelfAttention",
     "SpatialSelfAttention",
+    "attention_row",
     "make_attention",
     "rename_published_keys",
 ]

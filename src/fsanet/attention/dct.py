@@ -35,6 +35,7 @@ __all__ = [
     "dense_basis",
     "full_precision",
     "is_transformed",
+    "split_frequencies",
     "synthesise",
 ]
 
@@ -325,6 +326,32 @@ def analyse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def synthesise(coefficients: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The map of coefficients, ``rows.T @ c @ columns``: (..., kh, kw) to (..., H, W)."""
     return rows.T @ coefficients @ columns
+
+
+def split_frequencies(x: Tensor, cuts: Sequence[tuple[int, int]]) -> Tensor:
+    """Cut a map into parts that add up to it, from low to high frequencies.
+
+    Args:
+        x: ``(..., H, W)``.
+        cuts: (rows, columns), each pair at least the one before. The first part holds the lowest
+            rows x columns frequencies, the next those of the second pair that the first has not,
+            and so on; the last part holds the rest.
+
+    Returns:
+        ``(len(cuts) + 1, ..., H, W)``, in :func:`basis_dtype` of ``x``.
+
+    >>> x = torch.randn(3, 8, 9, dtype=torch.float64)
+    >>> parts = split_frequencies(x, [(1, 1), (4, 5)])
+    >>> parts.shape, torch.allclose(parts.sum(0), x)
+    (torch.Size([3, 3, 8, 9]), True)
+    """
+    with full_precision(x):
+        x = x.to(basis_dtype(x.dtype))
+        lower = [x.new_zeros(x.shape)]
+        for cut in cuts:
+            rows, columns = dct_bases(x, Band.of(cut).clip(*x.shape[-2:]))
+            lower.append(synthesise(analyse(x, rows, columns), rows, columns))
+        return torch.stack([*lower[1:], x]) - torch.stack(lower)
 
 
 def basis_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -35,6 +35,7 @@ _COMMANDS = {
     "sweep": "which frequencies a trained network needs: table and figure",
     "bench": "attention layers or whole networks side by side: FLOPs, memory, time",
     "export": "write a trained network as one ONNX or torch.export file",
+    "explain": "why a pixel got its class: attention, frequencies, integrated gradients",
     "data": "check a data set on disk, or show what it consists of (stats)",
 }
 _USAGE = """\

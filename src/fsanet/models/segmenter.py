@@ -20,7 +20,7 @@ from fsanet.cost.memory import is_out_of_memory
 from fsanet.errors import InputError
 from fsanet.models.tiles import class_scores, window_starts
 
-__all__ = ["Segmenter", "check_settings"]
+__all__ = ["Segmenter", "check_settings", "evaluating"]
 
 _MOST_SCALES = 64
 _LARGEST_SCALE = 64.0
@@ -146,7 +146,7 @@ class Segmenter:
             columns = len(window_starts(width, self.window[1], self.stride[1]))
             group = max(1, self.batch_size // columns)
         try:
-            with _evaluating(self.model), torch.inference_mode():
+            with evaluating(self.model), torch.inference_mode():
                 for first in range(0, batch, group):
                     part = slice(first, first + group)
                     for block in class_scores(
@@ -199,7 +199,7 @@ class Segmenter:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and back to what each module was in: frozen batch norms stay frozen."""
     training = [module for module in model.modules() if module.training]
     model.eval()

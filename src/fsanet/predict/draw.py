@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 UNLABELLED: Colour = (128, 128, 128)
 TEXT: Colour = (32, 32, 32)
 _BACKGROUND: Colour = (255, 255, 255)
+_ABOVE, _BELOW = (214, 35, 35), (25, 85, 215)
 _MAX_ENLARGEMENT = 8
 _READABLE_SIDE = 192  # pixels; shorter images are enlarged if they have a legend
 _INSTANCE_COLOURS = 24  # further instances repeat them
@@ -227,6 +228,54 @@ def _write_png(stream: BinaryIO, picture: Picture) -> None:
         write_chunk(b"IDAT", deflate.compress(np.insert(lines, 0, 2, axis=1).tobytes()))
     write_chunk(b"IDAT", deflate.flush())
     write_chunk(b"IEND", b"")
+
+
+def heat_map(
+    values: Array,
+    image: Array,
+    *,
+    at: tuple[int, int] | None = None,
+    centre: float = 0.0,
+    largest: float | None = None,
+    quantile: float = 1.0,
+) -> Image.Image:
+    """Draw values over the grey image: red where they are above ``centre``, blue where below.
+
+    Args:
+        values: (h, w), on a grid whose cells divide the image.
+        image: uint8 (3, H, W); one too small for the marker is enlarged by an integer factor.
+        at: (x, y) of a pixel to mark.
+        centre: the value that leaves the image grey.
+        largest: distance from the centre that has the full colour; by default the largest.
+        quantile: share of the values that are not cut off at the full colour, if ``largest`` is not
+            given.
+    """
+    deviation = np.asarray(values, np.float64) - centre  # (h, w)
+    if largest is None:
+        largest = float(np.quantile(np.abs(deviation), quantile))
+    height, width = image.shape[1:]
+    rows = np.arange(height) * deviation.shape[0] // height
+    columns = np.arange(width) * deviation.shape[1] // width
+    strength = np.clip(deviation / max(largest, 1e-30), -1, 1)[rows[:, None], columns]  # (H, W)
+    colours = np.where(strength[..., None] > 0, _ABOVE, _BELOW)  # (H, W, 3)
+    weight = np.abs(strength)[..., None] ** 0.75 * 0.85
+    grey = image.astype(np.float32).mean(0)[..., None] * 0.75 + 32  # (H, W, 1)
+    pixels = (grey * (1 - weight) + colours * weight + 0.5).astype(np.uint8)
+    factor = min(_MAX_ENLARGEMENT, math.ceil(_READABLE_SIDE / min(height, width)))
+    picture = Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1))
+    if at is not None:
+        _mark(picture, (at[0] + 0.5) * factor, (at[1] + 0.5) * factor)
+    return picture
+
+
+def _mark(picture: Image.Image, x: float, y: float) -> None:
+    """Draw a ring around a point, white within black, so that it stands out anywhere."""
+    radius = max(5, min(picture.size) / 36)
+    line = max(2, round(radius / 4))
+    canvas = ImageDraw.Draw(picture)
+    for width, colour in ((line + 2, (0, 0, 0)), (line, (255, 255, 255))):
+        r = radius + width / 2
+        canvas.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=width)
 
 
 def instance_colours(count: int) -> list[Colour]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -16,9 +18,9 @@ from fsanet.data import SceneData
 from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS
 from fsanet.errors import InputError, check_ranges
 from fsanet.files import environment, write_json, write_whole
+from fsanet.metrics.confusion import Scores
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
-from fsanet.predict.result import Segmentation
 from fsanet.report.demo_recipe import (
     BATCH,
     RECOMMENDED_STEPS,
@@ -29,7 +31,7 @@ from fsanet.report.demo_recipe import (
     demo_network,
     train_demo,
 )
-from fsanet.report.figures import draw_curves, read_history
+from fsanet.report.figures import Panel, draw_curves, read_history
 from fsanet.report.page import ClassResult, Example, Report, write_report
 from fsanet.train import TrainingResult, evaluate
 
@@ -37,6 +39,9 @@ __all__ = ["predict_examples", "run_demo", "score_look_alikes"]
 
 EXAMPLES = 6
 GUESSING = "guessing: 50 %"
+WITH, WITHOUT = "with attention", "without attention"
+FOLDERS = {WITH: "run", WITHOUT: "without_attention"}
+PANELS: tuple[Panel, ...] = ("loss", "miou")
 
 
 def run_demo(
@@ -49,9 +54,11 @@ def run_demo(
 ) -> dict[str, Any]:
     """Train a small FsaNet on the built-in scenes, evaluate it, and write a report.
 
+    The same network without attention is trained for as many steps, and compared with it.
+
     The folder then holds ``report.html`` (self-contained), ``curves.png``, ``metrics.json``,
-    ``predictions/`` (mask, overlay and summary of some test scenes) and ``run/`` (the training
-    run with checkpoints and model).
+    ``predictions/`` (mask, overlay and summary of some test scenes) and the training runs with
+    checkpoints and model: ``run/``, and ``without_attention/``.
 
     Args:
         out: folder to write to; the results of an earlier demo in it are replaced.
@@ -65,7 +72,8 @@ def run_demo(
     Returns:
         "report" (path of report.html), "metrics" (path), "model" (folder for
         `FsaNet.from_pretrained`), "miou", "pixel_accuracy", "told_apart" (share of the pixels of
-        look-alike classes that are right, 0..1), "steps", "seconds".
+        look-alike classes that are right, 0..1), "steps", "seconds", and "without_attention" (the
+        same scores of the network without attention).
 
     Raises:
         InputError: the folder cannot be written to, or a setting makes no sense.
@@ -81,61 +89,76 @@ def run_demo(
         if progress:
             print(line, flush=True)
 
-    network = demo_network(seed)
+    networks = {WITH: demo_network(seed), WITHOUT: demo_network(seed, attention=None)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = environment(device)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    duration = f"about {minutes:g} minutes" if steps is None else f"{steps} training steps"
+    parameters = sum(parameter.numel() for parameter in networks[WITH].parameters())
+    duration = f"about {minutes:g} minutes" if steps is None else f"{steps} training steps each"
     say(
         f"FsaNet demo: trains a small network ({parameters / 1e6:.1f} M parameters) with frequency "
-        f"self-attention on\nbuilt-in street scenes, evaluates it on unseen ones, and leaves "
-        f"overlays, curves and report.html in\n{out}/. Takes {duration} on {machine['device']}; "
-        "nothing is downloaded."
+        f"self-attention on\nbuilt-in street scenes, and the same without attention, evaluates "
+        f"both on unseen ones, and leaves overlays,\ncurves and report.html in {out}/.\n"
+        f"Takes {duration} on {machine['device']}; nothing is downloaded."
     )
-    callbacks = []
-    if steps is None:
-        steps = affordable_steps(network, device, minutes * 60, began)
-        callbacks.append(StopOverdue(began + 1.1 * minutes * 60))
-        say(f"By a short measurement, there is time for {steps} training steps.")
-    data = demo_data(seed, steps)
-    trained = train_demo(
-        network,
-        data,
-        out / "run",
-        seed=seed,
-        steps=steps,
-        progress=progress,
-        log_every=2,
-        accelerator=device.type,
-        callbacks=callbacks,
-    )
-    if trained.steps < steps:
-        say(f"Slower than measured: stopped after {trained.steps} of {steps} steps.")
+    planned = steps
+    if planned is None:
+        planned = affordable_steps(list(networks.values()), device, minutes * 60, began)
+        say(f"By a short measurement, there is time for {planned} training steps of each.")
+    runs: dict[str, TrainingResult] = {}
+    todo = planned
+    for number, (name, network) in enumerate(networks.items(), 1):
+        say(f"Training {name} ...")
+        now = time.perf_counter()
+        overdue = now + 1.1 * (began + 60 * minutes - now) / (3 - number)
+        runs[name] = train_demo(
+            network,
+            demo_data(seed, todo),
+            out / FOLDERS[name],
+            seed=seed,
+            steps=todo,
+            progress=progress,
+            log_every=2,
+            accelerator=device.type,
+            callbacks=[StopOverdue(overdue)] if steps is None else [],
+        )
+        if runs[name].steps < todo:
+            say(f"Slower than measured: stopped after {runs[name].steps} of {todo} steps.")
+            todo = runs[name].steps
+    trained = runs[WITH]
     say("Evaluating on unseen scenes ...")
-    network = FsaNet.from_pretrained(trained.model).to(device)
-    scores = evaluate(network, data, split="test", progress=False, accelerator=device.type)
-    predictor = Predictor(network, batch_size=10)
-    look_alikes = score_look_alikes(predictor, data)
-    settings = _settings(data, trained.steps, steps, seed)
-    history = read_history(out / "run" / "metrics.csv")
-    curves = draw_curves(history)
+    data = demo_data(seed, planned)
+    results = {name: _evaluate(run, data, device) for name, run in runs.items()}
+    scores, look_alikes = results[WITH].scores, results[WITH].look_alikes
+    other = results[WITHOUT]
+    settings = _settings(data, trained.steps, planned, seed)
+    histories = {name: read_history(run.out / "metrics.csv") for name, run in runs.items()}
+    curves = draw_curves(histories)
     write_whole(out / "curves.png", lambda stream: stream.write(curves))
     rows = zip(
-        scores.classes, data.palette, scores.iou, scores.accuracy, scores.pixels, strict=True
+        *(scores.classes, data.palette, scores.iou, scores.accuracy, scores.pixels),
+        other.scores.iou,
+        strict=True,
     )
     page = Report(
         title="FsaNet demo",
         lead=_lead(trained, data),
         figures=[
             (f"{100 * scores.miou:.1f} %", "mean IoU"),
-            (f"{100 * scores.pixel_accuracy:.1f} %", "pixel accuracy"),
+            (f"{100 * other.scores.miou:.1f} %", "mean IoU without attention"),
             (f"{100 * look_alikes:.1f} %", f"look-alikes distinguished ({GUESSING})"),
+            (f"{100 * other.look_alikes:.1f} %", "look-alikes without attention"),
+            (f"{100 * scores.pixel_accuracy:.1f} %", "pixel accuracy"),
             (f"{parameters / 1e6:.2f} M", "parameters"),
         ],
         classes=[ClassResult(*row) for row in rows],
-        curves=curves,
-        curves_dark=draw_curves(history, dark=True),
-        examples=predict_examples(predictor, data, out / "predictions"),
+        compared_with="IoU without attention",
+        curves=[
+            (draw_curves(histories, [panel]), draw_curves(histories, [panel], dark=True))
+            for panel in PANELS
+        ],
+        examples=predict_examples(
+            {name: one.predictor for name, one in results.items()}, data, out / "predictions"
+        ),
         settings=settings,
         environment=machine,
         next_steps=[
@@ -143,6 +166,10 @@ def run_demo(
             (
                 "Segment pictures with this network:",
                 f"fsanet predict PICTURES --model {trained.out} --out {out}/mine",
+            ),
+            (
+                "See what a pixel attends to (fsanet[explain]):",
+                f"fsanet explain PICTURE --model {trained.out} --at 40,30 --out {out}/why",
             ),
         ],
     )
@@ -154,10 +181,17 @@ def run_demo(
         "told_apart": look_alikes,
         "steps": trained.steps,
         "seconds": round(seconds, 1),
+        "without_attention": {
+            "miou": other.scores.miou,
+            "pixel_accuracy": other.scores.pixel_accuracy,
+            "told_apart": other.look_alikes,
+            "steps": runs[WITHOUT].steps,
+        },
     }
     details = {
         "training_seconds": round(trained.seconds, 1),
         "scores": scores.as_dict(),
+        "scores_without_attention": other.scores.as_dict(),
         "settings": settings,
         "versions": machine,
     }
@@ -165,9 +199,26 @@ def run_demo(
     say(
         f"mIoU {100 * scores.miou:.1f} %, pixel accuracy {100 * scores.pixel_accuracy:.1f} %, "
         f"look-alikes distinguished {100 * look_alikes:.1f} % ({GUESSING}).\n"
+        f"Without attention: mIoU {100 * other.scores.miou:.1f} %, look-alikes "
+        f"{100 * other.look_alikes:.1f} %.\n"
         f"Report: {report}  ({seconds:.0f} s in total)"
     )
     return {**result, "report": report, "metrics": metrics, "model": trained.model}
+
+
+class Evaluated(NamedTuple):
+    """A trained network on the test scenes."""
+
+    scores: Scores
+    look_alikes: float
+    predictor: Predictor
+
+
+def _evaluate(run: TrainingResult, data: SceneData, device: torch.device) -> Evaluated:
+    network = FsaNet.from_pretrained(run.model).to(device)
+    scores = evaluate(network, data, split="test", progress=False, accelerator=device.type)
+    predictor = Predictor(network, batch_size=10)
+    return Evaluated(scores, score_look_alikes(predictor, data), predictor)
 
 
 def score_look_alikes(predictor: Predictor, data: SceneData) -> float:
@@ -201,27 +252,37 @@ def varied_scenes(data: SceneData) -> list[int]:
     return [i for some in rounds for i in some if i is not None][:EXAMPLES]
 
 
-def predict_examples(predictor: Predictor, data: SceneData, folder: Path) -> list[Example]:
-    """Save the predictions of some test scenes, chosen by their labels, and draw them."""
+def predict_examples(
+    predictors: Mapping[str, Predictor], data: SceneData, folder: Path
+) -> list[Example]:
+    """Predict some test scenes, chosen by their labels, and draw them.
+
+    Args:
+        predictors: by name; what the first predicts is saved.
+        data: of the scenes.
+        folder: where to save it.
+    """
     dataset = data.dataset("test")
     examples = []
     for index in varied_scenes(data):
         image, mask = (part.as_subclass(Tensor) for part in dataset[index])
-        result = predictor(image)
-        result.save(folder, f"test-{index:02d}")
-        truth = Segmentation(
-            mask=mask.to(torch.uint8),
-            classes=result.classes,
-            palette=result.palette,
-            image=image,
-        )
-        right = (result.mask == truth.mask).double().mean().item()
+        results = {name: predictor(image) for name, predictor in predictors.items()}
+        first = next(iter(results.values()))
+        first.save(folder, f"test-{index:02d}")
+        truth = replace(first, mask=mask.to(torch.uint8))
+        drawn = {"truth": truth, **results}
+        right = [
+            f"{100 * (result.mask == truth.mask).double().mean().item():.1f} % of the pixels right "
+            + name
+            for name, result in results.items()
+        ]
         examples.append(
             Example(
-                image=Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()),
-                truth=truth.overlay(alpha=0.65, legend=False),
-                prediction=result.overlay(alpha=0.65, legend=False),
-                caption=f"Test scene {index}: {100 * right:.1f} % of the pixels right.",
+                pictures=[
+                    ("image", Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())),
+                    *((n, one.overlay(alpha=0.65, legend=False)) for n, one in drawn.items()),
+                ],
+                caption=f"Test scene {index}: {', '.join(right)}.",
             )
         )
     return examples
@@ -245,7 +306,8 @@ def _lead(trained: TrainingResult, data: SceneData) -> list[str]:
     lead = [
         f"A small network with frequency self-attention, trained from scratch for {trained.steps} "
         f"steps ({trained.seconds / 60:.1f} minutes) on street scenes that the library draws, and "
-        f"evaluated on {data.lengths['test']} unseen ones.",
+        f"evaluated on {data.lengths['test']} unseen ones; beside it the same network without "
+        "attention, trained alike.",
         "Open and closed shops look the same here, and so do moving and stopped cars. What "
         "distinguishes them is the sun or the moon and a traffic light, far away in the picture: "
         "a network that sees a neighbourhood only has to guess. Attention carries that one bit "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,13 @@ class StopOverdue(Callback):
             trainer.should_stop = True
 
 
-def affordable_steps(network: FsaNet, device: torch.device, seconds: float, began: float) -> int:
-    """Training steps that fit into ``seconds`` from ``began``, by timing some on a copy."""
+def affordable_steps(
+    networks: Sequence[FsaNet], device: torch.device, seconds: float, began: float
+) -> int:
+    """Training steps of each network that fit into ``seconds`` from ``began``.
+
+    Some steps are timed, on copies.
+    """
     data = demo_data(0, 1)
     scenes = data.make_dataset("train")
     start = time.perf_counter()
@@ -110,8 +115,6 @@ def affordable_steps(network: FsaNet, device: torch.device, seconds: float, bega
     drawing = (time.perf_counter() - start) / BATCH
     images = torch.stack([Tensor(image).to(device, torch.uint8) for image, _ in items])
     labels = torch.stack([Tensor(mask).to(device, torch.int64) for _, mask in items])
-    copied = copy.deepcopy(network).to(device).train()
-    optimizer = torch.optim.AdamW(copied.parameters())
 
     def timed(work: Callable[[], object], times: int) -> float:
         work()  # the first run sets things up
@@ -124,23 +127,29 @@ def affordable_steps(network: FsaNet, device: torch.device, seconds: float, bega
             durations.append(time.perf_counter() - start)
         return min(durations)  # other work on the machine may come and go
 
-    def train_step() -> None:
-        optimizer.zero_grad()
-        logits = copied(copied.normalise(images))
-        torch.nn.functional.cross_entropy(logits, labels).backward()
-        optimizer.step()
+    step = image = 0.0  # of all networks
+    for network in networks:
+        copied = copy.deepcopy(network).to(device).train()
+        optimizer = torch.optim.AdamW(copied.parameters())
 
-    def evaluate_batch() -> None:
-        with torch.inference_mode():
-            copied(copied.normalise(images)).argmax(1)
+        def train_step(copied: FsaNet = copied, optimizer: Any = optimizer) -> None:
+            optimizer.zero_grad()
+            logits = copied(copied.normalise(images))
+            torch.nn.functional.cross_entropy(logits, labels).backward()
+            optimizer.step()
 
-    step = timed(train_step, 7)
-    copied.eval()
-    image = timed(evaluate_batch, 3) / BATCH
+        def evaluate_batch(copied: FsaNet = copied) -> None:
+            with torch.inference_mode():
+                copied(copied.normalise(images)).argmax(1)
+
+        step += timed(train_step, 7)
+        copied.eval()
+        image += timed(evaluate_batch, 3) / BATCH
     lengths = data.lengths
     seen = VALIDATIONS * lengths["val"] + 2 * lengths["test"]
     # Drawing all scenes, looking at them, and what start, checkpoints and report take.
-    fixed = drawing * (sum(lengths.values()) + lengths["test"]) + image * seen + 10
+    fixed = drawing * (sum(lengths.values()) + lengths["test"]) + image * seen
+    fixed += 7 + 3 * len(networks)
     left = seconds - (time.perf_counter() - began) - fixed
     # The loop around the network costs a little, too.
     return max(MIN_STEPS, min(MAX_STEPS, int(left / (1.1 * step))))

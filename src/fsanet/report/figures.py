@@ -9,13 +9,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from fsanet.convert.calibration import Calibration
 from fsanet.convert.variants import Variant
@@ -110,53 +111,77 @@ def _column(rows: list[dict[str, str]], name: str) -> Series:
     return tuple(sorted((step, value) for step, value in values if math.isfinite(value)))
 
 
-def draw_curves(history: History, *, dark: bool = False) -> bytes:
+Panel = Literal["loss", "miou"]
+
+
+def draw_curves(
+    histories: Mapping[str, History],
+    panels: Sequence[Panel] = ("loss", "miou"),
+    *,
+    dark: bool = False,
+) -> bytes:
     """Loss and validation mIoU against optimiser steps, side by side.
 
     Args:
-        history: what to draw; an empty series leaves a panel that says "not measured".
+        histories: one or two to draw, by name; the names are shown where there are two. A panel
+            without any series says "not measured".
+        panels: what to draw.
         dark: light lines on a dark ground.
 
     Returns:
-        a PNG file, 2000 x 720 pixels.
+        a PNG file, 1000 x 720 pixels for each panel.
     """
     scheme = DARK if dark else LIGHT
-    figure, (loss, miou) = new_figure(10, 3.6, 2, scheme)
-    if history.loss:
-        steps, values = np.array(history.loss).T
-        smooth = running_mean(values)
-        loss.plot(steps, values, color=scheme.first, alpha=0.3, linewidth=1)
-        loss.plot(steps, smooth, color=scheme.first, linewidth=2)
-        loss.set_ylim(0, max(smooth.max() * 1.15, np.quantile(values, 0.98) * 1.05))
-    if history.miou:
-        steps, values = np.array(history.miou).T
-        best = int(values.argmax())
-        miou.plot(steps, values, color=scheme.first, linewidth=2, marker="o", markersize=4)
-        miou.plot(steps[best], values[best], "o", color=scheme.second, markersize=8)
-        miou.annotate(
-            f"best {100 * values[best]:.1f} %",
-            (steps[best], values[best]),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="right" if best > 0 else "left",
-            color=scheme.second,
-            weight="bold",
-        )
-        miou.set_ylim(0, 1.12)  # room for the label
-        miou.set_yticks(np.linspace(0, 1, 6), [f"{v} %" for v in range(0, 101, 20)])
-    for axes, title, series in (
-        (loss, "training loss", history.loss),
-        (miou, "validation mIoU", history.miou),
-    ):
-        style(axes, title, scheme)
+    figure, all_axes = new_figure(5 * len(panels), 3.6, len(panels), scheme)
+    for axes, panel in zip(all_axes, panels, strict=True):
+        drawn = False
+        for (name, history), colour in zip(
+            histories.items(), (scheme.first, scheme.second), strict=False
+        ):
+            series = history.loss if panel == "loss" else history.miou
+            label = name if len(histories) > 1 else None
+            if series:
+                (_draw_loss if panel == "loss" else _draw_miou)(axes, series, colour, label)
+                drawn = True
+        style(axes, "training loss" if panel == "loss" else "validation mIoU", scheme)
         axes.set_xlabel("optimiser step", color=scheme.ink)
-        if series:
-            axes.set_xlim(left=0)
-        else:
+        if not drawn:
             axes.text(
                 0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=scheme.ink
             )
+            continue
+        axes.set_xlim(left=0)
+        if len(histories) > 1:
+            axes.legend(frameon=False, labelcolor=scheme.ink, fontsize=9)
+        if panel == "miou":
+            axes.margins(y=0.15)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     return png(figure)
+
+
+def _draw_loss(axes: Axes, series: Series, colour: str, label: str | None) -> None:
+    steps, values = np.array(series).T
+    smooth = running_mean(values)
+    axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
+    axes.plot(steps, smooth, color=colour, linewidth=2, label=label)
+    top = max(smooth.max() * 1.15, np.quantile(values, 0.98) * 1.05)
+    axes.set_ylim(0, max(top, axes.get_ylim()[1] if len(axes.lines) > 2 else 0))
+
+
+def _draw_miou(axes: Axes, series: Series, colour: str, label: str | None) -> None:
+    steps, values = np.array(series).T
+    best = int(values.argmax())
+    axes.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=4, label=label)
+    axes.plot(steps[best], values[best], "o", color=colour, markersize=8)
+    axes.annotate(
+        f"best {100 * values[best]:.1f} %",
+        (steps[best], values[best]),
+        xytext=(0, 9),
+        textcoords="offset points",
+        ha="right" if best > 0 else "left",
+        color=colour,
+        weight="bold",
+    )
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

@@ -14,30 +14,51 @@ from PIL import Image
 
 from fsanet.files import write_text
 
-__all__ = ["ClassResult", "Example", "Report", "html_page", "write_report"]
+__all__ = ["ClassResult", "Example", "Report", "Section", "html_page", "write_report"]
 
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """A row of the table of classes; fractions in 0..1, None where nothing was measured."""
+    """A row of the table of classes; fractions in 0..1, None where nothing was measured.
+
+    ``compared`` is the IoU of the network that the report compares with.
+    """
 
     name: str
     colour: Colour
     iou: float | None
     accuracy: float | None
     pixels: int
+    compared: float | None = None
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image, its labels and its prediction as pictures of one size, with a caption."""
+    """Pictures of one image side by side, each with its name, and a caption."""
 
-    image: Image.Image
-    truth: Image.Image
-    prediction: Image.Image
+    pictures: Sequence[tuple[str, Image.Image]]
     caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: paragraphs, pictures with a line below each, a table.
+
+    Attributes:
+        title: heading.
+        text: paragraphs.
+        pictures: (line below it, picture).
+        header: of the table.
+        rows: of the table; the first column is aligned left.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    pictures: Sequence[tuple[str, Image.Image]] = ()
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -49,9 +70,10 @@ class Report:
         lead: paragraphs below the heading.
         figures: headline numbers, as (value, description).
         classes: rows of the table of classes.
-        curves: training curves as a PNG file, for the light colour scheme.
-        curves_dark: the same for the dark colour scheme.
-        examples: image, labels and prediction side by side.
+        compared_with: name of the network that the table compares with, if there is one.
+        curves: training curves as pairs of PNG files, for the light and the dark colour scheme.
+        examples: images with labels and predictions side by side.
+        sections: further parts.
         settings: what was run, by name.
         environment: machine and versions, by name.
         next_steps: suggested commands, as (description, command line).
@@ -61,9 +83,10 @@ class Report:
     lead: Sequence[str]
     figures: Sequence[tuple[str, str]]
     classes: Sequence[ClassResult]
-    curves: bytes | None = None
-    curves_dark: bytes | None = None
+    compared_with: str = ""
+    curves: Sequence[tuple[bytes, bytes]] = ()
     examples: Sequence[Example] = ()
+    sections: Sequence[Section] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, object] = field(default_factory=dict)
     next_steps: Sequence[tuple[str, str]] = ()
