@@ -18,6 +18,7 @@ def map_of(channels=12):
     return torch.randn(2, channels, H, W, dtype=torch.float64, generator=generator)
 
 
+@torch.no_grad()
 def matrix(layer, x, band, round_):
     """The N x N weights of a round: keys, then queries."""
     layer.recurrence, rounds = round_ - 1, layer.recurrence

@@ -12,7 +12,7 @@ from fsanet.cli.parsing import CommandParser
 from fsanet.cli.recipe import KINDS, subclasses, train_parser
 
 COMMANDS = ("demo", "train", "eval", "predict", "convert", "sweep", "bench", "export", "explain")
-COMMANDS += ("data",)
+COMMANDS += ("serve", "data")
 STEPS = """
 import contextlib, io, json, sys
 from fsanet.cli.main import main
@@ -54,7 +54,8 @@ def names(sections):
 
 
 @pytest.mark.parametrize(
-    "command", ["predict", "export", "explain", "demo", "data", "bench", "sweep", "eval"]
+    "command",
+    ["predict", "export", "explain", "serve", "demo", "data", "bench", "sweep", "eval"],
 )
 def test_help_shows_the_options_that_the_parser_takes(command, monkeypatch):
     """jsonargparse finds them by importing and inspecting, the help by reading the source."""

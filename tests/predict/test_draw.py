@@ -154,13 +154,13 @@ def test_bands_and_files_do_not_change_the_picture(
 def test_heat_map_is_red_above_and_blue_below():
     image = np.full((3, 200, 300), 128, np.uint8)
     values = np.array([[0.5, 0.1, -0.3]])
-    drawn = np.asarray(draw.heat_map(values, image, centre=0.1)).astype(int)
+    drawn = np.asarray(render.heat_map(values, image, centre=0.1)).astype(int)
     assert drawn.shape == (200, 300, 3)
     red, grey, blue = drawn[100, 50], drawn[100, 150], drawn[100, 250]
     assert red[0] > red[2] + 80
     assert np.ptp(grey) == 0
     assert blue[2] > blue[0] + 80
-    small = draw.heat_map(values, image[:, :48, :90], at=(10, 20))
+    small = render.heat_map(values, image[:, :48, :90], at=(10, 20))
     assert small.size == (4 * 90, 4 * 48)
     ring = np.asarray(small).astype(int)
     assert (ring.min(-1) == 255).any()

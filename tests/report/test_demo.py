@@ -47,6 +47,7 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         for i in shown
         for end in ("_mask.png", "_overlay.png", ".json")
     }
+    examples |= {f"scenes/test-0{i}.png" for i in shown}
     run = {"run/metrics.csv", "run/config.yaml", "run/checkpoints/last.ckpt"}
     run |= {file.replace("run/", "without_attention/", 1) for file in run}
     model = {"run/model/config.json", "run/model/model.safetensors"}
@@ -63,6 +64,9 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     predicted = Predictor(network)(image.as_subclass(torch.Tensor)).mask.numpy()
     with Image.open(out / f"predictions/test-0{shown[1]}_mask.png") as stored:
         np.testing.assert_array_equal(np.asarray(stored), predicted)
+
+    with Image.open(out / f"scenes/test-0{shown[1]}.png") as scene:
+        np.testing.assert_array_equal(np.asarray(scene), image.permute(1, 2, 0).numpy())
 
     page = (out / "report.html").read_text()
     right = 100 * (predicted == mask.numpy()).mean()

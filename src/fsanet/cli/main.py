@@ -36,6 +36,7 @@ _COMMANDS = {
     "bench": "attention layers or whole networks side by side: FLOPs, memory, time",
     "export": "write a trained network as one ONNX or torch.export file",
     "explain": "why a pixel got its class: attention, frequencies, integrated gradients",
+    "serve": "a page in the browser: drop an image, see its classes, click a pixel",
     "data": "check a data set on disk, or show what it consists of (stats)",
 }
 _USAGE = """\

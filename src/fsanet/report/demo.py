@@ -57,8 +57,8 @@ def run_demo(
     The same network without attention is trained for as many steps, and compared with it.
 
     The folder then holds ``report.html`` (self-contained), ``curves.png``, ``metrics.json``,
-    ``predictions/`` (mask, overlay and summary of some test scenes) and the training runs with
-    checkpoints and model: ``run/``, and ``without_attention/``.
+    ``scenes/`` (some test scenes), ``predictions/`` (their mask, overlay and summary) and the
+    training runs with checkpoints and model: ``run/``, and ``without_attention/``.
 
     Args:
         out: folder to write to; the results of an earlier demo in it are replaced.
@@ -157,7 +157,7 @@ def run_demo(
             for panel in PANELS
         ],
         examples=predict_examples(
-            {name: one.predictor for name, one in results.items()}, data, out / "predictions"
+            {name: one.predictor for name, one in results.items()}, data, out
         ),
         settings=settings,
         environment=machine,
@@ -165,11 +165,16 @@ def run_demo(
             ("Train for longer:", f"fsanet demo --minutes 10 --out {out}-longer"),
             (
                 "Segment pictures with this network:",
-                f"fsanet predict PICTURES --model {trained.out} --out {out}/mine",
+                f"fsanet predict {out}/scenes --model {trained.out} --out {out}/mine",
             ),
             (
                 "See what a pixel attends to (fsanet[explain]):",
-                f"fsanet explain PICTURE --model {trained.out} --at 40,30 --out {out}/why",
+                f"fsanet explain {out}/scenes/test-00.png --model {trained.out} --at 60,40 "
+                f"--out {out}/why",
+            ),
+            (
+                "Drop an image on a page in the browser (fsanet[serve]):",
+                f"fsanet serve --model {trained.out} --compare {runs[WITHOUT].out}",
             ),
         ],
     )
@@ -253,14 +258,14 @@ def varied_scenes(data: SceneData) -> list[int]:
 
 
 def predict_examples(
-    predictors: Mapping[str, Predictor], data: SceneData, folder: Path
+    predictors: Mapping[str, Predictor], data: SceneData, out: Path
 ) -> list[Example]:
     """Predict some test scenes, chosen by their labels, and draw them.
 
     Args:
         predictors: by name; what the first predicts is saved.
         data: of the scenes.
-        folder: where to save it.
+        out: folder to save it to, in ``predictions/``, and the scenes, in ``scenes/``.
     """
     dataset = data.dataset("test")
     examples = []
@@ -268,7 +273,12 @@ def predict_examples(
         image, mask = (part.as_subclass(Tensor) for part in dataset[index])
         results = {name: predictor(image) for name, predictor in predictors.items()}
         first = next(iter(results.values()))
-        first.save(folder, f"test-{index:02d}")
+        first.save(out / "predictions", f"test-{index:02d}")
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        write_whole(
+            out / "scenes" / f"test-{index:02d}.png",
+            lambda stream, picture=picture: picture.save(stream, "PNG"),  # type: ignore[misc]
+        )
         truth = replace(first, mask=mask.to(torch.uint8))
         drawn = {"truth": truth, **results}
         right = [
@@ -279,7 +289,7 @@ def predict_examples(
         examples.append(
             Example(
                 pictures=[
-                    ("image", Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())),
+                    ("image", picture),
                     *((n, one.overlay(alpha=0.65, legend=False)) for n, one in drawn.items()),
                 ],
                 caption=f"Test scene {index}: {', '.join(right)}.",

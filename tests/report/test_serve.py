@@ -1,0 +1,262 @@
+"""The page of `fsanet serve` in a real browser that reaches no address but 127.0.0.1."""
+
+import json
+import socket
+import struct
+import sys
+import urllib.error
+import urllib.request
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.browser import Browser, find_browser
+from support.tiny import small_fsanet
+
+from fsanet import Predictor
+from fsanet.data.datasets.scenes import CLASSES, PALETTE, ProceduralScenes
+from fsanet.data.images import limit_pixels
+from fsanet.errors import InputError
+from fsanet.report.explain import attend_from
+from fsanet.report.serve import Page, ServedModel, legend_table
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'fsanet[serve]'")
+needs_browser = pytest.mark.skipif(
+    find_browser() is None, reason="no Chromium on this machine: apt-get install chromium"
+)
+
+
+def network(seed):
+    options = {"num_classes": 7, "classes": CLASSES, "palette": PALETTE, "head_channels": 16}
+    model = small_fsanet(k=4, similarity="linear_softmax", zero_init=False, **options)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * (2 / parameter[0].numel()) ** 0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [ServedModel("first & <b>best</b>", network(1)), ServedModel("second", network(2))]
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    image, _ = ProceduralScenes(1, split="test")[0]
+    file = tmp_path_factory.mktemp("photos") / "street <i>.png"
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    return file
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def page(models):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
+            patch.setenv(name, "")  # put back at the end
+        page = Page(models, max_file_mb=1, max_pixels=1_000_000)
+        page.address = page.start(free_port())
+        yield page
+        page.stop()
+        assert not page.files.exists()
+        limit_pixels(200_000_000)
+
+
+@pytest.fixture(scope="module")
+def browser(page):
+    if find_browser() is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with Browser() as browser:
+        browser.open(page.address)
+        browser.wait_for("!!document.querySelector('#upload input[type=file]')")
+        yield browser
+
+
+IMAGE = "document.querySelector('#{} img')"
+READY = "(i => i && i.complete && i.naturalWidth)(" + IMAGE + ")"
+TOAST = "(t => t && t.innerText)(document.querySelector('.toast-body'))"
+
+
+def upload(browser, file):
+    browser.choose_file("#upload input[type=file]", file)
+
+
+@needs_browser
+def test_upload_click_and_download(browser, page, models, photo):
+    upload(browser, photo)
+    browser.wait_for("document.querySelector('#about').innerText.includes('256 x 96 pixels')")
+    assert "street" in browser.evaluate("document.querySelector('#about').innerText")
+    assert not browser.evaluate("!!document.querySelector('#about i, h3 b')")  # escaped
+    assert browser.wait_for(READY.format("overlay-0")) == 256
+    browser.wait_for(READY.format("overlay-1"))
+    uploads = [f for f in page.files.rglob("*") if f.is_file() and f.suffix == ".png"]
+    assert all(f.read_bytes() != photo.read_bytes() for f in uploads)  # removed
+
+    results = [Predictor(served.predictor.model)(photo) for served in models]
+    for number, result in enumerate(results):
+        text = browser.evaluate(f"document.querySelector('#legend-{number}').innerText")
+        largest = max(result.areas(), key=result.areas().get)
+        assert text.strip().startswith(largest)
+        browser.click(f"#mask-{number}")
+        stem = f"street i-{'AB'[number]}"
+        stem = browser.wait_for_download(f"{stem}_mask.png")
+        with Image.open(stem) as mask:
+            np.testing.assert_array_equal(np.asarray(mask), result.mask.numpy())
+        browser.click(f"#json-{number}")
+        areas = browser.wait_for_download(f"street i-{'AB'[number]}.json").read_text()
+        content = json.loads(areas)
+        assert {c["name"]: c["pixels"] for c in content["classes"]} == result.counts()
+        assert content["k"] == 4
+    assert (results[0].mask != results[1].mask).any()
+
+    browser.click("#overlay-0 img", across=0.25, down=0.5)
+    browser.wait_for(READY.format("attention-0"))
+    browser.wait_for(READY.format("attention-1"))
+    line = browser.wait_for("document.querySelector('#line-0').innerText")
+    x, y = map(int, line.split()[1].split(","))
+    assert abs(x - 64) <= 2
+    assert abs(y - 48) <= 2
+    image = results[0].image
+    rows = attend_from(models[0].predictor.model, image, (x, y))
+    assert f"weights {rows[-1].min():.2g} to {rows[-1].max():.2g}" in line
+    assert f"is {results[0].classes[results[0].mask[y, x]]}." in line
+
+
+@needs_browser
+def test_another_k_needs_no_training(browser, models, photo):
+    upload(browser, photo)
+    browser.wait_for(READY.format("overlay-0"))
+    before = browser.evaluate(IMAGE.format("overlay-0") + ".src")
+    script = """(() => {
+        const number = document.querySelector('#k input[type=number]');
+        const range = document.querySelector('#k input[type=range]');
+        range.value = 1;
+        range.dispatchEvent(new Event('input', {bubbles: true}));
+        range.dispatchEvent(new Event('pointerup', {bubbles: true}));
+        return number.value
+    })()"""
+    browser.evaluate(script)
+    browser.wait_for(f"{IMAGE.format('overlay-0')}.src != {before!r}")
+    browser.click("#json-0")
+    file = browser.wait_for_download("street i-A.json")
+    content = json.loads(file.read_text())
+    model = network(1)
+    model.head.attention.band = type(model.head.attention.band).of(1)
+    assert content["k"] == 1
+    assert {c["name"]: c["pixels"] for c in content["classes"]} == Predictor(model)(photo).counts()
+
+
+def bomb():
+    """A PNG file of 30,000 x 30,000 pixels in 300 bytes."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(100_000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+@needs_browser
+def test_what_is_too_large_gives_a_message(browser, page, tmp_path):
+    for name, content, message in [
+        ("bomb.png", bomb(), "30000x30000 pixels, more than the limit of 1000000"),
+        ("text.png", b"no image", "not an image in a known format"),
+        ("large.png", bytes(1_500_000), "exceeds the maximum"),
+    ]:
+        file = tmp_path / name
+        file.write_bytes(content)
+        upload(browser, file)
+        text = browser.wait_for(TOAST)
+        assert message in text, text
+        assert str(page.files) not in text
+        browser.evaluate("document.querySelectorAll('.toast-close').forEach(c => c.click())")
+        browser.wait_for(f"!{TOAST}")
+        browser.open(page.address)
+        browser.wait_for("!!document.querySelector('#upload input[type=file]')")
+    left = [f for f in page.files.rglob("*") if f.is_file() and f.name.startswith(("bomb", "text"))]
+    assert left == []
+
+
+@needs_browser
+def test_nothing_is_asked_for_outside(browser, page):
+    outside = [url for url in browser.requested() if not url.startswith(page.address)]
+    assert outside == []
+
+
+@needs_browser
+def test_nothing_is_wider_than_a_phone(browser, page):
+    browser.resize(500, 900)
+    browser.wait_for("document.documentElement.scrollWidth <= 500")
+
+
+def test_another_host_is_refused(page):
+    """A site whose name leads to 127.0.0.1 cannot read the page."""
+    request = urllib.request.Request(page.address, headers={"Host": "evil.example"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        opener.open(request, timeout=20)
+    assert refused.value.code == 400
+    with opener.open(page.address, timeout=20) as answer:
+        assert b"gradio" in answer.read()
+
+
+def test_limits_are_enforced_by_the_server(page):
+    """Whatever the browser checks: a larger body ends with an error."""
+    boundary = "x" * 20
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = head.encode() + bytes(1_500_000) + f"\r\n--{boundary}--\r\n".encode()
+    request = urllib.request.Request(
+        f"{page.address}gradio_api/upload",
+        data=body,
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        opener.open(request, timeout=20)
+    assert refused.value.code == 413
+
+
+def test_a_taken_port(page, models):
+    port = int(page.address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(InputError, match=rf"port {port} of 127\.0\.0\.1 cannot be used"):
+        Page(models[:1], max_file_mb=1, max_pixels=1_000_000).start(port)
+
+
+def test_without_gradio(models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(InputError, match=r"pip install 'fsanet\[serve\]'"):
+        Page(models)
+
+
+def test_the_saved_band_comes_back():
+    model = network(1)
+    model.head.attention.band = model.head.attention.band._replace(w1=3)
+    served, saved = ServedModel("one", model), model.head.attention.band
+    assert served.k == 4
+    served.set_k(2)
+    assert str(model.head.attention.band) == "[0:2) x [0:2)"
+    served.set_k(4)
+    assert model.head.attention.band == saved
+    assert ServedModel("none", small_fsanet(attention=None)).k is None
+
+
+def test_legend_is_escaped(photo):
+    model = small_fsanet(classes=["<b>", "&", "c"])
+    table = legend_table(Predictor(model)(photo))
+    assert "<b>" not in table
+    assert table.count("<tr>") == sum(a > 0 for a in Predictor(model)(photo).areas().values())

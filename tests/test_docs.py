@@ -1,0 +1,69 @@
+"""The commands of pages in docs/ run as they stand, in their order."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fsanet.cli import main as cli
+from fsanet.report import demo, demo_recipe
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(page, language):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def short_demo(monkeypatch):
+    """`fsanet demo` with two steps on small scenes; all other commands are as they stand."""
+    monkeypatch.setattr(demo_recipe, "LENGTHS", {"train": 4, "val": 2, "test": 3})
+    monkeypatch.setattr(demo_recipe, "SIZE", (48, 128))
+    monkeypatch.setattr(demo_recipe, "BATCH", 2)
+    monkeypatch.setattr(demo, "EXAMPLES", 1)
+    run = demo.run_demo
+    monkeypatch.setattr(demo, "run_demo", lambda *a, **options: run(*a, **options | {"steps": 2}))
+
+
+@pytest.fixture
+def ended_at_once(monkeypatch):
+    """`fsanet serve` on any free port, ended as with Ctrl-C as soon as it serves."""
+    from fsanet.report.serve import Page
+
+    def interrupt(page):
+        raise KeyboardInterrupt
+
+    start = Page.start
+    monkeypatch.setattr(Page, "start", lambda page, port: start(page, None))
+    monkeypatch.setattr(Page, "wait", interrupt)
+
+
+def run_commands(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    done = []
+    for line in "".join(blocks(page, "sh")).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "fsanet"
+        if line not in done:
+            assert cli.main(arguments) == 0, line
+        done.append(line)
+    return done
+
+
+def test_explanation(tmp_path, monkeypatch, short_demo):
+    pytest.importorskip("captum")
+    done = run_commands("explanation.md", tmp_path, monkeypatch)
+    assert any(line.startswith("fsanet explain") for line in done)
+    assert (tmp_path / "why/report.html").is_file()
+    for code in blocks("explanation.md", "python"):
+        exec(compile(code, "explanation.md", "exec"), {})
+
+
+def test_serving(tmp_path, monkeypatch, capsys, short_demo, ended_at_once):
+    pytest.importorskip("gradio")
+    done = run_commands("serving.md", tmp_path, monkeypatch)
+    assert sum(line.startswith("fsanet serve") for line in done) == 2
+    assert capsys.readouterr().out.count("open http://127.0.0.1:") == 2
