@@ -42,7 +42,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def net():
-    return network(similarity="linear_softmax", recurrence=2).double()
+    return network(similarity="linear_softmax", recurrence=2)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def found(net, image):
 
 def features(net, image):
     """The input of the attention, and what follows it, without hooks."""
-    inputs = net.normalise(image[None].double() / 255)
+    inputs = net.normalise(image[None])
     encoded = net.encoder(inputs)[-1]
     return inputs, encoded, net.head.reduce(encoded)
 
@@ -65,7 +65,7 @@ def logits_after(net, inputs, encoded, x):
 def test_what_the_network_says(net, found, image):
     net.eval()
     with torch.no_grad():
-        logits = net(net.normalise(image[None].double() / 255))[0]
+        logits = net(net.normalise(image[None]))[0]
     here = logits[:, AT[1], AT[0]]
     assert found.outcome.class_at_pixel == net.classes[int(here.argmax())]
     assert found.outcome.probability == pytest.approx(here.softmax(0).max().item(), rel=1e-4)

@@ -70,6 +70,8 @@ def attention_row(
         )
     one_round = copy.copy(layer)
     one_round.recurrence = 1
+    if isinstance(one_round, FrequencySelfAttention):
+        one_round.inplace = False  # the map is the caller's
     for _ in range(round_ - 1):
         x = one_round(x)
     with full_precision(x):

@@ -148,8 +148,8 @@ def affordable_steps(
     lengths = data.lengths
     seen = VALIDATIONS * lengths["val"] + 2 * lengths["test"]
     # Drawing all scenes, looking at them, and what start, checkpoints and report take.
-    fixed = drawing * (sum(lengths.values()) + lengths["test"]) + image * seen
-    fixed += 7 + 3 * len(networks)
+    drawn = len(networks) * (lengths["train"] + lengths["val"]) + 2 * lengths["test"]
+    fixed = drawing * drawn + image * seen + 7 + 3 * len(networks)
     left = seconds - (time.perf_counter() - began) - fixed
     # The loop around the network costs a little, too.
     return max(MIN_STEPS, min(MAX_STEPS, int(left / (1.1 * step))))

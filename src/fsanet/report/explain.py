@@ -405,11 +405,11 @@ def _run(
     seen: list[Tensor] = []
 
     def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        seen.append(arguments[0])
+        seen.append(arguments[0].clone())  # the block may overwrite its input
         return None if block_input is None else (block_input,)
 
     def after(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return arguments[0] if skip else None
+        return seen[-1] if skip else None
 
     handles = [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
     try:
@@ -629,7 +629,7 @@ def write_explanation(
         ],
         settings={
             "image": f"{source}, {width} x {height} pixels",
-            "layer": f"{one.layer_name}: {layer}",
+            "layer": f"{one.layer_name}: {type(layer).__name__}({layer.extra_repr()})",
             "position on the grid": f"row {one.position[0]}, column {one.position[1]} of "
             f"{one.rows.shape[1]} x {one.rows.shape[2]}",
             "network": f"{type(model).__name__}, {summary['model']['fingerprint']}",
