@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from html.parser import HTMLParser
@@ -115,7 +116,11 @@ def test_pictures_are_embedded_as_they_are(report: Report) -> None:
 def test_table_values(report: Report) -> None:
     text = html_page(report)
     rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", text, re.DOTALL)
-    assert [re.findall(r"<td>(.*?)</td>", row) for row in rows] == [
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
+    assert cells.pop() == [
+        html.escape(f"cell {EVIL}").replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    ]
+    assert cells == [
         ["50.0 %", "25.0 %", "75.0 %", "25.0 %"],
         ["–", "–", "–", "0.0 %"],
         ["100.0 %", "–", "100.0 %", "75.0 %"],
