@@ -406,7 +406,7 @@ def _run(
 
     def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         seen.append(arguments[0].clone())  # the block may overwrite its input
-        return None if block_input is None else (block_input,)
+        return None if block_input is None else (block_input.clone(),)
 
     def after(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         return seen[-1] if skip else None
