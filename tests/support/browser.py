@@ -36,7 +36,7 @@ class Browser:
         ]
         redirect = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", redirect, "sh", *command],
+            ["bash", "-c", redirect, "bash", *command],  # sh takes no descriptor above 9
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
