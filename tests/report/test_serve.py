@@ -73,13 +73,18 @@ def page(models):
 
 
 @pytest.fixture(scope="module")
-def browser(page):
+def process():
     if find_browser() is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with Browser() as browser:
-        browser.open(page.address)
-        browser.wait_for("!!document.querySelector('#upload input[type=file]')")
         yield browser
+
+
+@pytest.fixture
+def browser(process, page):
+    """The page, opened again: nothing on it is left of another test."""
+    process.open(page.address)
+    return process
 
 
 IMAGE = "document.querySelector('#{} img')"
@@ -88,11 +93,11 @@ TOAST = "(t => t && t.innerText)(document.querySelector('.toast-body'))"
 
 
 def upload(browser, file):
+    browser.wait_for("!!document.querySelector('#upload input[type=file]')")
     browser.choose_file("#upload input[type=file]", file)
 
 
 @needs_browser
-@pytest.mark.slow  # two of these five fail: an upload with a click, a too large file
 def test_upload_click_and_download(browser, page, models, photo):
     upload(browser, photo)
     browser.wait_for("document.querySelector('#about').innerText.includes('256 x 96 pixels')")
@@ -108,14 +113,10 @@ def test_upload_click_and_download(browser, page, models, photo):
         text = browser.evaluate(f"document.querySelector('#legend-{number}').innerText")
         largest = max(result.areas(), key=result.areas().get)
         assert text.strip().startswith(largest)
-        browser.click(f"#mask-{number}")
         stem = f"street i-{'AB'[number]}"
-        stem = browser.wait_for_download(f"{stem}_mask.png")
-        with Image.open(stem) as mask:
+        with Image.open(browser.download(f"#mask-{number}", f"{stem}_mask.png")) as mask:
             np.testing.assert_array_equal(np.asarray(mask), result.mask.numpy())
-        browser.click(f"#json-{number}")
-        areas = browser.wait_for_download(f"street i-{'AB'[number]}.json").read_text()
-        content = json.loads(areas)
+        content = json.loads(browser.download(f"#json-{number}", f"{stem}.json").read_text())
         assert {c["name"]: c["pixels"] for c in content["classes"]} == result.counts()
         assert content["k"] == 4
     assert (results[0].mask != results[1].mask).any()
@@ -130,28 +131,45 @@ def test_upload_click_and_download(browser, page, models, photo):
     image = results[0].image
     rows = attend_from(models[0].predictor.model, image, (x, y))
     assert f"weights {rows[-1].min():.2g} to {rows[-1].max():.2g}" in line
-    assert f"is {results[0].classes[results[0].mask[y, x]]}." in line
+    assert f"is {results[0].classes[results[0].mask[y, x]]}, " in line
+
+
+def slide(browser, name, value):
+    """Move a slider, and wait until there is another overlay."""
+    before = browser.evaluate(IMAGE.format("overlay-0") + ".src")
+    browser.evaluate(f"""(() => {{
+        const range = document.querySelector('#{name} input[type=range]');
+        range.value = {value};
+        range.dispatchEvent(new Event('input', {{bubbles: true}}));
+        range.dispatchEvent(new Event('pointerup', {{bubbles: true}}));
+    }})()""")
+    browser.wait_for(f"(s => s && s != {before!r})({IMAGE.format('overlay-0')}.src)")
 
 
 @needs_browser
-@pytest.mark.slow  # two of these five fail: an upload with a click, a too large file
+def test_opacity_changes_the_overlay(browser, models, photo):
+    upload(browser, photo)
+    browser.wait_for(READY.format("overlay-0"))
+    slide(browser, "opacity", 1)
+    browser.wait_for(READY.format("overlay-0"))
+    pixels = browser.evaluate(f"""(i => {{
+        const canvas = document.createElement('canvas');
+        [canvas.width, canvas.height] = [i.naturalWidth, i.naturalHeight];
+        const context = canvas.getContext('2d');
+        context.drawImage(i, 0, 0);
+        return Array.from(context.getImageData(0, 0, i.naturalWidth, i.naturalHeight).data)
+    }})({IMAGE.format("overlay-0")})""")
+    want = Predictor(models[0].predictor.model)(photo).overlay(alpha=1, legend=False)
+    got = np.array(pixels, np.uint8).reshape(want.height, want.width, 4)[..., :3]
+    np.testing.assert_array_equal(got, np.asarray(want))
+
+
+@needs_browser
 def test_another_k_needs_no_training(browser, models, photo):
     upload(browser, photo)
     browser.wait_for(READY.format("overlay-0"))
-    before = browser.evaluate(IMAGE.format("overlay-0") + ".src")
-    script = """(() => {
-        const number = document.querySelector('#k input[type=number]');
-        const range = document.querySelector('#k input[type=range]');
-        range.value = 1;
-        range.dispatchEvent(new Event('input', {bubbles: true}));
-        range.dispatchEvent(new Event('pointerup', {bubbles: true}));
-        return number.value
-    })()"""
-    browser.evaluate(script)
-    browser.wait_for(f"{IMAGE.format('overlay-0')}.src != {before!r}")
-    browser.click("#json-0")
-    file = browser.wait_for_download("street i-A.json")
-    content = json.loads(file.read_text())
+    slide(browser, "k", 1)
+    content = json.loads(browser.download("#json-0", "street i-A.json").read_text())
     model = network(1)
     model.head.attention.band = type(model.head.attention.band).of(1)
     assert content["k"] == 1
@@ -174,12 +192,11 @@ def bomb():
 
 
 @needs_browser
-@pytest.mark.slow  # two of these five fail: an upload with a click, a too large file
 def test_what_is_too_large_gives_a_message(browser, page, tmp_path):
     for name, content, message in [
         ("bomb.png", bomb(), "30000x30000 pixels, more than the limit of 1000000"),
         ("text.png", b"no image", "not an image in a known format"),
-        ("large.png", bytes(1_500_000), "exceeds the maximum"),
+        ("large.png", bytes(1_500_000), "exceed the maximum allowed size"),
     ]:
         file = tmp_path / name
         file.write_bytes(content)
@@ -187,25 +204,26 @@ def test_what_is_too_large_gives_a_message(browser, page, tmp_path):
         text = browser.wait_for(TOAST)
         assert message in text, text
         assert str(page.files) not in text
-        browser.evaluate("document.querySelectorAll('.toast-close').forEach(c => c.click())")
-        browser.wait_for(f"!{TOAST}")
         browser.open(page.address)
-        browser.wait_for("!!document.querySelector('#upload input[type=file]')")
     left = [f for f in page.files.rglob("*") if f.is_file() and f.name.startswith(("bomb", "text"))]
     assert left == []
 
 
 @needs_browser
-@pytest.mark.slow  # two of these five fail: an upload with a click, a too large file
-def test_nothing_is_asked_for_outside(browser, page):
+def test_nothing_is_asked_for_outside(browser, page, photo):
+    upload(browser, photo)
+    browser.wait_for(READY.format("overlay-0"))
+    browser.wait_for("document.fonts.status == 'loaded'")
+    assert len(browser.requested()) > 10
     outside = [url for url in browser.requested() if not url.startswith(page.address)]
     assert outside == []
 
 
 @needs_browser
-@pytest.mark.slow  # two of these five fail: an upload with a click, a too large file
-def test_nothing_is_wider_than_a_phone(browser, page):
+def test_nothing_is_wider_than_a_phone(browser, page, photo):
     browser.resize(500, 900)
+    upload(browser, photo)
+    browser.wait_for(READY.format("overlay-1"))
     browser.wait_for("document.documentElement.scrollWidth <= 500")
 
 

@@ -109,7 +109,10 @@ class Browser:
         return message
 
     def open(self, address):
+        """Open a page, and wait until it has taken the place of the last one."""
+        self.evaluate("window.leaving = true")
         self.call("Page.navigate", url=address)
+        self.wait_for("!window.leaving && document.readyState == 'complete'")
 
     def evaluate(self, script):
         """The value of a JavaScript expression, awaited if it is a promise."""
@@ -153,11 +156,14 @@ class Browser:
                 clickCount=1,
             )
 
-    def wait_for_download(self, name, seconds=60):
+    def download(self, selector, name, seconds=60):
+        """Click an element, and wait for the file that it gives."""
+        file = self.downloads / name
+        file.unlink(missing_ok=True)
+        self.click(selector)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._receive(0.1)
-            file = self.downloads / name
             if file.is_file() and not list(self.downloads.glob("*.crdownload")):
                 return file
         raise TimeoutError(f"{name}: not downloaded; {os.listdir(self.downloads)}")

@@ -96,8 +96,10 @@ def _row_from_coefficients(
     scores = _synthesise(k @ query, basis, basis.positions)[:, 0]  # (B, H, W)
     if layer.similarity != "linear_softmax":
         return _weights(layer, scores)
-    squared = (_synthesise(t, basis, basis.positions).square().sum(1) for t in (q, k))
-    return _cosine_weights(scores, *squared, position)
+    q_squared, k_squared = (
+        _synthesise(tokens, basis, basis.positions).square().sum(1) for tokens in (q, k)
+    )  # (B, H, W)
+    return _cosine_weights(scores, q_squared, k_squared, position)
 
 
 def _row_from_positions(layer: AttentionBlock, x: Tensor, position: tuple[int, int]) -> Tensor:

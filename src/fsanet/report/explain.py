@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -449,13 +450,14 @@ def _outcome_dict(one: Outcome, before: Outcome) -> dict[str, Any]:
 
 def _cuts(block: AttentionBlock, height: int, width: int) -> list[tuple[int, int]]:
     """Where to cut the frequencies: the constant; half, whole and double of the layer's band."""
-    band = getattr(block, "band", Band.of(8)).clip(height, width)
+    band: Band = getattr(block, "band", Band.of(8)).clip(height, width)
+    h1, w1 = band.h1 or height, band.w1 or width
     ends = [
         (1, 1),
-        *([] if band.has_dc else [(max(1, band.h0), max(1, band.w0))]),
-        (max(band.h0, band.h1 // 2), max(band.w0, band.w1 // 2)),
-        (band.h1, band.w1),
-        (2 * band.h1, 2 * band.w1),
+        (band.h0, band.w0),
+        (max(band.h0, h1 // 2), max(band.w0, w1 // 2)),
+        (h1, w1),
+        (2 * h1, 2 * w1),
     ]
     cuts: list[tuple[int, int]] = []
     for rows, columns in ends:
@@ -608,7 +610,7 @@ def write_explanation(
         )
     summary = {"image": source, "model": model_summary(model), **one.as_dict()}
     for file, drawn in pictures.items():
-        write_whole(out / file, lambda stream, drawn=drawn: drawn.save(stream, "PNG"))
+        write_whole(out / file, partial(drawn.save, format="PNG"))
     layer = one.layer
     height, width = one.result.mask.shape
     page = Report(

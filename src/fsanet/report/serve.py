@@ -35,10 +35,12 @@ _LONGEST_SIDE = 1024  # pixels of an image whose attention is shown
 _LARGEST_K = 64
 _KEPT = 1800  # seconds that results of a visitor are kept
 _STYLE = """
-.legend td {padding: 2px 10px 2px 0; border: 0} .legend td:last-child {text-align: right}
+.legend, .legend tr, .legend td {border: 0 !important}
+.legend td {padding: 2px 10px 2px 0} .legend td:last-child {text-align: right}
 .legend i {display: inline-block; width: 14px; height: 14px; border-radius: 3px;
   vertical-align: -2px; margin-right: 8px; border: 1px solid rgba(0, 0, 0, .3)}
-.drawn img {image-rendering: pixelated; cursor: crosshair}
+.drawn img {width: 100% !important; height: auto !important}
+.overlay img {image-rendering: pixelated; cursor: crosshair}
 footer {display: none !important}
 """
 
@@ -58,10 +60,9 @@ class ServedModel:
         self.name = name
         self.predictor = Predictor(model, window=window)
         self.summary = model_summary(model)
-        self._saved = [
-            (module, module.band)
-            for module in model.modules()
-            if isinstance(getattr(module, "band", None), Band)
+        modules: list[Any] = list(model.modules())
+        self._saved: list[tuple[Any, Band]] = [
+            (one, one.band) for one in modules if isinstance(getattr(one, "band", None), Band)
         ]
 
     @property
@@ -75,7 +76,7 @@ class ServedModel:
     def set_k(self, k: int) -> None:
         """Keep the lowest k x k frequencies; for the saved k, the bands as they were saved."""
         for module, band in self._saved:
-            module.band = band if k == self.k else Band.of(k)  # type: ignore[assignment]
+            module.band = band if k == self.k else Band.of(k)
 
     def attend(self, image: Tensor, at: tuple[int, int]) -> tuple[Image.Image, str]:
         """What a pixel of an image (3, H, W) attends to in the last round, with a line about it.
@@ -255,7 +256,10 @@ class Page:
             name = result.classes[int(result.mask[at[1], at[0]])]
             try:
                 drawn, line = served.attend(visit.image, at)
-                values += [drawn, f"Pixel {at[0]},{at[1]} is **{_plain(name)}**. {line}"]
+                values += [
+                    drawn,
+                    f"Pixel {at[0]},{at[1]} is **{_plain(name)}**, and attends to this. {line}",
+                ]
             except InputError as error:
                 values += [None, f"Pixel {at[0]},{at[1]} is **{_plain(name)}**. {error}"]
         return values
@@ -303,19 +307,20 @@ class Page:
                     with gr.Column(min_width=300):
                         gr.Markdown(f"### {_plain(served.name)}")
                         overlay = gr.Image(
-                            label="classes",
+                            show_label=False,
                             format="png",
                             interactive=False,
                             buttons=["fullscreen"],
                             elem_id=f"overlay-{number}",
-                            elem_classes="drawn",
+                            elem_classes=["drawn", "overlay"],
                         )
                         legend = gr.HTML(elem_id=f"legend-{number}")
                         with gr.Row():
                             mask = gr.DownloadButton("mask (PNG)", elem_id=f"mask-{number}")
                             summary = gr.DownloadButton("areas (JSON)", elem_id=f"json-{number}")
                         row = gr.Image(
-                            label="what the pixel attends to",
+                            show_label=False,
+                            elem_classes="drawn",
                             format="png",
                             interactive=False,
                             buttons=["fullscreen"],
@@ -336,10 +341,10 @@ class Page:
             k.release(self._change_k, [visit, k, alpha], [visit, *shown, *attention], **one)
             alpha.release(self._shown, [visit, alpha], shown, **one)
 
-            def click(seen: Visit | None, chosen: int | None, event: gr.SelectData) -> list[Any]:
+            def click(seen: Visit | None, chosen: int | None, event: Any) -> list[Any]:
                 return self._click(seen, chosen, event)
 
-            # Not text, as with `from __future__ import annotations`: gradio looks for the class.
+            # Not in the signature, where it would be text: gradio looks for the class.
             click.__annotations__["event"] = gr.SelectData
             for picture in pictures:
                 picture.select(click, [visit, k], attention, **one)
