@@ -36,7 +36,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def free_port():
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:

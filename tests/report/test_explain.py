@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny import small_fsanet
+from support.tiny import draw_weights, small_fsanet
 
 from fsanet.data.datasets.scenes import ProceduralScenes
 from fsanet.errors import InputError
@@ -26,12 +26,7 @@ AT = (100, 30)  # x, y
 def network(seed=0, **options):
     options = {"num_classes": 4, "head_channels": 16, "k": 3, "zero_init": False} | options
     net = small_fsanet(**options)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * (2 / parameter[0].numel()) ** 0.5)
+    draw_weights(net, seed)
     return net
 
 

@@ -1,7 +1,6 @@
 """The page of `fsanet serve` in a real browser that reaches no address but 127.0.0.1."""
 
 import json
-import socket
 import struct
 import sys
 import urllib.error
@@ -10,10 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from support.browser import Browser, find_browser
-from support.tiny import small_fsanet
+from support.tiny import draw_weights, small_fsanet
 
 from fsanet import Predictor
 from fsanet.data.datasets.scenes import CLASSES, PALETTE, ProceduralScenes
@@ -31,12 +29,7 @@ needs_browser = pytest.mark.skipif(
 def network(seed):
     options = {"num_classes": 7, "classes": CLASSES, "palette": PALETTE, "head_channels": 16}
     model = small_fsanet(k=4, similarity="linear_softmax", zero_init=False, **options)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * (2 / parameter[0].numel()) ** 0.5)
+    draw_weights(model.head, seed)
     return model
 
 
@@ -53,19 +46,13 @@ def photo(tmp_path_factory):
     return file
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def page(models):
+def page(models, free_port):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
             patch.setenv(name, "")  # put back at the end
         page = Page(models, max_file_mb=1, max_pixels=1_000_000)
-        page.address = page.start(free_port())
+        page.address = page.start(free_port)
         yield page
         page.stop()
         assert not page.files.exists()

@@ -136,6 +136,16 @@ def small_fsanet(encoder="resnet10t", **options):
     return FsaNet(encoder, **options)
 
 
+def draw_weights(module, seed):
+    """Give the matrices and kernels of a module random values that keep the size of features."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * (2 / parameter[0].numel()) ** 0.5)
+
+
 def regular_fsanet(**options):
     """A `small_fsanet` to convert: regular attention, whose scores are not all alike."""
     regular = {"attention": "spatial", "similarity": "softmax", "zero_init": False}

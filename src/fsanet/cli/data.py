@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
 def _described(root: str, given: dict[str, str]) -> dict[str, str]:
     """Options of the data module that are not given: its class, the patterns, the classes."""
     from fsanet.data.check import guess_layout
-    from fsanet.data.datasets.folder import guess_options
+    from fsanet.data.datasets.folder import guess_note, guess_options
 
     found: dict[str, str] = {}
     names = {name.removeprefix("--data.").removeprefix("init_args.") for name in given}
@@ -64,7 +64,7 @@ def _described(root: str, given: dict[str, str]) -> dict[str, str]:
             if guessed is None:
                 raise
             found |= {f"--data.{name}": text for name, text in guessed.items()}
-            print("read as " + " ".join(f"{name} '{text}'" for name, text in found.items()))
+            print(guess_note(guessed))
     given_class = given.get("--data.class_path") or found.get("--data.class_path", "FolderData")
     if "--num_classes" in given:
         found["--data.num_classes"] = given["--num_classes"]
@@ -198,7 +198,7 @@ def _stats(module: Any, json: str | None, sheet: str | None, count: int, workers
         flat = [(dataset, i) for dataset in datasets.values() for i in range(len(dataset))]
         chosen = flat[:: max(1, len(flat) // count)][:count]
         items = (
-            (getattr(dataset, "names", [str(i)] * (i + 1))[i], *labelled_item(dataset, i))
+            (dataset.names[i] if hasattr(dataset, "names") else str(i), *labelled_item(dataset, i))
             for dataset, i in chosen
         )
         entries = [(classes[i], palette[i], share) for i, share in shares]
@@ -227,7 +227,7 @@ def _print_stats(
         more = f" and {len(stats.sizes) - 3} other sizes" if len(stats.sizes) > 3 else ""
         console.print(f"{stats.name}: {stats.images} images of {shown}{more} pixels")
     total = [sum(stats.pixels[i] for stats in found) for i in range(256)]
-    scored = max(1, sum(count for i, count in enumerate(total) if i != ignore))
+    scored = [max(1, stats.scored(ignore)) for stats in found]
     table = Table(title="share of the labelled pixels (images with it)", title_justify="left")
     table.add_column("id", justify="right")
     table.add_column("class")
@@ -235,10 +235,10 @@ def _print_stats(
         table.add_column(stats.name, justify="right")
     occurring = [i for i in range(len(classes)) if total[i] or len(classes) < 255]
     for i in occurring:
-        row = []
-        for stats in found:
-            own = sum(count for j, count in enumerate(stats.pixels) if j != ignore)
-            row.append(f"{100 * stats.pixels[i] / max(1, own):.2f} % ({stats.images_with[i]})")
+        row = [
+            f"{100 * stats.pixels[i] / own:.2f} % ({stats.images_with[i]})"
+            for stats, own in zip(found, scored, strict=True)
+        ]
         table.add_row(str(i), classes[i], *row)
     console.print(table)
     if ignore is not None and total[ignore]:
@@ -248,7 +248,8 @@ def _print_stats(
         absent = [classes[i] for i in occurring if total[i] and not stats.pixels[i]]
         if absent:
             console.print(f"note: {stats.name} has no pixel of {', '.join(absent)}")
-    return [(i, total[i] / scored) for i in occurring if total[i]]
+    all_scored = max(1, sum(stats.scored(ignore) for stats in found))
+    return [(i, total[i] / all_scored) for i in occurring if total[i]]
 
 
 def _print(report: Report, show: int) -> None:

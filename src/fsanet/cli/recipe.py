@@ -37,7 +37,7 @@ from fsanet.train import (
     evaluate,
     train,
 )
-from fsanet.train.run import LoggerName
+from fsanet.train.logs import LoggerName
 
 __all__ = ["KINDS", "Recipe", "Test", "call_with_data", "run_config"]
 

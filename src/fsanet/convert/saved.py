@@ -73,6 +73,7 @@ def load_model(
     # Imported here because convert_attention needs neither the hub nor the networks.
     from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
     from fsanet.models.saved_folder import find_file, find_folder, read_object
+    from fsanet.models.saving import take_weights
 
     folder = network_folder(find_folder(os.fspath(source)))
     file = find_file(folder, "config.json")
@@ -97,42 +98,35 @@ def load_model(
             f"{folder}: a {name}, which is a network for {_PURPOSES[purpose]}; this needs one for "
             f"{_PURPOSES[task]}"
         )
-    if overrides.keys() & {"num_classes", "classes"}:
-        return _with_other_classes(folder, **overrides)
     conversion = find_file(folder, CONVERSION_FILE)
+    modules = [] if conversion is None else _read_conversion(conversion)
+    # config.json of a converted FsaNet describes the converted network, without the grid.
+    spatial = {"attention": "spatial"} if conversion is not None and name == "FsaNet" else {}
+    if overrides.keys() & {"num_classes", "classes"}:
+        saved = load_model(folder)
+        model = _for_other_classes(saved, spatial | overrides)
+        if conversion is not None:
+            _convert_modules(model, modules, conversion)
+        print(take_weights(model, saved.state_dict(), str(folder)), file=sys.stderr, flush=True)
+        return model
     if conversion is None:
         return load(folder, **overrides)
-    modules = _read_conversion(conversion)
     if overrides.keys() & {"attention", "k", "similarity"}:
         raise InputError(
             f"{folder}: its attention is set by {CONVERSION_FILE}; leave attention, k and "
             "similarity out, or convert the original network again"
         )
-    if name == "FsaNet":  # its config.json describes the converted network, without the grid
-        overrides["attention"] = "spatial"
-    return _convert_modules(load(folder, **overrides), modules, conversion).model
+    return _convert_modules(load(folder, **overrides | spatial), modules, conversion).model
 
 
-def _with_other_classes(folder: Path, **overrides: Any) -> nn.Module:
-    """The network of a folder for other classes, with the weights of the saved one that fit."""
-    from fsanet.models.saved_folder import find_file
-    from fsanet.models.saving import take_weights
-
-    saved: Any = load_model(folder)
-    settings = {name: value for name, value in saved._hub_mixin_config.items() if name != "network"}
-    for name in ("classes", "num_classes", "palette", "category_ids"):
-        settings.pop(name, None)
+def _for_other_classes(saved: Any, overrides: dict[str, Any]) -> nn.Module:
+    """A new network with the settings of a saved one, except its classes and the overrides."""
+    of_classes = {"network", "classes", "num_classes", "palette", "category_ids"}
+    config = saved._hub_mixin_config
+    settings = {name: value for name, value in config.items() if name not in of_classes}
     if overrides.get("classes") is not None:
-        overrides.setdefault("num_classes", len(overrides["classes"]))
-    conversion = find_file(folder, CONVERSION_FILE)
-    modules = [] if conversion is None else _read_conversion(conversion)
-    if conversion is not None and "FsaNet" in type(saved).__name__:
-        settings["attention"] = "spatial"
-    model = type(saved)(**settings | overrides)
-    if conversion is not None:
-        _convert_modules(model, modules, conversion)
-    print(take_weights(model, saved.state_dict(), str(folder)), file=sys.stderr, flush=True)
-    return model
+        settings["num_classes"] = len(overrides["classes"])
+    return type(saved)(**settings | overrides)
 
 
 def network_folder(source: str | os.PathLike[str]) -> Path:

@@ -198,7 +198,7 @@ def _layout_splits(
         if guessed is None:
             raise
         found = folder.LabelledFolder(root, **guessed)  # type: ignore[arg-type]
-        notes = ["read as " + " ".join(f"--data.{n} '{text}'" for n, text in guessed.items())]
+        notes = [folder.guess_note(guessed)]
         if found.splits() == [None]:
             notes[0] += "; no splits: train with --data.val-fraction 0.2"
         if found.classes is not None:

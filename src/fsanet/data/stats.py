@@ -35,18 +35,20 @@ class SplitStats:
     pixels: list[int] = field(default_factory=lambda: [0] * 256)
     images_with: list[int] = field(default_factory=lambda: [0] * 256)
 
+    def scored(self, ignore_index: int | None) -> int:
+        """Number of pixels that are not labelled ``ignore_index``."""
+        return sum(self.pixels) - (0 if ignore_index is None else self.pixels[ignore_index])
+
     def as_json(self, classes: Sequence[str], ignore_index: int | None) -> dict[str, Any]:
-        """Plain values for JSON: shares are of the scored pixels."""
-        total = sum(self.pixels)
-        ignored = 0 if ignore_index is None else self.pixels[ignore_index]
-        scored = max(1, total - ignored)
+        """Plain values for JSON. Class shares are fractions of the scored pixels."""
+        total, scored = sum(self.pixels), self.scored(ignore_index)
         return {
             "split": self.name,
             "images": self.images,
             "sizes": [[w, h, count] for (h, w), count in self.sizes.most_common()],
-            "unlabelled": ignored / max(1, total),
+            "unlabelled": (total - scored) / max(1, total),
             "classes": {
-                name: {"share": self.pixels[i] / scored, "images": self.images_with[i]}
+                name: {"share": self.pixels[i] / max(1, scored), "images": self.images_with[i]}
                 for i, name in enumerate(classes)
             },
         }

@@ -9,7 +9,7 @@ or many can have predicted, and hold the masks to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,7 +64,6 @@ def write_annotations(out: str | Path, format: AnnotationFormat) -> Path:
     """
     out = Path(out)
     if format == "cvat":
-        images = _images(out)
         names = _category_names(out)
         document = cvat_document(
             [
@@ -74,7 +73,7 @@ def write_annotations(out: str | Path, format: AnnotationFormat) -> Path:
                     image.width,
                     [(names[shape.category], shape.mask) for shape in image.shapes],
                 )
-                for image in images
+                for image in _images(out, names)
             ],
             list(names.values()),
         )
@@ -130,9 +129,8 @@ def _category_names(out: Path) -> dict[int, str]:
     return names
 
 
-def _images(out: Path) -> Iterator[_Image]:
-    """The predicted images with their masks, one at a time."""
-    names = _category_names(out)
+def _images(out: Path, names: Mapping[int, str]) -> Iterator[_Image]:
+    """The predicted images with their masks, of the categories that have names, one at a time."""
     empty = True
     for file, record in _records(out):
         empty = False
@@ -154,8 +152,9 @@ def _images(out: Path) -> Iterator[_Image]:
 
 
 def _coco(out: Path) -> dict[str, Any]:
+    names = _category_names(out)
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
-    for number, image in enumerate(_images(out), 1):
+    for number, image in enumerate(_images(out, names), 1):
         images.append(
             {"id": number, "file_name": image.name, "height": image.height, "width": image.width}
         )
@@ -174,14 +173,14 @@ def _coco(out: Path) -> dict[str, Any]:
             if shape.score is not None:
                 annotation["score"] = shape.score
             annotations.append(annotation)
-    categories = [{"id": i, "name": name} for i, name in _category_names(out).items()]
+    categories = [{"id": i, "name": name} for i, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _tasks(out: Path) -> list[dict[str, Any]]:
     names = _category_names(out)
     tasks = []
-    for image in _images(out):
+    for image in _images(out, names):
         results = []
         for number, shape in enumerate(image.shapes):
             result: dict[str, Any] = {

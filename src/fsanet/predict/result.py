@@ -133,6 +133,16 @@ class Segmentation(_Result):
         """Fraction of the image covered by each class, 0 to 1, absent classes included."""
         return {name: count / self.mask.numel() for name, count in self.counts().items()}
 
+    def legend(self) -> list[draw.Entry]:
+        """Name, colour and area of each class in the image, the largest first."""
+        areas = self.areas()
+        entries = [
+            (name, colour, areas[name])
+            for name, colour in zip(self.classes, self.palette, strict=True)
+            if areas[name] > 0
+        ]
+        return sorted(entries, key=lambda entry: -entry[2])
+
     def colour_mask(self) -> Image.Image:
         """The mask as a palette image (mode P): pixel values are class ids."""
         image = Image.fromarray(np.ascontiguousarray(self.mask.cpu().numpy()))
@@ -161,22 +171,13 @@ class Segmentation(_Result):
     def _picture(
         self, alpha: float = 0.5, legend: bool = True, boundaries: bool = True
     ) -> draw.Picture:
-        areas = self.areas()
-        present = sorted(
-            (
-                (name, colour, areas[name])
-                for name, colour in zip(self.classes, self.palette, strict=True)
-                if areas[name] > 0
-            ),
-            key=lambda entry: -entry[2],
-        )
         return draw.overlay(
             self.mask.cpu().numpy(),
             self.palette,
             None if self.image is None else self.image.cpu().permute(1, 2, 0).numpy(),
             alpha=alpha,
             boundaries=boundaries,
-            legend=present if legend else None,
+            legend=self.legend() if legend else None,
         )
 
     def summary(self) -> dict[str, Any]:

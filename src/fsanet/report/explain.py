@@ -9,8 +9,8 @@ Legend: C channels, H x W image, h x w grid of the attention, R rounds, K classe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -41,6 +41,7 @@ __all__ = [
     "find_layer",
     "grid_position",
     "reduce_image",
+    "uniform_weight",
     "write_explanation",
 ]
 
@@ -138,9 +139,8 @@ class Explanation:
 
     @property
     def uniform(self) -> float:
-        """The weight to compare a row with: that of attending to all positions alike; 0 for "dot",
-        whose weights have no sum that they are held to."""
-        return 0.0 if self.layer.similarity == "dot" else 1 / self.rows[0].numel()
+        """The weight to compare a row with, see `uniform_weight`."""
+        return uniform_weight(self.layer, self.rows[0])
 
     def attended_classes(self, row: Tensor) -> dict[str, tuple[float, float]]:
         """By class, its share of the (absolute) weights of a row and of the positions, 0..1."""
@@ -260,10 +260,7 @@ def explain(
                 changed, _ = _run(model, inputs, block, **change)
                 return _outcome(changed, at, target, network.classes, as_it_is.mask)
 
-            rows = [
-                attention_row(block, x, position, round_=number)[0]
-                for number in range(1, block.recurrence + 1)
-            ]
+            rows = _rows(block, x, position)
             cuts = _cuts(block, *x.shape[2:])
             split = split_frequencies(x, cuts)  # (parts, 1, C, h, w)
             rest = (split.sum(0) - x).abs().max() / x.abs().max().clamp(min=1e-30)
@@ -298,7 +295,7 @@ def explain(
         layer_name=name,
         layer=block,
         outcome=as_it_is,
-        rows=torch.stack(rows).cpu(),
+        rows=rows,
         parts=tuple(parts),
         split_error=float(rest),
         no_attention=no_attention,
@@ -325,8 +322,21 @@ def attend_from(
     with evaluating(model), torch.no_grad():
         _, maps = _run(model, inputs, block)
         position = grid_position(at, image.shape[1:], maps[0].shape[2:])
-        rounds = range(1, block.recurrence + 1)
-        return torch.cat([attention_row(block, maps[0], position, round_=r) for r in rounds]).cpu()
+        return _rows(block, maps[0], position)
+
+
+def _rows(block: AttentionBlock, x: Tensor, position: tuple[int, int]) -> Tensor:
+    """What a position of the block's input (1, C, h, w) attends to in each round, (R, h, w)."""
+    rounds = range(1, block.recurrence + 1)
+    return torch.cat([attention_row(block, x, position, round_=r) for r in rounds]).cpu()
+
+
+def uniform_weight(block: AttentionBlock, row: Tensor) -> float:
+    """The weight of attending to all positions of a row (h, w) alike.
+
+    It is 0 for "dot", whose weights are not normalised to a sum.
+    """
+    return 0.0 if block.similarity == "dot" else 1 / row.numel()
 
 
 def reduce_image(
@@ -479,18 +489,9 @@ def _part_names(cuts: Sequence[tuple[int, int]], height: int, width: int) -> lis
     return names
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _captum() -> Any:
     try:
-        with _without_warnings():
+        with warnings.catch_warnings(action="ignore"):
             from captum.attr import IntegratedGradients
     except ImportError as error:
         raise InputError(
@@ -509,7 +510,7 @@ def _integrated_gradients(
     baseline = torch.zeros_like(inputs)  # the mean colour
     with torch.no_grad():
         difference = float(logit(inputs) - logit(baseline))
-    with _without_warnings():
+    with warnings.catch_warnings(action="ignore"):
         found = _captum()(logit).attribute(
             inputs, baseline, n_steps=steps, internal_batch_size=2, method="gausslegendre"
         )

@@ -27,7 +27,7 @@ from fsanet.files import model_summary
 from fsanet.predict.draw import heat_map, percent
 from fsanet.predict.predictor import Predictor
 from fsanet.predict.result import Segmentation
-from fsanet.report.explain import attend_from, find_layer, reduce_image
+from fsanet.report.explain import attend_from, find_layer, reduce_image, uniform_weight
 
 __all__ = ["Page", "ServedModel"]
 
@@ -87,7 +87,7 @@ class ServedModel:
         smaller, pixel = reduce_image(image, at, _LONGEST_SIDE)
         rows = attend_from(self.predictor.model, smaller, pixel)  # (R, h, w)
         _, layer = find_layer(self.predictor.model)
-        uniform = 0.0 if layer.similarity == "dot" else 1 / rows[0].numel()
+        uniform = uniform_weight(layer, rows[-1])
         line = (
             f"Round {len(rows)} of {len(rows)}, weights {rows[-1].min():.2g} to "
             f"{rows[-1].max():.2g}; red: more than {uniform:.2g}, blue: less."
@@ -354,14 +354,10 @@ class Page:
 
 def legend_table(result: Segmentation) -> str:
     """The classes of a result and their areas as an HTML table, largest first."""
-    areas = result.areas()
     rows = [
         f'<tr><td><i style="background:rgb({",".join(map(str, colour))})"></i>'
-        f"{html.escape(name)}</td><td>{percent(areas[name])}</td></tr>"
-        for name, colour in sorted(
-            zip(result.classes, result.palette, strict=True), key=lambda one: -areas[one[0]]
-        )
-        if areas[name] > 0
+        f"{html.escape(name)}</td><td>{percent(area)}</td></tr>"
+        for name, colour, area in result.legend()
     ]
     return f'<table class="legend">{"".join(rows)}</table>'
 

@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
@@ -17,15 +17,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from fsanet.errors import InputError
 from fsanet.files import write_text
 
-__all__ = ["MetricsFile", "check_logger", "make_loggers"]
+__all__ = ["LoggerName", "MetricsFile", "check_logger", "make_loggers"]
 
-#: What each logger needs beyond Lightning.
-_PACKAGES: dict[str, tuple[str, ...]] = {
-    "tensorboard": (),
-    "wandb": ("wandb",),
-    "mlflow": ("mlflow",),
-    "none": (),
-}
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "none"]
+_OPTIONAL = ("wandb", "mlflow")  # packages that have to be installed beside Lightning
 
 
 class MetricsFile(Logger):
@@ -128,11 +123,10 @@ def check_logger(logger: Any) -> None:
         if not isinstance(logger, Sequence) or not all(isinstance(one, Logger) for one in logger):
             raise InputError(f"logger={logger!r}: give a name, a Lightning logger or several")
         return
-    if logger not in _PACKAGES:
-        raise InputError(f"logger={logger!r}: use one of {', '.join(_PACKAGES)}")
-    for package in _PACKAGES[logger]:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"logger={logger}: {package} is not installed: pip install {package}")
+    if logger not in get_args(LoggerName):
+        raise InputError(f"logger={logger!r}: use one of {', '.join(get_args(LoggerName))}")
+    if logger in _OPTIONAL and importlib.util.find_spec(logger) is None:
+        raise InputError(f"logger={logger}: {logger} is not installed: pip install {logger}")
 
 
 def make_loggers(logger: Any, out: Path, done: int) -> list[Logger]:

@@ -48,7 +48,7 @@ from fsanet.train.callbacks import (
 from fsanet.train.checkpoints import CheckpointFiles, Checkpoints, export_model, find_checkpoint
 from fsanet.train.features import FeatureCache
 from fsanet.train.instances import InstanceSegmentation
-from fsanet.train.logs import MetricsFile, check_logger, make_loggers
+from fsanet.train.logs import LoggerName, MetricsFile, check_logger, make_loggers
 from fsanet.train.semantic import SemanticSegmentation
 from fsanet.train.trainer import (
     check_batch,
@@ -58,9 +58,7 @@ from fsanet.train.trainer import (
     make_trainer,
 )
 
-LoggerName = Literal["tensorboard", "wandb", "mlflow", "none"]
-
-__all__ = ["LoggerName", "TrainingResult", "check_evaluation", "check_options", "evaluate", "train"]
+__all__ = ["TrainingResult", "check_evaluation", "check_options", "evaluate", "train"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -254,6 +254,11 @@ def guess_options(root: Path) -> dict[str, str] | None:
         if holds_colours(labels):
             options["colours"] = "auto"
     return options
+
+
+def guess_note(options: Mapping[str, str]) -> str:
+    """A line that says by which options of `FolderData` a folder was read."""
+    return "read as " + " ".join(f"--data.{name} '{text}'" for name, text in options.items())
 
 
 class SegmentationFolder(PairedImages):
