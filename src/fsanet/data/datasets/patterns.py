@@ -114,7 +114,7 @@ def random_split(
         InputError: a split would be empty.
 
     >>> random_split(["a", "b", "c", "d", "e"], {"val": 0.2}, seed=0)
-    {'val': ['b'], 'train': ['a', 'c', 'd', 'e']}
+    {'val': ['c'], 'train': ['a', 'b', 'd', 'e']}
     """
     drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     splits: dict[str, list[str]] = {}
@@ -157,7 +157,7 @@ def guess_patterns(root: Path) -> tuple[str, str] | None:
                     continue
                 images = [stem for stem in stems if f"{before}{stem}{after}" in known]
                 masks = f"{before}{{stem}}{after}{ending}"
-                # Ambiguous where the same name lies in both; a mask's folder or name says so.
+                # Names that occur in both groups fit either way; folder and affixes break the tie.
                 score = 2 * len(images) + bool(_MASK_WORD.search(f"{other}/{before}{after}"))
                 score -= 2 * bool(_MASK_WORD.search(folder))
                 if images and (best is None or score > best[0]):
