@@ -1,14 +1,17 @@
 """Exported networks are the networks, at sizes that were not traced; and one-line errors."""
 
+import json
 import sys
 
+import numpy as np
 import pytest
 import torch
+from support.onnx_files import onnx_file
 from support.tiny import small_fsanet
 from timm.layers import Conv2dSame
 from torch import nn
 
-from fsanet import FsaNet
+from fsanet import FsaNet, Predictor, load_model
 from fsanet.cli.main import main
 from fsanet.errors import InputError
 from fsanet.predict.export import export_network, with_fixed_padding
@@ -62,16 +65,81 @@ def test_torch_program(folder, tmp_path, capsys):
 
 
 def test_onnx(folder, tmp_path):
+    """Names, metadata, and the network's masks at sizes that are odd and were not traced."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     file = tmp_path / "net.onnx"
-    assert export_network(FsaNet.from_pretrained(folder), file, size=(64, 96)) < 1e-4
+    network = FsaNet.from_pretrained(folder)
+    assert export_network(network, file, size=(64, 96)) < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    images = torch.rand(1, 3, 128, 160)
-    (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape) == ("image", ["batch", 3, "height", "width"])
+    assert (logits.name, logits.shape) == ("logits", ["batch", 3, "height", "width"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["classes"]) == list(network.classes)
+    assert said["input"] == "float32 0..1"
+    images = torch.rand(1, 3, 131, 177)
+    (got,) = session.run(None, {"image": images.numpy()})
     want = plain(folder, images)
     torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-3, atol=1e-4)
-    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    photo = torch.randint(0, 256, (3, 45, 101), dtype=torch.uint8)
+    for options in ({}, {"window": 64}):
+        masks = [Predictor(one, **options)(photo).mask for one in (network, load_model(file))]
+        if options:  # the same windows; a whole image below 64 pixels is padded
+            assert (masks[0] == masks[1]).float().mean() > 0.999
+
+
+def test_images_in_and_class_ids_out(tmp_path, capsys):
+    """As decoded, (H, W, 3), to class ids: nothing but the runtime is needed."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = tmp_path / "net.onnx"
+    network = Named()
+    options = {"size": (64, 96), "argmax": True, "preprocess": True}
+    assert export_network(network, file, **options) == 0
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (image,), (classes,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape) == ("image", ["batch", "height", "width", 3])
+    assert (image.type, classes.type) == ("tensor(uint8)", "tensor(uint8)")
+    assert (classes.name, classes.shape) == ("classes", ["batch", "height", "width"])
+    photo = np.random.default_rng(0).integers(0, 256, (2, 75, 101, 3), dtype=np.uint8)
+    (got,) = session.run(None, {"image": photo})
+    x = (photo / 255 - network.mean) / network.std
+    np.testing.assert_array_equal(got, x[..., :2].argmax(-1))
+    same = Predictor(load_model(file))(photo[0]).mask.numpy()
+    np.testing.assert_array_equal(same, got[0])
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["input"] == "uint8 0..255"
+    assert about["output"] == "class ids"
+    program = tmp_path / "net.pt2"
+    assert export_network(network, program, **options) == 0
+    said = {"fsanet.json": ""}
+    module = torch.export.load(program, extra_files=said).module()
+    np.testing.assert_array_equal(module(torch.from_numpy(photo)).numpy(), got)
+    assert json.loads(said["fsanet.json"]) == about
+
+
+def test_an_exported_file_is_not_exported_again(tmp_path):
+    pytest.importorskip("onnxruntime")
+    file = onnx_file(tmp_path / "net.onnx")
+    with pytest.raises(InputError, match="is an exported network"):
+        export_network(file, tmp_path / "again.onnx")
+
+
+class Named(nn.Module):
+    """A network of two classes and a normalisation, without weights."""
+
+    classes, palette = ("a", "b"), ((0, 0, 0), (255, 0, 0))
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+
+    def normalise(self, images):
+        x = images if images.is_floating_point() else images.float() / 255
+        mean, std = (x.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (x - mean) / std
+
+    def forward(self, images):
+        return images[:, :2]
 
 
 class Small(nn.Module):
@@ -135,5 +203,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 
 def test_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"needs onnxruntime: pip install onnx"):
+    with pytest.raises(
+        InputError, match=r"needs onnxruntime: pip install 'fsanet\[onnx\]', or write a \.pt2"
+    ):
         export_network(Small(), tmp_path / "net.onnx")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fsanet.cli.help import EVALUATION, Section
 
@@ -18,22 +18,32 @@ HELP = [Section("fsanet.cli.eval:evaluate_model", skip={"test"}), EVALUATION]
 def run(arguments: list[str]) -> int:
     from fsanet.cli.recipe import call_with_data
 
+    if "--model" in arguments:  # as the other commands have it
+        index = arguments.index("--model")
+        arguments = [*arguments[index + 1 : index + 2], *arguments[:index], *arguments[index + 2 :]]
     return call_with_data(evaluate_model, arguments, tested_as_recipe=True)
 
 
 def evaluate_model(
-    model: str, *, test: Test, json: str | None = None, out: str | None = None
+    model: str,
+    *,
+    test: Test,
+    json: str | None = None,
+    out: str | None = None,
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
 ) -> int:
     """Print mIoU, or average precision for instances, of a trained network on a split.
 
     A run folder knows its own data and how its network is to be tested.
 
     Args:
-        model: run folder, model folder, or hub id.
+        model: run folder, model folder, hub id, or an .onnx file of fsanet export.
         test: the data, and how the network is tested.
         json: file to write the scores to.
         out: folder for tables by class (Markdown, CSV), the confusion matrix (PNG, CSV) and JSON.
+        runtime: what runs an .onnx file.
     """
+    from fsanet.convert.saved import open_exported
     from fsanet.errors import InputError
     from fsanet.files import check_writable, environment, first_process, write_json
     from fsanet.metrics.confusion import Scores
@@ -41,7 +51,7 @@ def evaluate_model(
 
     if out is not None and first_process():
         check_writable(Path(out))
-    scores = test.evaluate(model)
+    scores = test.evaluate(open_exported(model, runtime))
     if not first_process():
         return 0
     title = f"{model}, {test.options['split']} split"

@@ -2,28 +2,93 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 from fsanet.cli.help import Section
 
 HELP = [Section("fsanet.cli.export:export")]
 
 
-def export(model: str, *, out: str, size: tuple[int, int] = (512, 512), fixed: bool = False) -> int:
+def export(
+    model: str,
+    *,
+    out: str | None = None,
+    size: tuple[int, int] = (512, 512),
+    fixed: bool = False,
+    argmax: bool = False,
+    preprocess: bool = False,
+    compare: list[str] | None = None,
+) -> int:
     """Write a trained network as one ONNX or torch.export file.
 
-    The file takes RGB images in 0..1 and gives logits, for any height and width that are multiples
-    of 32. It is run once and compared with the network.
+    The file takes RGB images of any height and width from 64 pixels, as floats in 0..1 of shape
+    (batch, 3, height, width), and gives logits. The normalisation is part of it. It is run once and
+    compared with the network. An .onnx file has classes, colours and what it takes in its metadata;
+    `fsanet predict --model FILE.onnx` and `fsanet eval` run it.
 
     Args:
         model: run folder, model folder, or hub id.
-        out: file to write; its name ends in .onnx or .pt2.
+        out: file to write; its name ends in .onnx or .pt2. With --compare it may be left out.
         size: height and width of the image to trace with.
-        fixed: export for that size only.
+        fixed: export for one image of that size only.
+        argmax: give class ids, uint8 (batch, height, width), in place of logits.
+        preprocess: take uint8 images 0..255 as they are decoded, (batch, height, width, 3).
+        compare: image files and folders to run the network and the .onnx file on, in each backend
+            that is installed: size, time, memory, pixels that agree, and mIoU where an image
+            X/images/NAME.jpg has labels X/masks/NAME.png.
     """
+    from fsanet.errors import InputError
+
+    if out is None and compare is None:
+        raise InputError("--out is missing; give the file to write, or --compare IMAGES")
+    if compare is not None:
+        if out is not None and not out.lower().endswith(".onnx"):
+            raise InputError(f"--compare needs an .onnx file, and --out is {out}")
+        if fixed:
+            raise InputError("--compare feeds whole images of their own sizes; leave out --fixed")
+    with tempfile.TemporaryDirectory() as folder:
+        file = out or str(Path(folder, "model.onnx"))
+        _export(model, file, size=size, fixed=fixed, argmax=argmax, preprocess=preprocess)
+        if compare is not None:
+            _compare(model, file, compare)
+    return 0
+
+
+def _export(
+    model: str, out: str, *, size: tuple[int, int], fixed: bool, argmax: bool, preprocess: bool
+) -> None:
     from fsanet.predict.export import export_network
 
-    error = export_network(model, out, size=size, dynamic=not fixed)
-    print(f"{out}: largest difference of logits {error:.1e} of the largest logit")
-    return 0
+    difference = export_network(
+        model, out, size=size, dynamic=not fixed, argmax=argmax, preprocess=preprocess
+    )
+    takes = "uint8 0..255 (batch, height, width, 3)"
+    if not preprocess:
+        takes = "floats 0..1 (batch, 3, height, width), not normalised"
+    gives = "class ids, uint8 (batch, height, width)" if argmax else "logits"
+    print(f"{out}: takes RGB images, {takes}; gives {gives}")
+    if argmax:
+        print(f"{out}: {100 * (1 - difference):.3f} % of pixels have the class of the network")
+    else:
+        print(f"{out}: largest difference of logits {difference:.1e} of the largest logit")
+
+
+def _compare(model: str, file: str, images: list[str]) -> None:
+    from fsanet.cli.eval import print_table
+    from fsanet.predict.compare import compare_backends, table
+    from fsanet.progress import ConsoleProgress
+
+    with ConsoleProgress("backends") as bar:
+
+        def watch(title: str, count: int) -> Callable[[str], None]:
+            task = bar.add_task(title, total=count)
+            return lambda name: bar.update(task, advance=1)
+
+        rows = compare_backends(model, file, images, watch=watch)
+    header, *body = table(rows)
+    print_table("", header, body)
 
 
 def run(arguments: list[str]) -> int:

@@ -6,10 +6,13 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fsanet.cli.help import Section
 from fsanet.errors import InputError, check_range
+
+if TYPE_CHECKING:
+    from fsanet.predict.video import VideoResult
 
 HELP = [Section("fsanet.cli.predict:predict")]
 
@@ -18,8 +21,11 @@ def run(given: list[str]) -> int:
     from fsanet.cli.parsing import parse
     from fsanet.files import first_process
     from fsanet.predict.launch import is_launched, launch, report_error, this_process
+    from fsanet.predict.video import is_video
 
     options = parse(predict, given)
+    if any(map(is_video, options["images"])):
+        return _predict_videos(**options)
     where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
     if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):
         raise InputError(
@@ -61,17 +67,19 @@ def predict(
     num_nodes: int = 1,
     strategy: Literal["auto", "ddp"] = "auto",
     dtype: Literal["bfloat16", "float16"] | None = None,
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
     max_pixels: int = 200_000_000,
     format: Literal["coco", "cvat", "labelstudio"] | None = None,
     uncertain: int | None = None,
+    smooth: float = 0.0,
     **options: Any,
 ) -> bool:
-    """Segment images and folders of images, or find instances in them.
+    """Segment images and folders of images, or find instances in them; or in the frames of a video.
 
     Args:
-        images: image files, and folders of images.
-        model: run folder, model folder or hub id.
-        out: folder for masks, overlays and summaries.
+        images: image files, and folders of images; or videos.
+        model: run folder, model folder, hub id, or an .onnx file of fsanet export.
+        out: folder for masks, overlays and summaries; for one video also the video to write.
         cityscapes_export: zip file for the Cityscapes test server, from the masks in --out, or
             from temporary ones.
         resume: keep what an earlier run with the same model and settings has finished.
@@ -83,11 +91,13 @@ def predict(
         num_nodes: number of machines.
         strategy: accepted for uniformity with fsanet train.
         dtype: compute in half precision where that is safe.
+        runtime: what runs an .onnx file.
         max_pixels: images with more pixels are refused before they are decoded.
         format: also write the masks as annotations for a labelling tool: annotations.json (coco),
             annotations.xml (cvat) or tasks.json (labelstudio).
         uncertain: list this many images worth labelling next, those with the highest mean entropy
             of the class probabilities, in uncertain.txt.
+        smooth: of a video, weight of the frames before in the class of a pixel, 0 to 0.999.
 
     Returns:
         Whether everything is done and this process has to report it.
@@ -96,12 +106,15 @@ def predict(
 
     from fsanet.cli.parsing import available_device
     from fsanet.convert import load_model
+    from fsanet.convert.saved import open_exported
     from fsanet.data.images import limit_pixels, list_images
     from fsanet.data.shapes import mask_tools
     from fsanet.predict.folder import predict_folder
     from fsanet.predict.launch import is_launched, process_device
     from fsanet.predict.predictor import check_options
 
+    if smooth:
+        raise InputError(f"smooth={smooth}: is for videos")
     limit_pixels(max_pixels)
     if uncertain is not None:
         check_range("uncertain", uncertain, 1, 10**9)
@@ -109,13 +122,13 @@ def predict(
     if format == "coco":
         mask_tools()  # raises if it is missing
     device = available_device(device or process_device(accelerator, devices))
-    network: Any = model
+    network: Any = open_exported(model, runtime)
     if cityscapes_export is not None:
         from fsanet.data.datasets.cityscapes import check_submission
 
         check_options(options)
         files = list_images(images, recursive=recursive)
-        network = load_model(model)
+        network = load_model(network)
         check_submission(cityscapes_export, network.classes, files)
         options["overlay"] = out is not None
     summary = predict_folder(
@@ -129,6 +142,80 @@ def predict(
         **options,
     )
     return summary is not None and not is_launched()
+
+
+def _predict_videos(
+    images: list[str],
+    *,
+    model: str,
+    out: Path | None,
+    cityscapes_export: Path | None,
+    resume: bool,
+    recursive: bool,
+    device: str | None,
+    accelerator: str,
+    devices: str,
+    num_nodes: int,
+    strategy: str,
+    dtype: str | None,
+    runtime: Literal["onnxruntime", "openvino"],
+    max_pixels: int,
+    smooth: float,
+    **options: Any,
+) -> int:
+    """Predict videos, one after the other, and print a line or two about each."""
+    import torch
+
+    from fsanet.cli.parsing import available_device
+    from fsanet.convert import load_model
+    from fsanet.convert.saved import open_exported
+    from fsanet.data.images import limit_pixels
+    from fsanet.predict.launch import process_device
+    from fsanet.predict.video import is_video, predict_video
+
+    others = [path for path in images if not is_video(path)]
+    if others or (len(images) > 1 and out is not None and is_video(out)):
+        what = f"{others[0]} is no video" if others else f"--out {out} is one file"
+        raise InputError(f"several inputs, and {what}; give videos alone, and a folder as --out")
+    if cityscapes_export is not None or resume or (devices, num_nodes) != ("1", 1):
+        raise InputError(
+            "--cityscapes-export, --resume, --devices and --num-nodes are for images; leave them "
+            "out for videos"
+        )
+    target = _folder(out, None)
+    limit_pixels(max_pixels)
+    device = available_device(device or process_device(accelerator, devices))
+    network = load_model(open_exported(model, runtime))
+    incomplete = []
+    for file in images:
+        result = predict_video(
+            network,
+            file,
+            target,
+            smooth=smooth,
+            device=device,
+            dtype=None if dtype is None else getattr(torch, dtype),
+            **options,
+        )
+        print(_about(result))
+        if result.problem is not None:
+            incomplete.append(
+                f"{file}: ends after {result.frames} frames ({result.problem}), which are in "
+                f"{result.file}"
+            )
+    if incomplete:
+        raise InputError("; ".join(incomplete))
+    return 0
+
+
+def _about(result: VideoResult) -> str:
+    """What is printed of a video."""
+    line = f"{result.frames} frames in {result.file}"
+    if result.flicker == result.flicker:
+        line += f"; flicker: {100 * result.flicker:.2f} % of pixels change class per frame"
+    if result.smoothed is not None and result.smoothed == result.smoothed:
+        line += f", {100 * result.smoothed:.2f} % after smoothing"
+    return line
 
 
 def _folder(out: Path | None, cityscapes_export: Path | None) -> Path:

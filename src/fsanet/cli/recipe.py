@@ -235,7 +235,7 @@ def train_parser(kind: Kind) -> CommandParser:
     parser.add_class_arguments(
         kind.task, "task", skip={"model", *kind.task_facts}, instantiate=False
     )
-    others: set[str | int] = {"task", "data", "out", "config", "callbacks", "logger"}
+    others: set[str | int] = {"task", "data", "out", "config", "command", "callbacks", "logger"}
     parser.add_function_arguments(train, as_group=False, skip=others)
     # By its name alone: a logger of Lightning would be a class that a recipe imports.
     parser.add_argument("--logger", type=LoggerName, default="tensorboard")

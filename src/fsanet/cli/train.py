@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from fsanet.cli.help import FROM_DATA, Section
@@ -11,7 +12,7 @@ HELP = [
     Section(
         "fsanet.train.run:train",
         "training",
-        skip={"task", "data", "out", "config", "callbacks"},
+        skip={"task", "data", "out", "config", "command", "callbacks"},
     ),
     Section(
         "fsanet.models.fsanet:FsaNet",
@@ -58,7 +59,8 @@ def run(arguments: list[str]) -> int:
     data = recipe.data()
     data.setup("fit")  # finds missing data before any weights are downloaded
     task = recipe.task(data)
-    result = train(task, data, out=out, config=recipe.text(out), **options)
+    command = shlex.join(["fsanet", "train", *arguments])
+    result = train(task, data, out=out, config=recipe.text(out), command=command, **options)
     if first_process():
         score = result.best_score
         best = f"mIoU {score:.4f}" if "miou" in result.monitor else f"mask AP {100 * score:.2f} %"

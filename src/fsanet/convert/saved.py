@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -20,12 +20,16 @@ from fsanet.convert.conversion import Conversion, Converted, convert_attention
 from fsanet.errors import InputError, printable
 from fsanet.files import write_json
 
+if TYPE_CHECKING:
+    from fsanet.models.exported import ExportedNetwork, Runtime
+
 __all__ = [
     "CONVERSION_FILE",
     "Task",
     "apply_conversion",
     "load_model",
     "network_folder",
+    "open_exported",
     "save_converted",
     "save_like",
 ]
@@ -54,6 +58,7 @@ def load_model(
             - a folder with a conversion (``fsanet_conversion.json``): the converted network;
             - a SegFormer as transformers saves it: a SegformerFsa without attention block;
             - a hub id, ``owner/name``;
+            - an ``.onnx`` file of `fsanet export`: an `ExportedNetwork`, which ONNX Runtime runs;
             - a network, which is returned unchanged.
         task: "semantic" or "instances" to accept only networks for that task; None for any.
         **overrides: constructor arguments that replace the saved ones, such as ``k=4``. With
@@ -73,13 +78,22 @@ def load_model(
     # Imported here because convert_attention needs neither the hub nor the networks.
     from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
     from fsanet.models.saved_folder import find_file, find_folder, read_object
-    from fsanet.models.saving import take_weights
+    from fsanet.models.saving import MODEL_TYPE, take_weights
 
+    exported = open_exported(source)
+    if isinstance(exported, nn.Module):
+        if task == "instances":
+            raise InputError(f"{source}: exported networks are for semantic segmentation")
+        if overrides:
+            raise InputError(
+                f"{source}: an exported file; {', '.join(overrides)} cannot be changed"
+            )
+        return exported
     folder = network_folder(find_folder(os.fspath(source)))
     file = find_file(folder, "config.json")
     config = {} if file is None else read_object(file)  # from_pretrained reports a missing file
     name = config.get("network", "FsaNet")  # files before 0.2 name no class
-    if "model_type" in config:
+    if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         name = "segformer"  # the only network of transformers; any other is reported as it is read
     loaders: dict[object, tuple[Task, Callable[..., nn.Module]]] = {
         "FsaNet": ("semantic", FsaNet.from_pretrained),
@@ -129,6 +143,21 @@ def _for_other_classes(saved: Any, overrides: dict[str, Any]) -> nn.Module:
     return type(saved)(**settings | overrides)
 
 
+def open_exported(
+    source: str | os.PathLike[str], runtime: Runtime = "onnxruntime"
+) -> ExportedNetwork | str | os.PathLike[str]:
+    """Open an ``.onnx`` file with a runtime; anything else is returned as it is.
+
+    Raises:
+        InputError: see `fsanet.models.exported.ExportedNetwork`; or a ``.pt2`` file.
+    """
+    if Path(source).suffix.lower() not in (".onnx", ".pt2") or Path(source).is_dir():
+        return source
+    from fsanet.models.exported import ExportedNetwork
+
+    return ExportedNetwork(source, runtime)
+
+
 def network_folder(source: str | os.PathLike[str]) -> Path:
     """The folder that holds the network: ``model/`` of a training run, else ``source`` itself.
 
@@ -175,11 +204,12 @@ def save_like(
 ) -> None:
     """As `save_converted`, in the format that `source` has: this library's, or transformers'."""
     from fsanet.models.saved_folder import find_file, read_object
+    from fsanet.models.saving import MODEL_TYPE
     from fsanet.models.segformer import load_plain
 
     original = network_folder(source)
     file = find_file(original, "config.json")
-    if file is not None and "model_type" in read_object(file):
+    if file is not None and read_object(file).get("model_type", MODEL_TYPE) != MODEL_TYPE:
         modules = [module.as_dict() for module in conversion.modules]
         conversion = _convert_modules(load_plain(original), modules, source)
     save_converted(conversion, folder)

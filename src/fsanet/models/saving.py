@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -24,9 +24,11 @@ from fsanet.attention.dct import BandLike, band_to_json
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError, check_range, one_line, printable
 from fsanet.files import read_weights, write_text, write_whole
+from fsanet.models.card import TrainingFacts, model_card
 from fsanet.models.saved_folder import check_values, find_file, find_folder, read_object
 
 __all__ = [
+    "MODEL_TYPE",
     "SavedNetwork",
     "SegmentationNetwork",
     "build_for",
@@ -36,19 +38,19 @@ __all__ = [
     "take_weights",
 ]
 
+#: What ``config.json`` calls these networks for transformers.
+MODEL_TYPE = "fsanet"
+
 _LARGER = "config.json describes a larger network than its weights belong to"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class SavedNetwork(
-    PyTorchModelHubMixin,
-    library_name="fsanet",
-    paper_url="https://arxiv.org/abs/2211.15595",
-):
+class SavedNetwork(PyTorchModelHubMixin, library_name="fsanet"):
     """Mixin for networks saved as a folder with ``config.json`` and ``model.safetensors``.
 
-    ``config.json`` holds the arguments of the constructor. A subclass calls `record_config` at the
-    end of its constructor.
+    ``config.json`` holds the arguments of the constructor, and the ``model_type`` by which
+    `fsanet.hf` makes transformers know the folder. ``README.md`` is a model card. A subclass calls
+    `record_config` at the end of its constructor.
     """
 
     #: The class by which `fsanet.load_model` opens the folder.
@@ -59,6 +61,8 @@ class SavedNetwork(
     #: Arguments that version 0.1 did not have, with the values that leave its networks unchanged.
     #: At these they are not recorded: folders and fingerprints of such networks stay as they were.
     later_options: ClassVar[dict[str, Any]] = {}
+    #: How the network was trained, for its model card; set by `fsanet.train.train`.
+    training_facts: TrainingFacts | None = None
 
     def record_config(self, *, k: BandLike, **resolved: Any) -> None:
         """Complete what ``config.json`` will hold beyond the arguments that were passed.
@@ -117,6 +121,8 @@ class SavedNetwork(
                     f"{folder}: no {name} in it; give a folder written by save_pretrained"
                 )
         config = read_object(folder / "config.json")
+        if config.get("model_type") == MODEL_TYPE:
+            del config["model_type"]
         found = printable(str(config.pop("network", cls.network)))
         if found != cls.network:
             raise InputError(f"{folder}: holds a {found}, not a {cls.network}; use load_model")
@@ -133,7 +139,12 @@ class SavedNetwork(
         )
         config: Any = self._hub_mixin_config
         saved = {name: config[name] for name in config if name not in self.initial_weights}
+        saved["model_type"] = MODEL_TYPE
         write_text(save_directory / "config.json", json.dumps(saved, sort_keys=True, indent=2))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of `fsanet.models.card.model_card`, whose options ``kwargs`` are."""
+        return model_card(self, self.training_facts, **kwargs)
 
 
 def build_for(
@@ -260,6 +271,16 @@ class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"
             std=list(self.std),
             **resolved,
         )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        processor = {
+            "image_processor_type": "FsaImageProcessor",  # of `fsanet.hf`
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "bgr": self.bgr,
+        }
+        write_text(save_directory / "preprocessor_config.json", json.dumps(processor, indent=2))
 
     def encoder_features(self, images: Tensor) -> list[Tensor]:
         """The features of all stages of the encoder for normalised images, finest first."""

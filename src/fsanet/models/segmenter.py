@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fsanet.cost.memory import is_out_of_memory
 from fsanet.errors import InputError
+from fsanet.models.exported import ExportedNetwork
 from fsanet.models.tiles import class_scores, window_starts
 
 __all__ = ["Segmenter", "check_settings", "evaluating"]
@@ -84,6 +85,8 @@ class Segmenter:
         channels = len(getattr(self.model, "mean", (0, 0, 0)))
         if channels != 3:
             raise InputError(f"the model takes {channels} channels; images are read as 3 (RGB)")
+        if isinstance(model, ExportedNetwork):
+            model.check_options(dtype=dtype, confidence=confidence)
         self.window, self.stride = check_settings(window, stride, scales, batch_size)
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fsanet.data.batches import Loader
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import disk_error, read_checkpoint, write_whole
+from fsanet.models.card import TrainingFacts
 from fsanet.models.saving import check_state
 from fsanet.signals import Interrupted, received
 from fsanet.train.task import SegmentationTask
@@ -58,12 +59,21 @@ class Checkpoints(Callback):
 
     state_key = _STATE_KEY
 
-    def __init__(self, out: Path, monitor: str, *, steps: int, epoch: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        monitor: str,
+        *,
+        steps: int,
+        epoch: tuple[int, int],
+        command: str | None = None,
+    ) -> None:
         self.folder = out / "checkpoints"
         self.model = out / "model"
         self.monitor = monitor
         self.steps = steps
         self.epoch = epoch
+        self.command = command
         self.score = -math.inf
         self.step = 0
         self.saved: int | None = None
@@ -112,7 +122,20 @@ class Checkpoints(Callback):
             self.score, self.step = score, trainer.global_step
             trainer.save_checkpoint(self.folder / _BEST, weights_only=True)
             if trainer.is_global_zero:
+                module.network.training_facts = self.facts(trainer)
                 export_model(module.network, self.model)
+
+    def facts(self, trainer: lightning.Trainer) -> TrainingFacts:
+        """What the model card says of the training."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return TrainingFacts(
+            command=self.command,
+            data=type(data).__name__,
+            images=len(data.dataset("train")),
+            step=trainer.global_step,
+            metric=self.monitor,
+            score=self.score if self.step else math.nan,
+        )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self._save_last(trainer)

@@ -102,6 +102,7 @@ def train(
     log_every: int = 10,
     progress: bool = True,
     config: str | None = None,
+    command: str | None = None,
     callbacks: Sequence[Callback] = (),
     logger: LoggerName | Logger | Sequence[Logger] = "tensorboard",
     **trainer_options: Any,
@@ -139,6 +140,7 @@ def train(
         progress: show a progress bar on a terminal, else one line per epoch.
         config: text to keep as config.yaml; by default the arguments of this call and the data,
             so that `fsanet eval` finds them.
+        command: the command line, for the model card.
         callbacks: additional Lightning callbacks.
         logger: where metrics go besides metrics.csv: "tensorboard", "wandb", "mlflow" or "none", or
             from Python any Lightning logger or several.
@@ -177,7 +179,7 @@ def train(
         cache: list[FeatureCache] = []
         if cache_features is not None and done < steps:
             cache = [FeatureCache(task, data, out, cache_features)]
-        checkpoints = Checkpoints(out, task.monitor, steps=steps, epoch=epoch)
+        checkpoints = Checkpoints(out, task.monitor, steps=steps, epoch=epoch, command=command)
         console: list[Callback] = []
         if progress:
             bar = RichProgressBar(refresh_rate=5) if sys.stdout.isatty() else None
@@ -235,6 +237,7 @@ def train(
             if trainer.global_step >= steps and trainer.is_global_zero:
                 shutil.rmtree(out / FeatureCache.folder, ignore_errors=True)
             if checkpoints.step == 0 and trainer.is_global_zero:  # nothing was validated
+                task.network.training_facts = checkpoints.facts(trainer)
                 export_model(task.network, out / "model")
     return TrainingResult(
         out=out,
