@@ -98,8 +98,8 @@ class FsaForSemanticSegmentation(transformers.PreTrainedModel):
         network: Any = load_model(find_folder(source, **hub), task="semantic")
         if not isinstance(network, SegmentationNetwork):
             raise InputError(f"{source}: an exported network; give the folder it came from")
-        saved = network._hub_mixin_config | {"model_type": MODEL_TYPE}
-        model = cls(FsaConfig.from_dict(saved), network)
+        content: Any = network._hub_mixin_config
+        model: Any = cls(FsaConfig.from_dict(content | {"model_type": MODEL_TYPE}), network)
         dtype = options.get("dtype", options.get("torch_dtype"))
         if isinstance(dtype, str) and dtype != "auto":
             dtype = getattr(torch, dtype)
@@ -136,7 +136,7 @@ class FsaImageProcessor(BaseImageProcessor):
         bgr: give channels in the order blue, green, red.
     """
 
-    model_input_names = ("pixel_values",)
+    model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class FsaImageProcessor(BaseImageProcessor):
         x = (x - mean[:, None, None]) / std[:, None, None]  # as `SegmentationNetwork.normalise`
         return BatchFeature({"pixel_values": x.flip(1) if self.bgr else x})
 
-    __call__ = preprocess
+    __call__ = preprocess  # type: ignore[assignment]
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None

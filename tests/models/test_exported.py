@@ -1,5 +1,6 @@
 """`.onnx` files as networks: the same numbers, and files from elsewhere are data."""
 
+import importlib.util
 import sys
 
 import numpy as np
@@ -13,6 +14,12 @@ from fsanet.models.exported import Description, ExportedNetwork
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+
+def need(package):
+    """Skip the test without the package; importing openvino here would start its telemetry."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
 
 
 def image(height=50, width=71):
@@ -30,8 +37,7 @@ def classes_of(pixels):
 )
 def test_predictor(tmp_path, facts, runtime):
     """Images smaller than the file takes, of any size, whole and by windows."""
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
+    need(runtime)
     network = ExportedNetwork(onnx_file(tmp_path / "net.onnx", **facts), runtime)
     for options in ({}, {"window": 32, "stride": 20}, {"flip": True}):
         result = Predictor(network, **options)(image())
@@ -48,7 +54,7 @@ def test_confidence_is_that_of_the_logits(tmp_path):
 
 
 def test_nothing_is_sent_to_the_makers_of_openvino(tmp_path):
-    pytest.importorskip("openvino")
+    need("openvino")
     ExportedNetwork(onnx_file(tmp_path / "net.onnx"), "openvino")
     assert sys.modules["openvino_telemetry"] is None
 

@@ -178,7 +178,7 @@ def test_the_normalisation_is_part_of_the_program(tmp_path):
 
 
 def test_what_torch_cannot_store_is_said_and_leaves_nothing(tmp_path, monkeypatch):
-    def refuse(program, stream):
+    def refuse(program, stream, **options):
         stream.write(b"half")  # nothing of it may reach the disk
         raise RuntimeError("op ceil is not known\nand a long report")
 

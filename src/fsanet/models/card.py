@@ -152,7 +152,7 @@ def _limits(network: Any, instances: bool, facts: TrainingFacts | None, license:
         "its result."
     )
     terms = "" if facts is None else f" The terms of the images of `{facts.data}` hold as well."
-    lines.append(f"Licence of the weights: {license}.{terms}")
+    lines.append(f"Licence: {license}, unless whoever shares the weights states another.{terms}")
     return ["\n".join(f"- {line}" for line in lines)]
 
 
