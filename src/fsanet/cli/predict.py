@@ -25,7 +25,7 @@ def run(given: list[str]) -> int:
 
     options = parse(predict, given)
     if any(map(is_video, options["images"])):
-        return _predict_videos(**options)
+        return _predict_videos(options)
     where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
     if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):
         raise InputError(
@@ -144,25 +144,17 @@ def predict(
     return summary is not None and not is_launched()
 
 
-def _predict_videos(
-    images: list[str],
-    *,
-    model: str,
-    out: Path | None,
-    cityscapes_export: Path | None,
-    resume: bool,
-    recursive: bool,
-    device: str | None,
-    accelerator: str,
-    devices: str,
-    num_nodes: int,
-    strategy: str,
-    dtype: str | None,
-    runtime: Literal["onnxruntime", "openvino"],
-    max_pixels: int,
-    smooth: float,
-    **options: Any,
-) -> int:
+_IMAGES_ONLY = {
+    "cityscapes_export": None,
+    "format": None,
+    "uncertain": None,
+    "resume": False,
+    "devices": "1",
+    "num_nodes": 1,
+}
+
+
+def _predict_videos(options: dict[str, Any]) -> int:
     """Predict videos, one after the other, and print a line or two about each."""
     import torch
 
@@ -173,30 +165,25 @@ def _predict_videos(
     from fsanet.predict.launch import process_device
     from fsanet.predict.video import is_video, predict_video
 
-    others = [path for path in images if not is_video(path)]
-    if others or (len(images) > 1 and out is not None and is_video(out)):
+    for name, default in _IMAGES_ONLY.items():
+        if options[name] != default:
+            raise InputError(f"--{name.replace('_', '-')}: is for images; leave it out for videos")
+    files, out = options.pop("images"), _folder(options.pop("out"), None)
+    others = [file for file in files if not is_video(file)]
+    if others or (len(files) > 1 and is_video(out)):
         what = f"{others[0]} is no video" if others else f"--out {out} is one file"
         raise InputError(f"several inputs, and {what}; give videos alone, and a folder as --out")
-    if cityscapes_export is not None or resume or (devices, num_nodes) != ("1", 1):
-        raise InputError(
-            "--cityscapes-export, --resume, --devices and --num-nodes are for images; leave them "
-            "out for videos"
-        )
-    target = _folder(out, None)
-    limit_pixels(max_pixels)
-    device = available_device(device or process_device(accelerator, devices))
-    network = load_model(open_exported(model, runtime))
+    limit_pixels(options.pop("max_pixels"))
+    where = process_device(options.pop("accelerator"), "1")
+    device = available_device(options.pop("device") or where)
+    dtype = options.pop("dtype")
+    network = load_model(open_exported(options.pop("model"), options.pop("runtime")))
+    for name in (*_IMAGES_ONLY, "recursive", "strategy"):
+        del options[name]
+    options |= {"device": device, "dtype": None if dtype is None else getattr(torch, dtype)}
     incomplete = []
-    for file in images:
-        result = predict_video(
-            network,
-            file,
-            target,
-            smooth=smooth,
-            device=device,
-            dtype=None if dtype is None else getattr(torch, dtype),
-            **options,
-        )
+    for file in files:
+        result = predict_video(network, file, out, **options)
         print(_about(result))
         if result.problem is not None:
             incomplete.append(
