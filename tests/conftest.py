@@ -1,6 +1,16 @@
 import os
 import socket
+import sys
 import time
+from pathlib import Path
+
+# Hundreds of processes start here. Where Python may write no bytecode, each would compile torch and
+# all else from source; it is kept beside pytest's own cache instead, away from the source trees.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 import pytest
 import torch

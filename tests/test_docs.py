@@ -62,6 +62,7 @@ def test_explanation(tmp_path, monkeypatch, short_demo):
         exec(compile(code, "explanation.md", "exec"), {})
 
 
+@pytest.mark.slow
 def test_serving(tmp_path, monkeypatch, capsys, short_demo, ended_at_once):
     pytest.importorskip("gradio")
     done = run_commands("serving.md", tmp_path, monkeypatch)

@@ -26,8 +26,8 @@ def random(height=20, width=24):
     [
         ("dot", "ccnet"),
         ("linear_softmax", "nonlocal"),
-        ("linear", "ccnet"),
-        ("softmax", "nonlocal"),
+        pytest.param("linear", "ccnet", marks=pytest.mark.slow),
+        pytest.param("softmax", "nonlocal", marks=pytest.mark.slow),
     ],
 )
 def test_export_with_dynamic_size(similarity, block):
@@ -51,7 +51,10 @@ def test_export_of_bands_with_dynamic_size():
     torch.testing.assert_close(exported(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(
+    "similarity",
+    ["dot", *(pytest.param(s, marks=pytest.mark.slow) for s in SIMILARITIES if s != "dot")],
+)
 def test_compile_full_graph(similarity):
     """One graph, no break, and one recompilation at most for all later sizes."""
     layer = layer_of(similarity, 1)
@@ -83,8 +86,15 @@ def check_compiled(layer, x, **options):
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("similarity", ["dot", "linear_softmax"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("similarity", "memory_format"),
+    [
+        ("dot", torch.channels_last),
+        pytest.param("dot", torch.contiguous_format, marks=pytest.mark.slow),
+        ("linear_softmax", torch.contiguous_format),
+        pytest.param("linear_softmax", torch.channels_last, marks=pytest.mark.slow),
+    ],
+)
 def test_compile_forward_and_backward(similarity, memory_format):
     """The graphs that Inductor is given, without its C++ compiler."""
     x = random().to(memory_format=memory_format)
@@ -115,13 +125,8 @@ ONNX_MODELS = {
 }
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        "dot and linear_softmax",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in SIMILARITIES),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["dot and linear_softmax", *SIMILARITIES])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_onnx_with_dynamic_size(model, tmp_path):
     pytest.importorskip("onnxscript")

@@ -62,6 +62,8 @@ ROWS = [
     *(("segformer_cityscapes", f"--model.variant b{size}") for size in range(6)),
     ("coco_mask_rcnn", R101),
 ]
+# One recipe of each data set and each kind of network; the others are slow tests.
+QUICK = ("camvid", "camvid_best", "balloon_mask_rcnn", "cityscapes", "voc12aug", "segformer_ade20k")
 LARGE = [file for file in FILES if file.stem.startswith(("city", "ade", "voc", "coco", "segf"))]
 
 
@@ -87,7 +89,15 @@ def data_and_network(content):
 
 @pytest.mark.parametrize(
     ("file", "whole"),
-    [pytest.param(file, file not in LARGE, id=file.stem) for file in FILES]
+    [
+        pytest.param(
+            file,
+            file not in LARGE,
+            id=file.stem,
+            marks=() if file.stem in QUICK else pytest.mark.slow,
+        )
+        for file in FILES
+    ]
     + [pytest.param(f, True, id=f"{f.stem}-whole", marks=pytest.mark.slow) for f in LARGE],
 )
 def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, monkeypatch, capsys):

@@ -118,6 +118,7 @@ def test_resume_needs_no_config(config, trained, tmp_path, capsys, monkeypatch):
     assert checkpoint["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_weights(config, tmp_path, one_thread):
     """A real process, killed after its first epoch; loaders with worker processes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

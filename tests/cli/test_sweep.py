@@ -105,6 +105,7 @@ def test_sweep_measures_what_the_overrides_of_from_pretrained_give(
     assert "torch" in content["versions"]
 
 
+@pytest.mark.slow
 def test_retraining_each_point_and_going_on(trained, config, tmp_path, capsys):
     out = tmp_path / "sweep"
     how = ["--k", 2, "--out", out, "--accelerator", "cpu"]

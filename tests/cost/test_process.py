@@ -31,7 +31,13 @@ def test_a_fresh_process_reports_results_and_problems(behaviour, problem, found)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are listed on Linux only")
-@pytest.mark.parametrize("last", ["", "raise SystemExit(3)"], ids=["done", "stopped"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param("", id="done", marks=pytest.mark.slow),
+        pytest.param("raise SystemExit(3)", id="stopped"),
+    ],
+)
 def test_nothing_outlives_the_program(last):
     program = f"""
 import os, sys

@@ -89,6 +89,7 @@ def test_peer(peers, weights, name, tmp_path):
         assert torch.equal(again(images), network(images))
 
 
+@pytest.mark.slow
 def test_trained_resumed_timed_and_drawn(peers, monkeypatch, tmp_path, capsys, network_options):
     data = write_camvid(tmp_path / "data")
     where = ["--scores", tmp_path / "scores"]

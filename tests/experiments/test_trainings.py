@@ -151,6 +151,7 @@ def balloons(tmp_path):
     return {"config": config, "data": tmp_path / "data", "weights": weights}
 
 
+@pytest.mark.slow
 def test_folds_leave_scores_and_tables(monkeypatch, capsys, tmp_path, balloons):
     pytest.importorskip("faster_coco_eval")
     folds = load(monkeypatch, "balloon_folds")

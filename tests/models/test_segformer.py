@@ -63,6 +63,7 @@ class TestContract(SegmentationContract):
         return small(**request.param)
 
 
+@pytest.mark.slow
 def test_exports():
     assert_exports(one_block_a_stage(small()))
 

@@ -194,6 +194,7 @@ def test_folder_in_use_starts_no_process(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not out.exists()  # nothing was written to it
 
 
+@pytest.mark.slow
 def test_folder_stays_locked_until_the_last_process_ends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_an_interrupt_ends_all(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes with pgrep")
 def test_real_processes_one_killed_and_resumed_equal_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

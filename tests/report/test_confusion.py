@@ -73,6 +73,7 @@ def test_row_without_label_is_grey():
     assert grey > 100 * max(full, 1)
 
 
+@pytest.mark.slow
 def test_many_classes_get_a_larger_picture():
     small = picture(torch.eye(19).long(), [f"class {i}" for i in range(19)]).shape
     large = picture(torch.eye(70).long(), [f"class {i}" for i in range(70)]).shape

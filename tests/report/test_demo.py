@@ -86,6 +86,7 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
+@pytest.mark.slow
 def test_given_steps_give_the_same_numbers_again(tmp_path: Path) -> None:
     results, states = [], []
     for _ in range(2):  # the second replaces the first

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.layers import SIMILARITIES
 from support.tiny import draw_weights, small_fsanet
 
 from fsanet.data.datasets.scenes import ProceduralScenes
@@ -109,7 +110,10 @@ def correlation(one, other):
     return abs(np.corrcoef(one.flatten().numpy(), other.flatten().numpy())[0, 1])
 
 
-@pytest.mark.parametrize("similarity", ["dot", "linear_softmax", "linear", "softmax"])
+@pytest.mark.parametrize(
+    "similarity",
+    ["dot", *(pytest.param(s, marks=pytest.mark.slow) for s in SIMILARITIES if s != "dot")],
+)
 def test_random_weights_give_other_maps(image, similarity):
     """Sanity check of saliency maps (arXiv 1810.03292): they explain weights, not edges."""
     one, again, other = (
