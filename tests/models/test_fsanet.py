@@ -36,9 +36,7 @@ class TestContract(SegmentationContract):
         return small(**request.param)
 
 
-@pytest.mark.parametrize(
-    "decoder", [None, pytest.param("multiscale", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("decoder", [None, pytest.param("multiscale", marks=pytest.mark.slow)])
 def test_exports(decoder):
     assert_exports(small(decoder=decoder, decoder_channels=16, output_stride=16))
 

@@ -54,6 +54,8 @@ class CamVidData(PublishedData):
 
     Args:
         root: folder with ``train``, ``val`` and ``test``.
+        train_split: ``"train"``, or ``"trainval"`` for a last training, whose scores on val then
+            say nothing.
         crop: (h, w) of training images; evaluation takes the whole 360 x 480 images.
         eval_batch_size: images per process and batch in evaluation.
         **options: see `SegmentationData`.
@@ -65,14 +67,16 @@ class CamVidData(PublishedData):
         self,
         root: str | Path,
         *,
+        train_split: Literal["train", "trainval"] = "train",
         crop: tuple[int, int] | None = (360, 480),
         eval_batch_size: int = 4,
         **options: Any,
     ) -> None:
         super().__init__(root, crop=crop, eval_batch_size=eval_batch_size, **options)
+        self.train_split = train_split
 
     def make_dataset(self, stage: str) -> CamVid:
-        return CamVid(self.root, stage)
+        return CamVid(self.root, self.train_split if stage == "train" else stage)
 
 
 class CityscapesData(PublishedData):

@@ -27,6 +27,14 @@ def test_preset_reads_its_layout_without_being_told_the_classes(write):
     assert data.palette == PALETTE
 
 
+def test_trainval_is_train_followed_by_val(write):
+    write.pairs("train", ["c", "d"], classes=11)
+    write.pairs("val", ["a"], classes=11)
+    data = CamVidData(write.root, train_split="trainval")
+    assert data.make_dataset("train").names == ["c", "d", "a"]
+    assert data.make_dataset("val").names == ["a"]
+
+
 @needs_data
 @pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101), ("test", 233)])
 def test_real_splits(split, count):

@@ -67,6 +67,15 @@ class Listing(NamedTuple):
     notes: Sequence[str] = ()
     require: Callable[[], object] | None = None
 
+    def and_then(self, other: Listing) -> Listing:
+        """The pairs of this listing, followed by those of another."""
+        return Listing(
+            [*self.pairs, *other.pairs],
+            [*self.problems, *other.problems],
+            [*self.notes, *other.notes],
+            self.require or other.require,
+        )
+
 
 def files_in(folder: Path, ending: str) -> dict[str, Path]:
     """Files of a folder by name without ``ending``, in order; none if there is no such folder."""

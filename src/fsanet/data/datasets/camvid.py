@@ -5,7 +5,7 @@ Source of classes, colours and splits: the SegNet tutorial.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class CamVid(PairedImages):
 
     Args:
         root: folder with ``train``, ``val`` and ``test``.
-        split: ``"train"`` (367 images), ``"val"`` (101) or ``"test"`` (233).
+        split: ``"train"`` (367 images), ``"val"`` (101), ``"test"`` (233), or ``"trainval"``, the
+            first two.
 
     Raises:
         InputError: see `PairedImages`; for a missing split the message says what to download.
@@ -54,7 +55,8 @@ class CamVid(PairedImages):
         root: str | Path,
         split: str = "train",
     ) -> None:
-        super().__init__(_list_split(Path(root), split))
+        parts = ("train", "val") if split == "trainval" else (split,)
+        super().__init__(reduce(Listing.and_then, (_list_split(Path(root), p) for p in parts)))
 
 
 @file_errors()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import partial, reduce
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -97,10 +97,8 @@ class Cityscapes(PairedImages):
             raise InputError(
                 f"split={split!r}: Cityscapes with {labels} labels has {', '.join(_PARTS[labels])}"
             )
-        listings = [list_split(Path(root), part, labels) for part in _PARTS[labels][split]]
-        pairs = [pair for listing in listings for pair in listing.pairs]
-        problems = [problem for listing in listings for problem in listing.problems]
-        super().__init__(Listing(pairs, problems))
+        listings = (list_split(Path(root), part, labels) for part in _PARTS[labels][split])
+        super().__init__(reduce(Listing.and_then, listings))
 
 
 @file_errors()
