@@ -36,7 +36,8 @@ class TestContract(SegmentationContract):
         return small(**request.param)
 
 
-@pytest.mark.parametrize("decoder", [None, pytest.param("multiscale", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", [None, "multiscale"])
 def test_exports(decoder):
     assert_exports(small(decoder=decoder, decoder_channels=16, output_stride=16))
 
