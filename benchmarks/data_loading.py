@@ -1,7 +1,7 @@
 """How fast a data module loads: images per second by number of workers, and where the time goes.
 
-    python benchmarks/data_loading.py --config configs/camvid.yaml --workers 0 1 2 --json speed.json
-    python benchmarks/data_loading.py --config configs/camvid.yaml --data.cache false
+    python benchmarks/data_loading.py --config camvid --workers 0 1 2 --json speed.json
+    python benchmarks/data_loading.py --config camvid --data.cache false
     python benchmarks/data_loading.py --data CamVidData --data.root /data/camvid
 
 Options that begin with ``--data`` are those of `fsanet train`. Files are read twice and timed the
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fsanet.cli.parsing import CommandParser, parse_message
-from fsanet.cli.recipe import instantiate_data, read_recipe, spell_out
+from fsanet.cli.recipe import instantiate_data, read_recipe, recipe_file, spell_out
 from fsanet.data.batches import SeededData
 from fsanet.data.images import read_file
 from fsanet.errors import InputError
@@ -234,7 +234,7 @@ def _make_data(config: str | None, arguments: Sequence[str]) -> SeededData:
     parser.add_subclass_arguments(SeededData, "data", required=config is None)
     tokens = spell_out(parser.translate(arguments))
     if config is not None:
-        recipe = read_recipe(config)
+        recipe = read_recipe(recipe_file(config))
         if "data" not in recipe:
             raise InputError(f"{config}: has no data section; give a recipe of fsanet train")
         try:

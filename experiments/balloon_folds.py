@@ -5,7 +5,7 @@
 
 All 74 photographs, squeezed to 192 x 192 pixels, in five folds; each variant is trained once per
 fold, on the other four. The encoder is frozen: its features, and those of mirrored photographs, are
-computed once. The rest is the Mask R-CNN of configs/balloon_mask_rcnn.yaml with attention on the
+computed once. The rest is the Mask R-CNN of the recipe balloon_mask_rcnn with attention on the
 pyramid's levels at strides 8, 16 and 32. The fold is also the seed: all variants of a fold see the
 same images in the same order. AP belongs to the last weights and the fold that was left out.
 
@@ -21,20 +21,19 @@ import copy
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from common import cost_of_training, evidence_parser, mean_and_spread, measure, print_environment
 from real_context import figures, percent
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from fsanet import convert_attention
+from fsanet.cli.recipe import recipe_file
+from fsanet.cli.safe_yaml import read_yaml
 from fsanet.data import InstanceDataset
 from fsanet.files import environment, write_json
-from fsanet.inputs import read_text
 from fsanet.metrics.average_precision import AveragePrecision
 from fsanet.models.mask_rcnn import MaskRcnnFsa, as_floats
 
@@ -51,7 +50,7 @@ def main() -> int:
     parser = evidence_parser(
         __doc__, data="../shared/data/balloon", scores="docs/evidence/balloon_folds", steps=100
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/balloon_mask_rcnn.yaml"))
+    parser.add_argument("--config", default="balloon_mask_rcnn")
     parser.add_argument(
         "--folds", type=int, choices=range(FOLDS), nargs="+", default=list(range(FOLDS))
     )
@@ -89,8 +88,9 @@ class StoredFeatures(nn.Module):
 
 def build(options: argparse.Namespace, variant: str) -> MaskRcnnFsa:
     """The recipe's network with one of the variants of attention."""
-    recipe = yaml.safe_load(read_text(options.config, "a recipe"))["model"]
+    recipe = read_yaml(recipe_file(options.config))["model"]
     recipe |= {"positions": ["p3", "p4", "p5"], "backbone_weights": str(options.weights)}
+    recipe |= {"backbone_options": {"pad_type": "same"}, "mean": [0.5] * 3, "std": [0.5] * 3}
     recipe |= {"min_size": SIDE, "max_size": SIDE, "num_classes": 1}
     recipe["detector_options"] |= {"box_batch_size_per_image": 32}  # half, for time
     return MaskRcnnFsa(**recipe | VARIANTS[variant])

@@ -117,7 +117,7 @@ def train_options(out: str, variants: Sequence[str], default: Sequence[str] = ()
     """The options of :func:`train_all`."""
     return {
         "--out": {"type": Path, "default": Path(out)},
-        "--config": {"required": True},
+        "--config": {"required": True, "action": "append", "help": "as of fsanet train"},
         "--variants": {
             "nargs": "+",
             "choices": variants,
@@ -145,12 +145,15 @@ def train_all(
         evaluations: options of `fsanet eval`, by the name of the JSON file in the run folder.
         score: describes a finished run in a few words, from its folder.
     """
+    from fsanet.cli.recipe import read_recipe, recipe_file
+
     runs = [(variant, seed) for seed in arguments.seeds for variant in arguments.variants]
     started, done = time.monotonic(), 0
     share = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
     quiet = {"OMP_NUM_THREADS": share, **os.environ}
-    if not Path(arguments.config).is_file():
-        raise InputError(f"--config {arguments.config}: no such file; give a recipe")
+    for name in arguments.config:
+        read_recipe(recipe_file(name))  # raises before anything is started
+    configs = [f"--config={name}" for name in arguments.config]
     check_writable(arguments.out)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
@@ -158,7 +161,7 @@ def train_all(
         nonlocal done
         variant, seed = one
         out = arguments.out / f"{variant}-seed{seed}"
-        options = [f"--config={arguments.config}", f"--seed={seed}", f"--out={out}"]
+        options = [*configs, f"--seed={seed}", f"--out={out}"]
         options += ["--resume=true"] if (out / "checkpoints" / "last.ckpt").is_file() else []
         options += [*variants[variant], *arguments.rest]
         options += [f"--steps={arguments.steps}"] if arguments.steps else []

@@ -50,7 +50,7 @@ VARIANTS = {
     },
 }
 
-CONFIG = "configs/camvid.yaml"
+CONFIGS = ["camvid", "experiments/camvid_files.yaml"]
 BUDGET = [
     "--steps=150",
     "--data.init_args.batch_size=4",
@@ -101,7 +101,7 @@ def cost(arguments: argparse.Namespace) -> None:
 def use_budget(arguments: argparse.Namespace) -> None:
     """Use the recipe of the comparison, if no other one is given."""
     if arguments.config is None:
-        arguments.config, arguments.rest = CONFIG, [*BUDGET, *arguments.rest]
+        arguments.config, arguments.rest = CONFIGS, [*BUDGET, *arguments.rest]
 
 
 def measure_peak(arguments: argparse.Namespace, variant: str) -> Iterator[dict[str, Any]]:
@@ -114,7 +114,8 @@ def make_step(arguments: argparse.Namespace, variant: str) -> tuple[Any, tuple[i
     """A training step of a variant, built as `fsanet train` builds it, and the images' shape."""
     from fsanet.cli.recipe import Recipe
 
-    recipe = Recipe(["--config", arguments.config, *VARIANTS[variant], *arguments.rest])
+    configs = [f"--config={name}" for name in arguments.config]
+    recipe = Recipe([*configs, *VARIANTS[variant], *arguments.rest])
     data = recipe.data()
     model = recipe.task(data).model.train()
     height, width = arguments.size or data.crop
@@ -145,7 +146,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 TRAIN = {
     **train_options("runs/compare", list(VARIANTS)),
-    "--config": {"help": f"default: {CONFIG} with a smaller budget"},
+    "--config": {"action": "append", "help": f"default: {CONFIGS} with a smaller budget"},
     "--jobs": {"type": whole(1), "default": 2, "help": "runs at a time"},
 }
 COMMANDS = {

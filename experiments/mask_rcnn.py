@@ -1,6 +1,7 @@
 """Mask R-CNN with and without frequency attention, one budget.
 
-    python experiments/mask_rcnn.py train --config configs/balloon_mask_rcnn.yaml --out runs/balloon
+    python experiments/mask_rcnn.py train --config balloon_mask_rcnn \
+        --config experiments/balloon_files.yaml --out runs/balloon
     python experiments/mask_rcnn.py table --out runs/balloon
 
 `train` runs every variant with every seed in a process of its own, resumes what was interrupted,
@@ -16,7 +17,6 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
 from common import (
     finished_runs,
     main,
@@ -26,8 +26,8 @@ from common import (
     train_options,
 )
 
+from fsanet.cli.recipe import read_recipe, recipe_file
 from fsanet.errors import InputError
-from fsanet.inputs import read_text
 
 VARIANTS = {
     "plain": ["--model.attention=null"],
@@ -45,12 +45,12 @@ COLUMNS = (
 
 
 def train(arguments: argparse.Namespace) -> None:
-    recipe = yaml.safe_load(read_text(arguments.config, "a recipe"))
-    try:
-        init = recipe["data"]["init_args"]
-        annotations, images = init["train_annotations"], init["train_images"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"--config {arguments.config}: not a recipe of COCO files") from error
+    init: dict[str, str] = {}
+    for name in arguments.config:
+        init |= read_recipe(recipe_file(name)).get("data", {}).get("init_args", {})
+    if not {"train_annotations", "train_images"} <= init.keys():
+        raise InputError(f"--config {' '.join(arguments.config)}: not a recipe of COCO files")
+    annotations, images = init["train_annotations"], init["train_images"]
     seen = [
         f"--data.init_args.test_annotations={annotations}",
         f"--data.init_args.test_images={images}",

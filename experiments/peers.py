@@ -130,7 +130,8 @@ def build(
     Raises:
         InputError: the recipe is not one of FsaNet, or wrong in itself.
     """
-    shared = [f"--config={arguments.config}", "--model.aux_channels=0", *arguments.rest]
+    configs = [f"--config={name}" for name in arguments.config or CONFIGS]
+    shared = [*configs, "--model.aux_channels=0", *arguments.rest]
     recipe = Recipe([*shared, *OURS.get(name, ()), *extra])
     lightning.seed_everything(recipe.options.seed, verbose=False)
     data = recipe.data()
@@ -139,6 +140,8 @@ def build(
         raise InputError(f"--config {arguments.config}: its network is no FsaNet; give another one")
     if name in PEERS:
         given = recipe.options.model.init_args
+        if given.pretrained and given.encoder_weights is None:
+            raise InputError("other networks start from a file: give --model.encoder_weights FILE")
         lightning.seed_everything(recipe.options.seed, verbose=False)
         network = Peer(
             name,
@@ -196,7 +199,7 @@ def train_one(name: str, seed: int, file: Path, arguments: argparse.Namespace) -
             "cpu_minutes": seconds / 60,  # of the last part, if resumed
             "test": scores.as_dict(),
             "options": [*OURS.get(name, ()), *arguments.rest],
-            "config": str(arguments.config),
+            "config": " ".join(arguments.config or CONFIGS),
             "versions": environment() | {"segmentation_models_pytorch": smp.__version__},
         },
     )
@@ -326,8 +329,9 @@ def draw(runs: Mapping[str, Any], costs: Mapping[str, Any], stream: Any) -> None
 
 
 SCORES: dict[str, Any] = {"type": Path, "default": Path("docs/evidence/peers")}
+CONFIGS = ["camvid_full", "experiments/camvid_files.yaml"]
 SHARED = {
-    "--config": {"default": "configs/camvid_full.yaml", "help": "recipe of an FsaNet"},
+    "--config": {"action": "append", "help": f"recipes of an FsaNet; default: {CONFIGS}"},
     "--networks": {"nargs": "+", "choices": NETWORKS, "default": list(NETWORKS)},
     "--scores": SCORES,
     "--threads": {"type": whole(1), "default": 1},

@@ -1,6 +1,7 @@
 """SegFormer with and without the block, and a trained one with low frequencies only.
 
-    python experiments/segformer.py train --config configs/camvid_segformer_b0.yaml
+    python experiments/segformer.py train --config camvid_segformer_b0 \
+        --data.root ../shared/data/camvid
     python experiments/segformer.py table
     python experiments/segformer.py sweep runs/segformer/plain-seed0 --split val
     python experiments/segformer.py sweep nvidia/segformer-b0-finetuned-ade-512-512 --json b0.json \

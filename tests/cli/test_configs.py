@@ -12,9 +12,11 @@ from support.miniature import write_ade20k, write_camvid, write_cityscapes, writ
 
 from fsanet import FrequencySelfAttention, models
 from fsanet.cli import main as cli
-from fsanet.cli.recipe import Recipe, read_yaml
+from fsanet.cli.recipe import Recipe, read_yaml, recipe_file
+from fsanet.errors import InputError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "src/fsanet/recipes"
 FILES = sorted(CONFIGS.glob("*.yaml"))
 SMALL = {
     "CityscapesData": (write_cityscapes, ["--data.init_args.crop", "[65, 65]"]),
@@ -100,8 +102,7 @@ def data_and_network(content):
     ]
     + [pytest.param(f, True, id=f"{f.stem}-whole", marks=pytest.mark.slow) for f in LARGE],
 )
-def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(CONFIGS.parent)
+def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, capsys):
     content = read_yaml(file)
     data, network = data_and_network(content)
     if network == "SegformerFsa":
@@ -123,7 +124,7 @@ def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, monkeypatch, 
     if not whole:
         options += SMALLER[network]
     try:
-        assert cli.main(["train", "--config", str(file), *options, "--out", str(out)]) == 0
+        assert cli.main(["train", "--config", file.stem, *options, "--out", str(out)]) == 0
         config = yaml.safe_load((out / "config.yaml").read_text())
         scores = tmp_path / "scores.json"
         small = [] if data == "CocoData" else ["--split", "val"]
@@ -153,7 +154,7 @@ def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, monkeypatch, 
     ids=lambda value: value.replace("--model.", "").replace(" ", "-")[:60],
 )
 def test_whole_network_of_a_row(name, options):
-    recipe = Recipe(["--config", str(CONFIGS / f"{name}.yaml"), *options.split()])
+    recipe = Recipe(["--config", name, *options.split()])
     network = recipe.options.model.class_path.rpartition(".")[2]
     if network == "SegformerFsa":
         pytest.importorskip("transformers")
@@ -177,13 +178,13 @@ def test_whole_network_of_a_row(name, options):
 def test_a_recipe_is_readable_alone(file):
     lines = file.read_text().splitlines()
     assert len(lines) <= 60
-    assert any(line.startswith("#   fsanet train --config configs/" + file.name) for line in lines)
+    assert any(line.startswith(f"#   fsanet train --config {file.stem}") for line in lines)
 
 
 def test_the_table_of_recipes_names_every_file():
-    text = (CONFIGS.parent / "docs/recipes.md").read_text()
-    for file in LARGE:
-        assert f"configs/{file.name}" in text, file
+    text = (ROOT / "docs/recipes.md").read_text()
+    for file in FILES:
+        assert f"`--config {file.stem}" in text, file
 
 
 def test_batches_and_rates_agree():
@@ -198,9 +199,43 @@ def test_missing_data_are_reported_before_weights_are_downloaded(monkeypatch, tm
         raise OSError("the hub was asked")
 
     monkeypatch.setattr("fsanet.models.encoder.timm.create_model", asked)
-    command = ["train", "--config", str(CONFIGS / "cityscapes_best.yaml")]
+    command = ["train", "--config", "cityscapes_best"]
     root = ["--data.init_args.root", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
     assert cli.main([*command, *root]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "download leftImg8bit_trainvaltest.zip" in line
+    assert "give the data set's folder as --data.root, or download leftImg8bit_trainvalte" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_recipes_are_found_by_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert recipe_file("camvid") == CONFIGS / "camvid.yaml"
+    (tmp_path / "camvid").mkdir()  # a folder of data is no recipe
+    assert recipe_file("camvid") == CONFIGS / "camvid.yaml"
+    assert Recipe(["--config", "demo"]).name == "demo"
+    (tmp_path / "demo").write_text("steps: 1")
+    assert recipe_file("demo") == Path("demo")  # a file of the user's comes first
+    with pytest.raises(InputError, match=r"nothing: no such file, .*; those are ade20k, balloon_"):
+        recipe_file("nothing")
+    with pytest.raises(InputError, match=r"found by its name: --config voc12aug"):
+        recipe_file("configs/voc12aug.yaml")
+    assert recipe_file("own/mine.yaml") == Path("own/mine.yaml")
+
+
+@pytest.mark.parametrize("name", ["camvid", "balloon"])
+def test_files_of_the_experiments_replace_data_and_weights(name):
+    """What docs/results.md was measured with: the recipe and these options, nothing else."""
+    base, *_ = (file.stem for file in FILES if file.stem.startswith(name))
+    given = ["--config", base]
+    plain = Recipe(given).options.as_dict()
+    local = Recipe([*given, "--config", str(ROOT / f"experiments/{name}_files.yaml")])
+    found = local.options.as_dict()
+    assert found["data"]["init_args"].pop("root") == f"../shared/data/{name}"
+    assert plain["data"]["init_args"].pop("root") == f"data/{name}"
+    assert found["data"] == plain["data"]
+    changed = {
+        n for n, v in found["model"]["init_args"].items() if plain["model"]["init_args"][n] != v
+    }
+    kind = "encoder" if name == "camvid" else "backbone"
+    assert changed == {f"{kind}_weights", f"{kind}_options", "mean", "std"}
+    assert found["task"] == plain["task"]

@@ -15,7 +15,7 @@ from support.miniature import write_camvid
 from fsanet.data import CamVid
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CONFIG = str(EXPERIMENTS.parent / "configs" / "camvid_segformer_b0.yaml")
+CONFIG = "camvid_segformer_b0"
 
 
 def run(monkeypatch, script, *arguments):
@@ -149,7 +149,7 @@ def test_a_run_that_fails_names_its_log(monkeypatch, capsys, tmp_path):
         ("compare.py train --out /dev/null/x", "cannot be written"),
         ("scenes.py --steps -1", "--steps: -1: give"),
         ("scenes.py --out /dev/null/x", "cannot be written"),
-        ("segformer.py train --config no.yaml", "--config no.yaml: no such file"),
+        ("segformer.py train --config no.yaml", "no.yaml: no such YAML file"),
         ("mask_rcnn.py train --config no.yaml", "no.yaml"),
         (f"mask_rcnn.py train --config {CONFIG}", "not a recipe of COCO files"),
     ],

@@ -147,8 +147,7 @@ def balloons(tmp_path):
     torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("mobilenetv2_100", pad_type="same").state_dict(), weights)
-    config = EXPERIMENTS.parent / "configs" / "balloon_mask_rcnn.yaml"
-    return {"config": config, "data": tmp_path / "data", "weights": weights}
+    return {"config": "balloon_mask_rcnn", "data": tmp_path / "data", "weights": weights}
 
 
 @pytest.mark.slow

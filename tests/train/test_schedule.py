@@ -115,7 +115,9 @@ def test_groups_with_decay_everywhere():
 
 
 def test_rate_of_the_coco_recipe_drops_after_60k_and_80k_steps():
-    recipe = yaml.safe_load((Path(__file__).parents[2] / "configs/coco_mask_rcnn.yaml").read_text())
+    recipe = yaml.safe_load(
+        (Path(__file__).parents[2] / "src/fsanet/recipes/coco_mask_rcnn.yaml").read_text()
+    )
     options = {"total_steps": recipe["steps"], "milestones": recipe["task"]["milestones"]}
     rates = [milestone_factor(step, **options) for step in (59_999, 60_000, 79_999, 80_000)]
     assert rates == pytest.approx([1, 0.1, 0.1, 0.01])

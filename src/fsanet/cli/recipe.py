@@ -39,7 +39,7 @@ from fsanet.train import (
 )
 from fsanet.train.logs import LoggerName
 
-__all__ = ["KINDS", "Recipe", "Test", "call_with_data", "run_config"]
+__all__ = ["KINDS", "Recipe", "Test", "call_with_data", "read_recipe", "recipe_file", "run_config"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ INSTANCES = Kind(
     ),
 )
 KINDS = (SEMANTIC, INSTANCES)
+_RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS = ("model", "data", "task", "test")
 CLASSES: dict[str, tuple[type, ...]] = {
     "model": tuple(network for kind in KINDS for network in kind.networks),
@@ -96,8 +97,8 @@ class Recipe:
     """Options of a training: those of YAML files, overridden by those of the command line.
 
     Args:
-        arguments: of the command line; ``--config FILE`` may be given several times, the later
-            file overrides the earlier one.
+        arguments: of the command line; ``--config``, see `recipe_file`, may be given several times,
+            the later file overrides the earlier one.
 
     Attributes:
         options: all of them, with their defaults.
@@ -115,6 +116,7 @@ class Recipe:
         options = dict(token.partition("=")[::2] for token in tokens)
         if "--resume" in options and not files and options.get("--out"):
             files = [str(Path(options["--out"], "config.yaml"))]  # a run knows its own options
+        files = [str(recipe_file(file)) for file in files]
         contents = [read_recipe(file) for file in files]
         classes = [content.get("data", {}).get("class_path") for content in contents]
         classes += [options.get("--data.class_path")]
@@ -215,11 +217,12 @@ def recipe_options(
     Every option can be a key of the recipe: --task.lr 0.01 is the same as `task: {lr: 0.01}`.
 
     Args:
-        config: recipe; may be given several times, the later one overrides the earlier.
+        config: recipe: a YAML file, or the name of one of fsanet's own, such as camvid or demo (a
+            wrong name lists them); may be given several times, the later one overrides the earlier.
         plugin: Python file or module of your own, whose data modules and networks --data and
             --model may then name; may be given several times.
         out: run folder; by default runs/ and the name of the recipe.
-        print_config: print all options as a recipe, and stop.
+        print_config: print all options as a recipe of your own to start from, and stop.
     """
 
 
@@ -388,6 +391,34 @@ def run_config(folder: Path, *, data: bool = True) -> dict[str, Any]:
         if file.is_file() and (file.parent == folder or folder.name == "model"):
             return read_recipe(file, () if data else ("data",))
     return {}
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file of a recipe: a local file, or one of fsanet's own recipes by its name.
+
+    Args:
+        name: a path; without a suffix, a folder and such a local file, the name of a recipe in
+            ``fsanet/recipes``, which comes with the package.
+
+    Raises:
+        InputError: there is no recipe of that name.
+    """
+    given = Path(name)
+    if given.is_file():
+        return given
+    own = {file.stem: file for file in sorted(_RECIPES.glob("*.yaml"))}
+    if given.suffix == ".yaml" and given.stem in own:
+        raise InputError(
+            f"{name}: no such recipe; that of fsanet is found by its name: --config {given.stem}"
+        )
+    if given.suffix or str(name) != given.name:
+        return given
+    if given.name not in own:
+        raise InputError(
+            f"{printable(str(name))}: no such file, and no recipe of fsanet; those are "
+            f"{', '.join(own)}"
+        )
+    return own[given.name]
 
 
 def read_recipe(file: str | Path, leave_out: Sequence[str] = ()) -> dict[str, Any]:

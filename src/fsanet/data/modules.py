@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fsanet.data.batches import InstanceData, SegmentationData
 from fsanet.data.datasets.ade20k import Ade20k
-from fsanet.data.datasets.base import PairedImages
+from fsanet.data.datasets.base import MissingData, PairedImages
 from fsanet.data.datasets.camvid import CamVid
 from fsanet.data.datasets.cityscapes import Cityscapes
 from fsanet.data.datasets.coco import InstanceDataset, check_published
@@ -325,6 +325,12 @@ class CocoData(InstanceData):
         annotations, images = self.paths[stage]
         path = self.root / annotations
         check_published(self.root, path)
+        if not path.is_file():
+            raise MissingData(
+                f"{path}: no such annotation file; give the data set's folder as --data.root, or "
+                f"the file as --data.{stage}-annotations; docs/data.md says where the data of "
+                "fsanet's own recipes come from"
+            )
         dataset = InstanceDataset(self.root / images, path, label_by=self.label_by)
         known = getattr(self, "classes", dataset.classes)
         if dataset.classes != known:

@@ -88,8 +88,8 @@ def build_encoder(
         if pretrained and isinstance(error, OSError | SafetensorError):
             raise InputError(
                 f"{what}: its weights cannot be downloaded ({reason}); without a network "
-                "connection give pretrained=False, and encoder_weights with a local file if there "
-                "is one"
+                "connection give a local file as encoder_weights (Mask R-CNN: backbone_weights), "
+                "or pretrained=False to start from random weights"
             ) from error
         given = f" with encoder_options={str(dict(options))[:300]}" if options else ""
         raise InputError(f"{what} cannot be built{given}: {reason}") from error

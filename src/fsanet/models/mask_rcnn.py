@@ -67,8 +67,8 @@ class MaskRcnnFsa(GeneralizedRCNN, SavedNetwork, tags=["instance-segmentation"])
             "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1" (a download).
         replace_predictors: with ``weights`` for other classes: ignore their last layers (class
             scores, boxes and masks), which then start from random weights.
-        backbone_weights: weights of the backbone alone: a local file, or torchvision's name for a
-            ResNet.
+        backbone_weights: weights of the backbone alone: a local file; torchvision's name for a
+            ResNet; or "timm" for those of a timm model (a download).
         backbone_options: further arguments of the timm model's class.
         trainable_stages: train only the last this many of a ResNet's 5 stages (torchvision trains 3
             of a pretrained network).

@@ -123,7 +123,8 @@ def build_pyramid(
 
     Args:
         name: "resnet50" or "resnet101" for torchvision's, else a timm model.
-        weights: backbone weights, a local file or torchvision's name for a ResNet.
+        weights: backbone weights: a local file, or torchvision's name for a ResNet; of a timm
+            model also "timm", its own weights (a download).
         options: further arguments of the timm model's class.
         version: torchvision's first or second detector. A ResNet has frozen batch norms in "v1";
             in "v2" they are trained, and the pyramid has them as well.
@@ -138,7 +139,11 @@ def build_pyramid(
             weights; "res4" on a backbone whose stride-16 stage is not a sequence of blocks.
     """
     if name not in ("resnet50", "resnet101"):
-        encoder = build_encoder(name, output_stride=32, weights=weights, options=options)
+        pretrained = weights == "timm"
+        file = None if pretrained else weights
+        encoder = build_encoder(
+            name, output_stride=32, pretrained=pretrained, weights=file, options=options
+        )
         return _timm_pyramid(encoder, channels=channels, positions=positions, make_block=make_block)
     if options:
         raise InputError(f"backbone_options are for timm models, not for {name!r}")

@@ -145,10 +145,10 @@ def test_collate_keeps_sizes():
 def test_missing_download_says_what_to_do(tmp_path):
     with pytest.raises(InputError) as raised:
         CocoData(tmp_path)
-    assert "no annotations/instances_train2017.json: download annotations_trainval" in str(
-        raised.value
-    )
-    assert "cocodataset.org" in str(raised.value)
+    line = str(raised.value)
+    assert "no annotations/instances_train2017.json: give the data set's folder as --data" in line
+    assert "or download annotations_trainval" in line
+    assert "cocodataset.org" in line
     assert f"fsanet data check {tmp_path} --layout coco" in str(raised.value)
 
 

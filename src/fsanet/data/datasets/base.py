@@ -254,8 +254,9 @@ class Layout:
         site = site or self.site.split(" (")[0]
         and_root = "" if root.is_dir() else " (nor that folder)"
         return MissingData(
-            f"{root}: no {absent.relative_to(root)}{and_root}: download {' and '.join(archives)} "
-            f"from {site}, unpack in {root}, then: fsanet data check {root} --layout {self.name}",
+            f"{root}: no {absent.relative_to(root)}{and_root}: give the data set's folder as "
+            f"--data.root, or download {' and '.join(archives)} from {site}, unpack in {root}, "
+            f"then: fsanet data check {root} --layout {self.name}",
             self.guide(root),
         )
 
