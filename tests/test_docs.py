@@ -68,3 +68,18 @@ def test_serving(tmp_path, monkeypatch, capsys, short_demo, ended_at_once):
     done = run_commands("serving.md", tmp_path, monkeypatch)
     assert sum(line.startswith("fsanet serve") for line in done) == 2
     assert capsys.readouterr().out.count("open http://127.0.0.1:") == 2
+
+
+def test_the_site_has_every_page():
+    text = (DOCS / "index.md").read_text(encoding="utf-8") + (DOCS / "api/index.md").read_text()
+    pages = {page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.md")}
+    pages |= {page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.ipynb")}
+    listed = {Path(line) for line in text.splitlines()}
+    listed |= {Path("api", line) for line in text.splitlines()} | {Path("index")}
+    assert {str(page) for page in pages - listed} == set()
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in DOCS.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#:\s]+)[)#]", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
