@@ -9,7 +9,10 @@ from golden import items
 from golden.compare import at_least, differences, mask, near
 
 RECORDED = json.loads((items.HERE / "values.json").read_text())
-SLOW = {"train/ccnet", "train/spatial", "train/segformer"}
+SLOW = {
+    *(f"train/{name}" for name in ("ccnet", "spatial", "segformer", "instances", "linear_softmax")),
+    "run/sweep",
+}
 
 
 def test_each_item_is_recorded():

@@ -65,7 +65,7 @@ ROWS = [
     ("coco_mask_rcnn", R101),
 ]
 # One recipe of each data set and each kind of network; the others are slow tests.
-QUICK = ("camvid", "camvid_best", "balloon_mask_rcnn", "cityscapes", "voc12aug", "segformer_ade20k")
+QUICK = ("camvid_best", "balloon_mask_rcnn", "cityscapes", "voc12aug", "segformer_ade20k")
 LARGE = [file for file in FILES if file.stem.startswith(("city", "ade", "voc", "coco", "segf"))]
 
 
@@ -150,7 +150,9 @@ def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(file.stem, "") for file in LARGE] + ROWS,
+    [(file.stem, "") for file in LARGE]
+    + ROWS[::8]
+    + [pytest.param(*r, marks=pytest.mark.slow) for i, r in enumerate(ROWS) if i % 8],
     ids=lambda value: value.replace("--model.", "").replace(" ", "-")[:60],
 )
 def test_whole_network_of_a_row(name, options):

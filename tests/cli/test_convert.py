@@ -99,6 +99,7 @@ def test_calibrates_on_files_and_takes_the_grid(model, data, tmp_path, capsys):
     assert (layer.grid, layer.band[1]) == (7, k)
 
 
+@pytest.mark.slow
 def test_segformer_of_transformers(tmp_path, capsys):
     transformers = pytest.importorskip("transformers")
     source, out = tmp_path / "b0", tmp_path / "out"

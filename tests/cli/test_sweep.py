@@ -72,6 +72,7 @@ def data_of(config):
     return FolderData(**yaml.safe_load(config.read_text())["data"]["init_args"])
 
 
+@pytest.mark.slow
 def test_sweep_measures_what_the_overrides_of_from_pretrained_give(
     trained, config, tmp_path, capsys
 ):

@@ -54,6 +54,7 @@ def test_same_padding_as_a_constant():
     assert any(isinstance(module, Conv2dSame) for module in network.modules())
 
 
+@pytest.mark.slow
 def test_torch_program(folder, tmp_path, capsys):
     file = tmp_path / "net.pt2"
     assert main(["export", str(folder), "--out", str(file), "--size", "64", "96"]) == 0

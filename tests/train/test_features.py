@@ -134,7 +134,7 @@ def test_losses_are_those_of_training_on_images(tmp_path, freeze):
     assert not (tmp_path / "features" / "features").exists()
 
 
-@pytest.mark.parametrize("cached", [None, [1.0]])
+@pytest.mark.parametrize("cached", [pytest.param(None, marks=pytest.mark.slow), [1.0]])
 def test_bfloat16_stays_close(tmp_path, cached):
     """Losses, statistics of batch norms and weights are float32, and within bfloat16's rounding."""
     kept = []
@@ -163,7 +163,9 @@ def test_bfloat16_stays_close(tmp_path, cached):
             torch.testing.assert_close(value, exact[name], rtol=2e-2, atol=5e-3, msg=name)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("power cut"), Interrupted()])
+@pytest.mark.parametrize(
+    "error", [pytest.param(RuntimeError("power cut"), marks=pytest.mark.slow), Interrupted()]
+)
 def test_resumed_run_equals_uninterrupted(tmp_path, error):
     options = {"freeze": 3, "ema": 0.9}
 
