@@ -76,7 +76,7 @@ def load_model(
     if isinstance(source, nn.Module):
         return source
     # Imported here because convert_attention needs neither the hub nor the networks.
-    from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
+    from fsanet import models
     from fsanet.models.saved_folder import find_file, find_folder, read_object
     from fsanet.models.saving import MODEL_TYPE, take_weights
 
@@ -95,23 +95,28 @@ def load_model(
     name = config.get("network", "FsaNet")  # files before 0.2 name no class
     if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         name = "segformer"  # the only network of transformers; any other is reported as it is read
-    loaders: dict[object, tuple[Task, Callable[..., nn.Module]]] = {
-        "FsaNet": ("semantic", FsaNet.from_pretrained),
-        "MaskRcnnFsa": ("instances", MaskRcnnFsa.from_pretrained),
-        "SegformerFsa": ("semantic", SegformerFsa.from_pretrained),
-        "segformer": ("semantic", SegformerFsa.from_transformers),
+    tasks: dict[str, Task] = {
+        "FsaNet": "semantic",
+        "MaskRcnnFsa": "instances",
+        "SegformerFsa": "semantic",
+        "segformer": "semantic",
     }
-    if not isinstance(name, str) or name not in loaders:
+    if not isinstance(name, str) or name not in tasks:
         raise InputError(
             f"{folder}: config.json names the network '{printable(str(name))}', which this version "
             "does not know; update fsanet"
         )
-    purpose, load = loaders[name]
+    purpose = tasks[name]
     if task is not None and purpose != task:
         raise InputError(
             f"{folder}: a {name}, which is a network for {_PURPOSES[purpose]}; this needs one for "
             f"{_PURPOSES[task]}"
         )
+    load: Callable[..., nn.Module] = (  # its class is imported here: Mask R-CNN takes a second
+        models.SegformerFsa.from_transformers
+        if name == "segformer"
+        else getattr(models, name).from_pretrained
+    )
     conversion = find_file(folder, CONVERSION_FILE)
     modules = [] if conversion is None else _read_conversion(conversion)
     # config.json of a converted FsaNet describes the converted network, without the grid.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -265,8 +266,7 @@ def open_image(
 @contextmanager
 def _decoding(name: str, what: str) -> Iterator[None]:
     """Turn whatever decoders raise, and warn about, into an `InputError`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks about metadata, and torchvision's deprecation
+    with _no_warnings():  # remarks about metadata, and torchvision's deprecation
         try:
             yield
         except InputError:
@@ -281,6 +281,30 @@ def _decoding(name: str, what: str) -> Iterator[None]:
             raise InputError(
                 f"{name}: damaged or truncated {what} ({reason(error)}); remove or replace it"
             ) from error
+
+
+_filters = threading.Lock()
+_decoders = 0
+_unfiltered = warnings.catch_warnings()
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Ignore warnings while any thread is here; ``catch_warnings`` alone is for one thread."""
+    global _decoders, _unfiltered
+    with _filters:
+        if not _decoders:
+            _unfiltered = warnings.catch_warnings()
+            _unfiltered.__enter__()
+            warnings.simplefilter("ignore")
+        _decoders += 1
+    try:
+        yield
+    finally:
+        with _filters:
+            _decoders -= 1
+            if not _decoders:
+                _unfiltered.__exit__(None, None, None)
 
 
 _opening = threading.Lock()
@@ -322,14 +346,19 @@ def _silent_stderr() -> Iterator[None]:
 def _decode_jpeg(image: Image.Image, stream: BinaryIO) -> Tensor | None:
     """Decode an upright colour JPEG with torchvision: Pillow's pixels in two thirds of the time.
 
-    Returns ``None`` for all other files, and for those that torchvision refuses, so that Pillow
-    decodes them or says what is wrong.
+    Returns ``None`` where torchvision is not in use, which is a second to import; in threads,
+    because stderr is silenced for all of them; for all other files, and for those that torchvision
+    refuses, so that Pillow decodes them or says what is wrong.
     """
+    if "torchvision.io" not in sys.modules:
+        return None
+    if threading.current_thread() is not threading.main_thread():
+        return None
     if image.format != "JPEG" or image.mode != "RGB":
         return None
     if _orientation(image) in _UPRIGHT:
         return None
-    import torchvision.io  # here, because it takes seconds: other formats do without it
+    import torchvision.io
 
     # torchvision is going to remove its decoders, and warns about it at each call.
     decode = getattr(torchvision.io, "decode_jpeg", None)

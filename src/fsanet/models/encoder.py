@@ -16,11 +16,11 @@ from torch import nn
 
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights
-from fsanet.imports import import_without_compiler
+from fsanet.imports import import_timm
 
 __all__ = ["build_encoder", "default_normalisation"]
 
-timm = import_without_compiler("timm")
+timm = import_timm()
 
 
 def build_encoder(

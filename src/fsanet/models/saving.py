@@ -42,6 +42,9 @@ __all__ = [
 MODEL_TYPE = "fsanet"
 
 _LARGER = "config.json describes a larger network than its weights belong to"
+_RANDOM = (Tensor.normal_, Tensor.uniform_)
+# These come as they are, and what they call does not come any more.
+_RANDOM += (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -212,9 +215,10 @@ class _NoRandomValues(TorchFunctionMode):
     """Fills no tensor without data: torch would do so in Python, and import its compiler for it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
-            return args[0]
-        return func(*args, **kwargs or {})
+        kwargs = kwargs or {}
+        if func in _RANDOM and (filled := args[0] if args else kwargs["tensor"]).is_meta:
+            return filled
+        return func(*args, **kwargs)
 
 
 class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"]):

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
 from fsanet.files import model_summary, write_json
-from fsanet.models import MaskRcnnFsa
 from fsanet.models.segmenter import Segmenter, check_settings
 from fsanet.predict.result import Instances, Segmentation
 
@@ -234,6 +233,7 @@ class Detector(ImagePredictor[Instances]):
     Raises:
         InputError: a score out of range.
 
+    >>> from fsanet.models import MaskRcnnFsa
     >>> model = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), fpn_channels=16,
     ...                     box_channels=16, mask_channels=16, min_size=64, max_size=64)
     >>> found = Detector(model)(torch.zeros(3, 48, 64, dtype=torch.uint8))
@@ -354,7 +354,7 @@ def make_predictor(model: nn.Module, **options: Any) -> Predictor | Detector:
     Raises:
         InputError: an option of the other predictor, or a value out of range.
     """
-    is_detector = isinstance(model, MaskRcnnFsa)
+    is_detector = hasattr(model, "detect")  # like MaskRcnnFsa
     other = inspect.signature(Predictor if is_detector else Detector).parameters
     own = inspect.signature(Detector if is_detector else Predictor).parameters
     task = "semantic segmentation" if is_detector else "instance segmentation"
