@@ -127,7 +127,7 @@ def test_no_entries_no_legend() -> None:
 def test_bands_and_files_do_not_change_the_picture(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By rows with Pillow, by rows without it, and at once."""
+    """By rows, in a file, and at once."""
     rng = np.random.default_rng(4)
     mask = rng.integers(0, 4, (size[0] // 5, size[1] // 5), np.uint8).repeat(5, 0).repeat(5, 1)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -142,13 +142,25 @@ def test_bands_and_files_do_not_change_the_picture(
         np.testing.assert_array_equal(pixels[: size[0], : size[1]], whole)
     monkeypatch.setattr(render, "_BAND_PIXELS", 1000)
     assert max(len(band) for band in render.overlay(mask, PALETTE, image).bands) <= 1000 / 30
-    for large in (2**24, 0):
-        monkeypatch.setattr(render, "_LARGE", large)
-        stream = io.BytesIO()
-        drawn().write_png(stream)
-        with Image.open(stream) as stored:
-            assert stored.mode == "RGB"
-            np.testing.assert_array_equal(np.asarray(stored), pixels)
+    stream = io.BytesIO()
+    drawn().write_png(stream)
+    with Image.open(stream) as stored:
+        assert stored.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(stored), pixels)
+
+
+@pytest.mark.parametrize("alpha", [0, 1 / 3, 0.5, 1])
+@pytest.mark.parametrize("classes", [1, 11, 256])
+def test_colours_are_blended_as_computed_in_float32(classes: int, alpha: float) -> None:
+    rng = np.random.default_rng(classes)
+    palette = [tuple(map(int, colour)) for colour in rng.integers(0, 256, (classes, 3))]
+    mask = rng.integers(0, 256, (40, 60), np.uint8)
+    image = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    drawn = render.overlay(mask, palette, image, alpha=alpha, boundaries=False).to_image()
+    weight = np.where(mask < classes, np.float32(alpha), np.float32(0))[..., None]
+    colours = render.colourise(mask, palette)
+    expected = image * (1 - weight) + colours * weight + np.float32(0.5)
+    np.testing.assert_array_equal(np.asarray(drawn), expected.astype(np.uint8))
 
 
 def test_heat_map_is_red_above_and_blue_below():

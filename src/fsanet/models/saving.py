@@ -42,9 +42,11 @@ __all__ = [
 MODEL_TYPE = "fsanet"
 
 _LARGER = "config.json describes a larger network than its weights belong to"
-_RANDOM = (Tensor.normal_, Tensor.uniform_)
-# These come as they are, and what they call does not come any more.
-_RANDOM += (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+# The functions of nn.init are seen instead of the methods that they call.
+_RANDOM: tuple[Callable[..., Any], ...] = (
+    *(Tensor.normal_, Tensor.uniform_),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_),
+)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
