@@ -239,7 +239,7 @@ def _write_png(stream: BinaryIO, picture: Picture) -> None:
         np.subtract(lines[:1], above, out=filtered[:1, 1:])
         np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
         above = lines[-1:].copy()
-        write_chunk(b"IDAT", deflate.compress(filtered))
+        write_chunk(b"IDAT", deflate.compress(filtered.data))
     write_chunk(b"IDAT", deflate.flush())
     write_chunk(b"IEND", b"")
 
