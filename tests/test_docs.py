@@ -70,6 +70,19 @@ def test_serving(tmp_path, monkeypatch, capsys, short_demo, ended_at_once):
     assert capsys.readouterr().out.count("open http://127.0.0.1:") == 2
 
 
+@pytest.mark.slow
+def test_first_steps(tmp_path, monkeypatch, short_demo):
+    done = run_commands("getting_started.md", tmp_path, monkeypatch)
+    assert len(done) == 5
+    assert list((tmp_path / "out").glob("*_overlay.png"))
+
+
+def test_the_layer_in_a_network_of_ones_own(capsys):
+    (code,) = blocks("getting_started.md", "python")
+    exec(compile(code, "getting_started.md", "exec"), {})
+    assert capsys.readouterr().out == "torch.Size([2, 5, 24, 40])\n"
+
+
 def test_the_site_has_every_page():
     text = (DOCS / "index.md").read_text(encoding="utf-8") + (DOCS / "api/index.md").read_text()
     pages = {page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.md")}
