@@ -208,13 +208,14 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
             batch = images[chosen[0]][None] if one else torch.stack([images[i] for i in chosen])
             entropy = torch.zeros(len(batch), dtype=torch.float64)
             masks, confidence = self.masks(batch, entropy=entropy)  # (B, H, W)
+            kept = (lambda rows: rows) if one else Tensor.clone
             for row, index in enumerate(chosen):
                 results[index] = Segmentation(
-                    mask=masks[row] if one else masks[row].clone(),
+                    mask=kept(masks[row]),
                     classes=tuple(self.model.classes),
                     palette=tuple(self.model.palette),
                     image=images[index],
-                    confidence=None if confidence is None else confidence[row].clone(),
+                    confidence=None if confidence is None else kept(confidence[row]),
                     source=sources[index],
                     entropy=float(entropy[row]) if self.entropy else None,
                 )
