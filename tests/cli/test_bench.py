@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from support.behaving import run_in_process
 
 from fsanet.bench import compare_layers, compare_networks, measure
 from fsanet.cli import main as cli
 from fsanet.errors import InputError
+from fsanet.models import FsaNet
 
 
 def line(capsys, *arguments):
@@ -41,6 +43,8 @@ def line(capsys, *arguments):
         (["--model", "--paper"], "--paper is for layers"),
         (["--paper", "--layers", "sdpa"], "--layers cannot be combined with --paper"),
         (["--model", "runs/no/such"], "runs/no/such"),
+        (["--predict", "x"], "--predict requires --model"),
+        (["--predict", "x", "--model", "y", "--k", "4"], "--k is for one call of a network"),
     ],
 )
 def test_bad_input_is_one_line(capsys, arguments, message):
@@ -129,3 +133,29 @@ def test_a_network_is_measured_with_its_own_defaults(monkeypatch, model):
     assert settings.source == ("resnet18" if "resnet18" in model[-1] else "resnet101s")
     assert (settings.size, settings.k, settings.similarity) == ((64, 32), 4, None)
     assert (settings.rounds, settings.seconds, settings.limit_seconds) == (10, 7, 120)
+
+
+def test_prediction_is_measured_against_its_network(capsys, tmp_path):
+    network = FsaNet("resnet10t", num_classes=3, head_channels=8, aux_channels=0, k=2)
+    network.save_pretrained(tmp_path / "model")
+    for number, size in enumerate([(48, 32), (32, 32), (48, 32)]):
+        Image.new("RGB", size, (90 * number, 9, 9)).save(tmp_path / f"{number}.png")
+    files = ["--json", str(tmp_path / "b.json"), "--markdown", str(tmp_path / "b.md")]
+    what = ["--predict", str(tmp_path), "--model", str(tmp_path / "model"), "--batch", "2"]
+    options = ["--rounds", "2", "--threads", "1", "--device", "cpu", "--dtype", "bfloat16"]
+    assert cli.main(["bench", *what, *options, *files]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["images"] == 3
+    assert found["network"]["count"] == found["pipeline"]["count"] == 2
+    assert found["ratio"]["median"] == pytest.approx(
+        found["network"]["median"] / found["pipeline"]["median"], rel=0.5
+    )
+    assert list(found["steps"]) == [
+        *("decode", "preprocess", "network", "argmax", "draw", "encode + write")
+    ]
+    assert 0 <= found["agreement"] <= 1
+    for text in (printed, (tmp_path / "b.md").read_text()):
+        assert "% of pixels have the class of float32; threads 1; device CPU" in text
+        assert "network alone, bfloat16" in text
+        assert "encode + write" in text

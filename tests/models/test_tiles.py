@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fsanet.models import segmenter
 from fsanet.models.tiles import (
     ResizedRows,
     class_scores,
@@ -294,3 +295,10 @@ def test_a_single_view_keeps_its_logits() -> None:
         probabilities=False,
     )
     torch.testing.assert_close(block.scores, column_model(images, (4, 4)))
+
+
+@pytest.mark.parametrize("pixels", [1, 40, 2**20])
+def test_highest_score_by_bands_is_argmax(pixels, monkeypatch):
+    monkeypatch.setattr(segmenter, "_ARGMAX_PIXELS", pixels)
+    scores = torch.randint(0, 4, (2, 200, 9, 7)).float()  # with many ties
+    assert torch.equal(segmenter.highest(scores), scores.max(1).indices.to(torch.uint8))

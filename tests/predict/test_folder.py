@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fsanet.errors import InputError
+from fsanet.predict import folder, workers
 from fsanet.predict import result as results
 from fsanet.predict.folder import predict_folder, result_stems
 from fsanet.predict.predictor import Detector
@@ -335,6 +336,8 @@ def killed_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return write_json(path, value)
 
     monkeypatch.setattr(results, "write_json", write)
+    # In threads, others would go on writing what is predicted.
+    monkeypatch.setattr(folder, "Workers", lambda inline: workers.Workers(inline=True))
 
 
 def without_halves(out: Path) -> None:
@@ -643,11 +646,11 @@ def test_instances_interrupted_and_resumed_equal_uninterrupted(
     seen: list[str] = []
     predict_batch = Detector.predict_batch
 
-    def watched(self: Detector, files: list[Path], on_error: Any = None) -> Any:
+    def watched(self: Detector, files: list[Path], *others: Any) -> Any:
         seen.append(files[0].name)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return predict_batch(self, files, on_error)
+        return predict_batch(self, files, *others)
 
     monkeypatch.setattr(Detector, "predict_batch", watched)
     with pytest.raises(KeyboardInterrupt):

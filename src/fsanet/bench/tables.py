@@ -11,13 +11,15 @@ from rich.table import Table
 from fsanet.bench.cases import PAPER_CLAIMS, PAPER_LAYERS
 from fsanet.bench.compare_layers import LayerReport, LayerRow
 from fsanet.bench.compare_networks import NetworkReport, NetworkRow
+from fsanet.bench.compare_prediction import PredictionReport
 from fsanet.bench.measure import Findings, Timing
 from fsanet.cost import Quartiles
 from fsanet.metrics.confusion import markdown_table
 
 __all__ = [
     *("Grid", "cost_grid", "describe_layers", "describe_network", "layers_markdown"),
-    *("network_grid", "network_markdown", "paper_grid", "scaling_grid", "time_grid"),
+    *("network_grid", "network_markdown", "paper_grid", "prediction_grid", "prediction_markdown"),
+    *("describe_prediction", "scaling_grid", "steps_grid", "time_grid"),
 ]
 
 LAYER_CONVENTIONS = """\
@@ -210,6 +212,47 @@ def network_markdown(report: NetworkReport, *, command: str) -> str:
     grid = network_grid(report).markdown()
     parts = (f"    {command}", describe_network(report), grid, NETWORK_CONVENTIONS)
     return "\n\n".join(parts) + "\n"
+
+
+def prediction_grid(report: PredictionReport) -> Grid:
+    """Images a second of the network alone and of the whole prediction."""
+    times = {f"network alone, {report.settings.dtype}": report.network}
+    if report.float32 is not None:
+        times["network alone, float32"] = report.float32
+    times["prediction, files written"] = report.pipeline
+    rows = []
+    for name, taken in times.items():
+        low, middle, high = (report.images / t for t in (taken.high, taken.median, taken.low))
+        rate = Quartiles(low, middle, high, taken.count)
+        ratio = spread(report.ratio) if taken is report.pipeline else ""
+        rows.append((name, spread(rate), ratio, str(taken.count)))
+    heading = ("what", "images/s", "times the network alone", "rounds")
+    s = report.settings
+    return Grid(f"{s.model}: {report.images} images, batch {s.batch}", heading, rows)
+
+
+def steps_grid(report: PredictionReport) -> Grid:
+    """What each step of prediction takes by itself, in one thread but for the network."""
+    total = sum(report.steps.values())
+    rows = [
+        (name, significant(1e3 * seconds), f"{100 * seconds / total:.1f} %")
+        for name, seconds in report.steps.items()
+    ]
+    rows.append(("all, one after the other", significant(1e3 * total), ""))
+    return Grid("Where the time goes", ("step", "ms an image", "share"), rows)
+
+
+def describe_prediction(report: PredictionReport) -> str:
+    """Agreement with float32, if it was measured, and machine."""
+    same = report.agreement
+    words = "" if same is None else f"{100 * same:.3f} % of pixels have the class of float32; "
+    return f"{words}threads {report.settings.threads}; {_machine(report.environment)}"
+
+
+def prediction_markdown(report: PredictionReport, *, command: str) -> str:
+    """The whole report as a section of a Markdown page; ``command`` is what writes it again."""
+    grids = prediction_grid(report).markdown(), steps_grid(report).markdown()
+    return "\n\n".join((f"    {command}", describe_prediction(report), *grids)) + "\n"
 
 
 def saved(base: float | None, own: float | None) -> str:

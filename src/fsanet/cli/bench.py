@@ -49,6 +49,7 @@ def bench(
     figures: str | None = None,
     model: str | None = None,
     image: str | None = None,
+    predict: list[str] | None = None,
     k: int | None = None,
     similarity: Literal["dot", "linear_softmax", "linear", "softmax"] | None = None,
     recurrence: int | None = None,
@@ -82,6 +83,8 @@ def bench(
         model: measure a whole network instead, without, with regular and with frequency attention;
             a timm encoder (resnet101s if none is given) or the folder of a saved FsaNet.
         image: height x width of the network's images; by default 769x769.
+        predict: image files and folders: measure fsanet predict with --model, the folder of a saved
+            network, against the network alone on the same batches.
         k: frequencies that the network keeps per axis; by default its own.
         similarity: similarity of the network's frequency attention; by default its own.
         recurrence: rounds of the network's frequency attention; by default its own.
@@ -93,8 +96,9 @@ def bench(
         batch: maps or images per call.
         dtype: dtype of parameters and input.
         threads: threads of CPU operators; by default as many as torch uses.
-        rounds: largest number of rounds; by default 20, for a network 10.
-        seconds: time for the rounds of one size; by default 60, for a network 120.
+        rounds: largest number of rounds; by default 20, for a network 10, with --predict 5.
+        seconds: time for the rounds of one size; by default 60, for a network 120, with --predict
+            600.
         limit_seconds: leave out what takes longer than this for a forward pass; by default 20, for
             a network 120.
     """
@@ -109,6 +113,10 @@ def bench(
     else:
         for_layers = {**chosen, "sizes": sizes, "figures": figures, "paper": paper or None}
         _refuse(for_layers, "is for layers; leave it out with --model")
+    if predict is not None:
+        if model is None:
+            raise InputError("--predict requires --model, the folder of a saved network")
+        _refuse({"image": image, **attention}, "is for one call of a network; leave it out")
     if paper:
         _refuse(chosen, "cannot be combined with --paper, which chooses the layers itself")
     if limit_memory is not None:
@@ -153,6 +161,15 @@ def bench(
         save_layers(report)  # an interrupted run leaves what it has
 
     with ConsoleProgress() as progress:
+        if model is not None and predict is not None:
+            from fsanet.bench.compare_prediction import PredictionSettings, compare_prediction
+
+            task = PredictionSettings(model=model, images=tuple(predict), **options)
+            found = compare_prediction(task, watch=_watch(progress))
+            save(found.as_dict(), tables.prediction_markdown(found, command=command))
+            _print(progress, tables.prediction_grid(found), tables.steps_grid(found))
+            _print(progress, tables.describe_prediction(found))
+            return
         if model is not None:
             size = _size(image or "769x769", "image")
             settings = NetworkSettings(source=model, size=size, **attention, **options)

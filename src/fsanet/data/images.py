@@ -99,6 +99,19 @@ def read_image(source: ImageSource) -> Tensor:
     )
 
 
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Height and width as stored in a file, which is not decoded; None if it is no image."""
+    try:
+        with (
+            open_file(path, "image", limit=_largest_file(_max_pixels)) as stream,
+            _decoding(str(path), "image"),
+            _opened(stream, FORMATS) as image,
+        ):
+            return image.height, image.width
+    except InputError:
+        return None
+
+
 def list_images(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, recursive: bool = True
 ) -> list[Path]:

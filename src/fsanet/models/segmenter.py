@@ -21,11 +21,12 @@ from fsanet.errors import InputError
 from fsanet.models.exported import ExportedNetwork
 from fsanet.models.tiles import class_scores, window_starts
 
-__all__ = ["Segmenter", "check_settings", "evaluating"]
+__all__ = ["Segmenter", "check_settings", "evaluating", "highest"]
 
 _MOST_SCALES = 64
 _LARGEST_SCALE = 64.0
 _LARGEST_BATCH = 4096
+_ARGMAX_PIXELS = 2**20
 _MOST_PIXELS = 2**29  # of a scaled image
 
 
@@ -149,7 +150,7 @@ class Segmenter:
             columns = len(window_starts(width, self.window[1], self.stride[1]))
             group = max(1, self.batch_size // columns)
         try:
-            with evaluating(self.model), torch.inference_mode():
+            with self.running():
                 for first in range(0, batch, group):
                     part = slice(first, first + group)
                     for block in class_scores(
@@ -162,14 +163,17 @@ class Segmenter:
                         batch_size=self.batch_size,
                         probabilities=self.confidence or self.entropy,
                     ):
-                        best = block.scores.max(dim=1)  # (b, r, c)
-                        ids[part][block[:3]] = best.indices.to("cpu", torch.uint8)
-                        if confidence is not None:
+                        if confidence is None:
+                            ids[part][block[:3]] = highest(block.scores).cpu()  # (b, r, c)
+                        else:
+                            best = block.scores.max(dim=1)  # (b, r, c)
+                            ids[part][block[:3]] = best.indices.to("cpu", torch.uint8)
                             confidence[part][block[:3]] = best.values.cpu()
+                            del best
                         if self.entropy:
                             sums = torch.special.entr(block.scores).sum((1, 2, 3))  # (b,)
                             total[part][block[0]] += sums.cpu()
-                        del block, best  # freed before the next is made
+                        del block  # freed before the next is made
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -181,6 +185,19 @@ class Segmenter:
             entropy.copy_(total / (height * width))
         return ids, confidence
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The network in evaluation mode, and no gradients."""
+        with evaluating(self.model), torch.inference_mode():
+            yield
+
+    def network(self, images: Tensor) -> Tensor:
+        """Logits (B, C, H, W) of normalised images (B, 3, H, W), in `dtype` where it is safe."""
+        if self.dtype is None:
+            return cast(Tensor, self.model(images))
+        with torch.autocast(images.device.type, self.dtype):
+            return cast(Tensor, self.model(images))
+
     def _forward(self, tiles: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 (b, 3, h', w') -> float32 logits (b, C, h, w) where logits are kept."""
         device = self.device
@@ -188,17 +205,28 @@ class Segmenter:
         # Zero is the mean colour after normalisation.
         missing = (0, size[1] - tiles.shape[3], 0, size[0] - tiles.shape[2])
         inputs = F.pad(inputs, missing)  # (b, 3, h, w)
-        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if self.dtype is not None:
-            autocast = torch.autocast(device.type, self.dtype)
-        with autocast:
-            logits = self.model(inputs)
+        logits = self.network(inputs)
         if logits.shape[-2:] != inputs.shape[-2:]:
             raise ValueError(
                 f"the model gives logits of {tuple(logits.shape)} for images of "
                 f"{tuple(inputs.shape)}; they must have the size of the images"
             )
         return logits.to("cpu" if self.offload else device, torch.float32)
+
+
+def highest(scores: Tensor) -> Tensor:
+    """Index of the highest score at each pixel, (B, C, H, W) -> uint8 (B, H, W), C <= 256.
+
+    In bands of rows, because the int64 indices of all pixels at once, and the maxima that come with
+    them, take 12 bytes for each; the first of equal scores counts.
+    """
+    batch, _, height, width = scores.shape
+    ids = torch.empty(batch, height, width, dtype=torch.uint8, device=scores.device)
+    rows = max(1, _ARGMAX_PIXELS // (batch * width))
+    for top in range(0, height, rows):
+        band = slice(top, top + rows)
+        ids[:, band] = scores[:, :, band].max(dim=1).indices
+    return ids
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ The folder is the only state. The list of images is cut into batches once; proce
 the batches r, r + n, r + 2n, ... so that the files do not depend on n. An image is done when its
 JSON file is there, which is written after its pictures and names the model, the settings and the
 image file that it was made from. The process that finds every image done writes ``summary.json``.
+
+Threads read images ahead and write results behind, while the main thread runs the network.
 """
 
 from __future__ import annotations
@@ -14,21 +16,24 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from fsanet.convert import load_model
-from fsanet.data.images import locate_images
+from fsanet.data.images import image_size, locate_images, read_image
 from fsanet.errors import InputError
 from fsanet.files import check_writable, disk_error, environment, lock_folder, write_json
 from fsanet.inputs import read_json
 from fsanet.predict.draw import check_alpha
 from fsanet.predict.launch import is_launched, this_process
 from fsanet.predict.predictor import ImagePredictor, check_options, make_predictor
+from fsanet.predict.workers import Workers
 from fsanet.progress import ConsoleProgress
 
 __all__ = ["predict_folder", "remove_results", "result_stems"]
@@ -37,6 +42,9 @@ SUMMARY = "summary.json"
 _PNG_END = b"IEND\xaeB`\x82"
 _LONGEST_NAME = 255  # bytes; of most file systems
 _LARGEST_JSON = 10**9  # bytes
+
+_READ_AHEAD = 3  # batches
+_MOST_PIXELS = 2**25  # of images that are read or not written yet; a larger image is alone
 
 # Errors of the system that concern one file of results; others would meet the next file as well.
 _FILE_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ELOOP}
@@ -169,6 +177,11 @@ class _Item(NamedTuple):
         return Path(hashlib.sha256(os.fsencode(self.stem)).hexdigest()[:32] + ".json")
 
 
+class _Read(NamedTuple):
+    state: dict[str, int] | None
+    image: Tensor
+
+
 class _Run:
     """A list of images on its way into a folder."""
 
@@ -199,9 +212,9 @@ class _Run:
         todo = [batches[index] for index in mine if not done[index]]
         total = sum(len(batches[index]) for index in mine)
         task = bar.add_task("predict", total=total, completed=total - sum(map(len, todo)))
-        for batch in todo:
-            self._predict_batch(batch, bar)
-            bar.update(task, advance=len(batch))
+        with Workers(inline=len(todo) < 2) as workers:
+            for count in self._predict_batches(todo, workers, bar):
+                bar.update(task, advance=count)
         return sum(len(batch) for batch, is_done in zip(batches, done, strict=True) if is_done)
 
     def collect(self) -> tuple[list[Any], list[dict[str, str]]] | None:
@@ -218,11 +231,50 @@ class _Run:
                 contents.append(content)
         return contents, failed
 
-    def _predict_batch(self, batch: Sequence[_Item], bar: ConsoleProgress) -> None:
-        """Predict images together and write their results; the JSON file of each comes last."""
+    def _predict_batches(
+        self, todo: Sequence[Sequence[_Item]], workers: Workers, bar: ConsoleProgress
+    ) -> Iterator[int]:
+        """Predict batches in their order, while images are read and results written beside that.
+
+        Yields the number of images done since the last time.
+        """
+        coming = deque(todo)
+        pixels = 0  # of the first batch that is coming, if it is known
+        reading = deque[tuple[Sequence[_Item], int, dict[Path, Future[_Read]]]]()
+        writing: dict[Future[None], int] = {}  # with the pixels of the image
+        try:
+            while coming or reading or writing:
+                while coming and len(reading) < _READ_AHEAD:
+                    pixels = pixels or sum(map(_pixels, coming[0]))
+                    held = sum(size for _, size, _ in reading) + sum(writing.values())
+                    if held and held + pixels > _MOST_PIXELS:
+                        break
+                    batch, large = coming.popleft(), pixels > _MOST_PIXELS
+                    files = [item.file for item in batch]
+                    found = {file: workers.do(_read, file, here=large) for file in files}
+                    reading.append((batch, pixels, found))
+                    pixels = 0
+                if reading and len(writing) < 4 * workers.count:
+                    batch, _, found = reading.popleft()
+                    for size, write in self._predict_batch(batch, found, bar):
+                        writing[workers.do(write, here=size > _MOST_PIXELS)] = size
+                        del write  # and the result with it, when it is written
+                    yield len(batch)
+                elif writing:
+                    wait(writing, return_when=FIRST_COMPLETED)
+                for future in [future for future in writing if future.done()]:
+                    future.result()  # raises what the worker did
+                    del writing[future]
+        finally:
+            for _, _, found in reading:
+                for one in found.values():
+                    one.cancel()
+
+    def _predict_batch(
+        self, batch: Sequence[_Item], futures: dict[Path, Future[_Read]], bar: ConsoleProgress
+    ) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Predict images together; yields the pixels of each with what writes its files."""
         items = {item.file: item for item in batch}
-        # Before the files are read, so that a later change is noticed.
-        inputs = {file: _input_state(file) for file in items}
 
         def write_error(file: Path, error: InputError) -> None:
             record = {"image": str(file), "error": str(error), "model": self.model}
@@ -231,9 +283,10 @@ class _Run:
             if not bar.disable:
                 bar.console.print(f"skipped: {error}", markup=False, highlight=False)
 
-        for result in self.predictor.predict_batch(list(items), write_error):
+        def write(result: Any, state: dict[str, int] | None) -> None:
+            """Write the files of an image, of which the JSON file comes last."""
             stem = items[result.source].stem
-            about = {"model": self.model, "input": inputs[result.source], "made": self.made}
+            about = {"model": self.model, "input": state, "made": self.made}
             about |= self.predictor.record(result)
             try:
                 result.save(self.out / stem.parent, stem.name, **self.drawing, extra=about)
@@ -242,6 +295,19 @@ class _Run:
                 if cause is not None and cause.errno not in _FILE_ERRORS:
                     raise
                 write_error(result.source, error)
+
+        states: dict[Path, dict[str, int] | None] = {}
+
+        def read(file: Path) -> Tensor:
+            found = futures.pop(file).result()
+            states[file] = found.state
+            return found.image
+
+        results = self.predictor.predict_batch(list(items), write_error, read)
+        while results:
+            result = results.pop(0)
+            size = result.image.shape[-2] * result.image.shape[-1]
+            yield size, partial(write, result, states[result.source])
 
     def _is_done(self, item: _Item) -> bool:
         found = self._read(item)
@@ -291,6 +357,16 @@ def _is_whole(picture: Path) -> bool:
     with picture.open("rb") as stream:
         stream.seek(-len(_PNG_END), os.SEEK_END)
         return stream.read() == _PNG_END
+
+
+def _pixels(item: _Item) -> int:
+    height, width = image_size(item.file) or (0, 0)
+    return height * width
+
+
+def _read(file: Path) -> _Read:
+    state = _input_state(file)  # before the file is read, so that a later change is noticed
+    return _Read(state, read_image(file))
 
 
 def _input_state(file: Path) -> dict[str, int] | None:

@@ -95,13 +95,18 @@ class ImagePredictor(ABC, Generic[Result]):
         for first in range(0, len(files), self.batch_size):
             yield from self.predict_batch(files[first : first + self.batch_size], on_error)
 
-    def predict_batch(self, files: Sequence[Path], on_error: OnError | None = None) -> list[Result]:
-        """Predict files together; see `predict_files`."""
+    def predict_batch(
+        self,
+        files: Sequence[Path],
+        on_error: OnError | None = None,
+        read: Callable[[Path], Tensor] = read_image,
+    ) -> list[Result]:
+        """Predict files together, read by ``read``; see `predict_files`."""
         images: dict[Path, Tensor] = {}
         try:
             for file in files:
                 try:
-                    images[file] = read_image(file)
+                    images[file] = read(file)
                 except InputError as error:
                     if on_error is None:
                         raise
