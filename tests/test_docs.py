@@ -93,6 +93,8 @@ def test_the_site_has_every_page():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in DOCS.glob("*.md"):
-        for link in re.findall(r"\]\(([^)#:\s]+)[)#]", page.read_text(encoding="utf-8")):
+    for page in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"""\]\(([^)#:\s]+)[)#]|src="([^":]+)\"""", text):
+            link = "".join(link)
             assert (page.parent / link).exists(), f"{page.name}: {link}"
