@@ -14,6 +14,7 @@ from torch import nn
 from fsanet import FsaNet, Predictor, load_model
 from fsanet.cli.main import main
 from fsanet.errors import InputError
+from fsanet.models import MaskRcnnFsa
 from fsanet.predict.export import export_network, with_fixed_padding
 
 
@@ -40,14 +41,14 @@ def plain(folder, images):
         return network((images - mean) / std)
 
 
-def test_same_padding_as_a_constant():
+def test_same_padding_in_whole_numbers():
     """An encoder with TensorFlow's padding: its expressions of dynamic sizes would explode."""
     network = small_fsanet(
         "mobilenetv2_035", output_stride=16, encoder_options={"pad_type": "same"}
     ).eval()
     fixed = with_fixed_padding(network)
     with torch.no_grad():
-        for size in ((64, 96), (128, 64)):
+        for size in ((64, 96), (75, 121), (90, 83)):
             images = torch.rand(1, 3, *size)
             assert torch.equal(fixed(images), network(images))
     assert not any(isinstance(module, Conv2dSame) for module in fixed.modules())
@@ -119,6 +120,38 @@ def test_images_in_and_class_ids_out(tmp_path, capsys):
     module = torch.export.load(program, extra_files=said).module()
     np.testing.assert_array_equal(module(torch.from_numpy(photo)).numpy(), got)
     assert json.loads(said["fsanet.json"]) == about
+
+
+def test_instances(tmp_path, capsys):
+    """What torchvision's detector finds, at a size that was not traced; other programs run it."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    widths = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8}
+    sizes = {"min_size": 64, "max_size": 128}
+    network = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), **widths, **sizes).eval()
+    with torch.no_grad():
+        for weight in network.attention_parameters().values():
+            weight.copy_(torch.randn(weight.shape) * 0.3)
+    network.save_pretrained(tmp_path / "network")
+    file = tmp_path / "net.onnx"
+    options = ["--out", str(file), "--size", "64", "96", "--preprocess"]
+    assert main(["export", str(tmp_path / "network"), *options]) == 0
+    assert "largest difference of scores" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    photo = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+    found = session.run(None, {"image": photo})
+    with torch.no_grad():
+        (want,) = network([torch.from_numpy(photo).permute(2, 0, 1).float() / 255])
+    assert len(want["boxes"]) > 0
+    for output, got in zip(session.get_outputs(), found, strict=True):
+        np.testing.assert_allclose(got, want[output.name].numpy(), rtol=1e-3, atol=1e-3)
+    assert session.get_modelmeta().custom_metadata_map["output"] == "instances"
+    for name, options in (("net.pt2", {}), ("net.onnx", {"argmax": True})):
+        with pytest.raises(InputError, match=r"instances are exported to \.onnx"):
+            export_network(network, tmp_path / name, **options)
+    assert main(["predict", "photo.png", "--model", str(file), "--out", str(tmp_path)]) == 2
+    assert "'instances'" in capsys.readouterr().err
 
 
 def test_an_exported_file_is_not_exported_again(tmp_path):

@@ -26,7 +26,8 @@ def export(
     The file takes RGB images of any height and width from 64 pixels, as floats in 0..1 of shape
     (batch, 3, height, width), and gives logits. The normalisation is part of it. It is run once and
     compared with the network. An .onnx file has classes, colours and what it takes in its metadata;
-    `fsanet predict --model FILE.onnx` and `fsanet eval` run it.
+    `fsanet predict --model FILE.onnx` and `fsanet eval` run it. A network for instances takes one
+    image, and gives boxes, labels, scores and masks; only other programs run such a file.
 
     Args:
         model: run folder, model folder, or hub id.
@@ -59,11 +60,21 @@ def export(
 def _export(
     model: str, out: str, *, size: tuple[int, int], fixed: bool, argmax: bool, preprocess: bool
 ) -> None:
+    from fsanet.convert import load_model
+    from fsanet.models import MaskRcnnFsa
     from fsanet.predict.export import export_network
 
+    network = load_model(model)
     difference = export_network(
-        model, out, size=size, dynamic=not fixed, argmax=argmax, preprocess=preprocess
+        network, out, size=size, dynamic=not fixed, argmax=argmax, preprocess=preprocess
     )
+    if isinstance(network, MaskRcnnFsa):
+        takes = "uint8 0..255 (height, width, 3)"
+        if not preprocess:
+            takes = "floats 0..1 (3, height, width), not normalised"
+        print(f"{out}: takes one RGB image, {takes}; gives boxes, labels from 1, scores and masks")
+        print(f"{out}: largest difference of scores {difference:.1e}")
+        return
     takes = "uint8 0..255 (batch, height, width, 3)"
     if not preprocess:
         takes = "floats 0..1 (batch, 3, height, width), not normalised"

@@ -9,10 +9,12 @@ import copy
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from fsanet import __version__
 from fsanet.convert import load_model
 from fsanet.errors import InputError
 from fsanet.files import check_writable_file, write_whole
+from fsanet.models import MaskRcnnFsa
 from fsanet.models.exported import SMALLEST, Description, ExportedNetwork, import_extra
 
 __all__ = ["DESCRIPTION_FILE", "Format", "export_network", "with_fixed_padding"]
@@ -29,6 +32,7 @@ Format = Literal["onnx", "torch"]
 #: The extra file of a ``.pt2`` archive with what the metadata of an ``.onnx`` file holds.
 DESCRIPTION_FILE = "fsanet.json"
 _LARGEST = 16_384  # pixels of a side
+_OPSET = 17  # of files from torch's older exporter
 
 
 class _Deployed(nn.Module):
@@ -48,6 +52,28 @@ class _Deployed(nn.Module):
         return logits.argmax(1).to(torch.uint8) if self.argmax else logits
 
 
+class _DeployedDetector(nn.Module):
+    """A network for instances that returns tensors in place of a list of dictionaries."""
+
+    names = ("boxes", "labels", "scores", "masks")
+
+    def __init__(self, network: nn.Module, *, preprocess: bool) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.preprocess = preprocess
+        self.eval()  # the exporter restores this mode in all parts
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """One RGB image, floats in 0..1 (3, H, W) or uint8 (H, W, 3) -> its N instances.
+
+        Boxes (N, 4), labels from 1 (N,), scores (N,), probabilities of the masks (N, 1, H, W).
+        """
+        if self.preprocess:
+            image = image.permute(2, 0, 1).float() / 255
+        (found,) = self.network([image])
+        return tuple(found[name] for name in self.names)
+
+
 def export_network(
     model: nn.Module | str | os.PathLike[str],
     file: str | os.PathLike[str],
@@ -61,15 +87,18 @@ def export_network(
     """Export a network to one file, and run the exported network once to compare the two.
 
     The exported network takes RGB images and returns logits or class ids, as the metadata of the
-    file says (see `fsanet.models.exported.Description`); the normalisation is part of it.
+    file says (see `fsanet.models.exported.Description`); the normalisation is part of it. A network
+    for instances takes one image (3, H, W) and returns boxes (N, 4), labels from 1 (N,), scores
+    (N,) and probabilities of masks (N, 1, H, W); this library writes such a file, and does not run
+    it.
 
     Args:
         model: a network with ``normalise``, or whatever `fsanet.load_model` opens.
         file: ends in ``.onnx`` (requires the extra `onnx`) or ``.pt2``.
         format: "onnx" or "torch"; by default determined by the suffix of the file.
         size: image (H, W) to trace with.
-        dynamic: accept any batch size, and any height and width from 64 to 16384 (multiples of 32
-            for encoders with TensorFlow's padding); otherwise only one image of ``size``.
+        dynamic: accept any batch size, and any height and width from 64 to 16384; otherwise
+            only one image of ``size``.
         argmax: return class ids, uint8 (B, H, W), in place of logits.
         preprocess: take uint8 (B, H, W, C) in 0..255, as image files are decoded, in place of
             floats (B, C, H, W) in 0..1.
@@ -77,11 +106,13 @@ def export_network(
     Returns:
         The largest difference between the logits of the two networks relative to the largest
         logit, or with ``argmax`` the fraction of pixels whose classes differ; at a size other than
-        the traced one (at the traced one if not dynamic).
+        the traced one (at the traced one if not dynamic). Of a network for instances, the largest
+        difference between the scores; 1 if the numbers of instances differ.
 
     Raises:
         InputError: an unknown suffix, a size that is not a multiple of 32, a missing extra, a
-            network that torch.export cannot store, or a path that is not writable.
+            network that torch.export cannot store, instances as ``.pt2`` or with ``argmax``, or a
+            path that is not writable.
     """
     file = Path(file)
     kind = format or {".onnx": "onnx", ".pt2": "torch"}.get(file.suffix.lower())
@@ -96,19 +127,25 @@ def export_network(
     check_writable_file(file)
     network: Any = load_model(model)
     if isinstance(network, ExportedNetwork):
-        raise InputError(f"{model}: is an exported network; give the folder it was exported from")
+        raise InputError(
+            f"{network.file}: is an exported network; give the folder it was exported from"
+        )
     network = network.float().cpu()
+    if isinstance(network, MaskRcnnFsa):
+        if kind != "onnx" or argmax:
+            raise InputError(
+                "networks for instances are exported to .onnx, and give instances; leave out argmax"
+            )
+        return _export_detector(network, file, size, dynamic=dynamic, preprocess=preprocess)
     options = {"argmax": argmax, "preprocess": preprocess}
     fixed_padding = with_fixed_padding(network)
     deployed = _Deployed(fixed_padding, **options)
-    any_size = not any(isinstance(module, Conv2dSame) for module in network.modules())
-    shapes = _dynamic_shapes(any_size, preprocess) if dynamic else None
+    shapes = _dynamic_shapes(preprocess) if dynamic else None
     traced = _random_images(2 if dynamic else 1, size, network, preprocess)
     other = traced
     if dynamic:
-        odd = 9 if any_size else 0
-        other = _random_images(1, (size[0] + 32 + odd, size[1] + 64 - odd), network, preprocess)
-    description = describe(network, **options, multiple_of=1 if any_size else 32)
+        other = _random_images(1, (size[0] + 41, size[1] + 55), network, preprocess)
+    description = describe(network, **options)
     with torch.no_grad():
         program = torch.export.export(
             deployed,
@@ -141,9 +178,66 @@ def export_network(
     return ((got - want).abs().max() / want.abs().max()).item()
 
 
-def describe(
-    network: Any, *, argmax: bool, preprocess: bool, multiple_of: int
-) -> Description | None:
+def _export_detector(
+    network: MaskRcnnFsa, file: Path, size: tuple[int, int], *, dynamic: bool, preprocess: bool
+) -> float:
+    """Export a network for instances with torch's older exporter: the new one cannot."""
+    deployed = _DeployedDetector(network, preprocess=preprocess)
+    larger = (size[0] + 32, size[1] + 64) if dynamic else size
+    traced, other = (_random_images(1, s, network, preprocess)[0] for s in (size, larger))
+    sides = {0: "height", 1: "width"} if preprocess else {1: "height", 2: "width"}
+    axes: dict[str, dict[int, str]] = {name: {0: "instances"} for name in deployed.names}
+    if dynamic:
+        axes["image"] = sides
+        axes["masks"] |= {2: "height", 3: "width"}
+    torch.onnx.register_custom_op_symbolic("aten::mT", _transpose, _OPSET)
+    content = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # it warns of itself, and of each Python number in torchvision
+        torch.onnx.export(
+            deployed,
+            (traced,),
+            content,
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["image"],
+            output_names=list(deployed.names),
+            dynamic_axes=axes,
+        )
+        want = deployed(other)[2]
+    about = {
+        "fsanet": __version__,
+        "network": network.network,
+        "classes": json.dumps(network.classes),
+        "palette": json.dumps(network.palette),
+        "category_ids": json.dumps(network.category_ids),
+        "input": "uint8 0..255" if preprocess else "float32 0..1",
+        "output": "instances",
+    }
+    onnx = import_extra("onnx", "onnx")
+    model = onnx.load_model_from_string(content.getvalue())
+    model.producer_name, model.producer_version = "fsanet", __version__
+    for name, text in about.items():
+        model.metadata_props.add(key=name, value=text)
+    for node in model.graph.node:  # lines of source on this machine
+        node.doc_string = ""
+    written = model.SerializeToString()
+    got = _run_onnx(written, other, "scores")
+    write_whole(file, lambda stream: stream.write(written))
+    if got.shape != want.shape:
+        return 1.0
+    return (got - want).abs().max().item() if len(got) else 0.0
+
+
+def _transpose(graph: Any, matrix: Any) -> Any:
+    """``Tensor.mT``, which torch's older exporter does not know."""
+    axes = matrix.type().dim()
+    return graph.op("Transpose", matrix, perm_i=[*range(axes - 2), axes - 1, axes - 2])
+
+
+def describe(network: Any, *, argmax: bool, preprocess: bool) -> Description | None:
     """What the file will say about itself; None for a network without classes or three channels."""
     if not hasattr(network, "classes") or len(getattr(network, "mean", ())) != 3:
         return None
@@ -154,7 +248,7 @@ def describe(
         palette=[tuple(colour) for colour in network.palette],
         input="uint8 0..255" if preprocess else "float32 0..1",
         output="class ids" if argmax else "logits",
-        multiple_of=multiple_of,
+        multiple_of=1,
         mean=list(network.mean),
         std=list(network.std),
         bgr=bool(getattr(network, "bgr", False)),
@@ -168,13 +262,9 @@ def _random_images(count: int, size: tuple[int, int], network: Any, preprocess: 
     return torch.rand(count, channels, *size)
 
 
-def _dynamic_shapes(any_size: bool, preprocess: bool) -> tuple[dict[int, Any]]:
+def _dynamic_shapes(preprocess: bool) -> tuple[dict[int, Any]]:
     """The axes of the input that may have other sizes when the network is used."""
-    if any_size:
-        sides = [torch.export.Dim(n, min=SMALLEST, max=_LARGEST) for n in ("height", "width")]
-    else:
-        halves = [torch.export.Dim(n, min=SMALLEST // 32, max=_LARGEST // 32) for n in ("h", "w")]
-        sides = [32 * half for half in halves]
+    sides = [torch.export.Dim(n, min=SMALLEST, max=_LARGEST) for n in ("height", "width")]
     batch = torch.export.Dim("batch", min=1, max=1024)
     first = 1 if preprocess else 2
     return ({0: batch, first: sides[0], first + 1: sides[1]},)
@@ -219,20 +309,47 @@ def _name_axes(value: Any, names: dict[int, str]) -> None:
             axes[index].dim_param = name
 
 
-def with_fixed_padding(network: nn.Module) -> nn.Module:
-    """A copy whose TensorFlow-style convolutions pad by a constant number of pixels.
+class _Padding(nn.Module):
+    """TensorFlow's padding before a convolution with a stride, in whole numbers.
 
-    Their padding depends on the size of the map, which makes the expressions of a dynamic size grow
-    with each layer, until the exporter takes minutes. On a map whose sides are multiples of the
-    stride, as those of images of multiples of 32 are, it is constant.
+    The output has ceil(side / stride) pixels per side; an odd pixel of padding is added at the end.
+    """
+
+    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride  # kernel: with dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = []
+        for side, kernel, stride in zip(x.shape[2:], self.kernel, self.stride, strict=True):
+            missing = (side + stride - 1) // stride * stride - side
+            first = (missing + kernel - stride) // 2
+            if stride == 2:  # the same, without a division of what depends on the size
+                first = (kernel - 2) // 2 + (missing if kernel % 2 else 0)
+            sides.append((first, missing + kernel - stride - first))
+        (top, bottom), (left, right) = sides
+        return F.pad(x, (left, right, top, bottom))
+
+
+def with_fixed_padding(network: nn.Module) -> nn.Module:
+    """A copy whose TensorFlow-style convolutions the exporter can follow.
+
+    Timm computes their padding in floating point, even where it is the same at any size, so that
+    the expressions of a dynamic size grow with each layer, until the exporter takes minutes.
     """
     network = copy.deepcopy(network)
     for name, module in [*network.named_modules()]:
         if isinstance(module, Conv2dSame):
-            sides = zip(module.kernel_size, module.stride, module.dilation, strict=True)
-            rows, columns = (max(d * (k - 1) + 1 - stride, 0) for k, stride, d in sides)
-            left, top = columns // 2, rows // 2
-            padding = nn.ZeroPad2d((left, columns - left, top, rows - top))
+            sides = zip(module.kernel_size, module.dilation, strict=True)
+            rows, columns = (d * (k - 1) + 1 for k, d in sides)
+            padding: nn.Module
+            if tuple(module.stride) == (1, 1):
+                left, top = (columns - 1) // 2, (rows - 1) // 2
+                padding = nn.ZeroPad2d((left, columns - 1 - left, top, rows - 1 - top))
+            elif rows < module.stride[0] or columns < module.stride[1]:
+                padding = nn.Identity()
+            else:
+                padding = _Padding((rows, columns), (module.stride[0], module.stride[1]))
             convolution = nn.Conv2d(
                 module.in_channels,
                 module.out_channels,
@@ -249,10 +366,10 @@ def with_fixed_padding(network: nn.Module) -> nn.Module:
     return network
 
 
-def _run_onnx(content: bytes, images: Tensor) -> Tensor:
+def _run_onnx(content: bytes, images: Tensor, output: str | None = None) -> Tensor:
     onnxruntime = import_extra("onnxruntime", "onnx")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (result,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    result, *_ = session.run(output and [output], {session.get_inputs()[0].name: images.numpy()})
     return torch.from_numpy(result)
 
 
