@@ -199,7 +199,7 @@ def _export_detector(
         torch.onnx.export(
             deployed,
             (traced,),
-            content,
+            content,  # type: ignore[arg-type]  # its annotation omits streams, which it writes
             dynamo=False,
             opset_version=_OPSET,
             input_names=["image"],
