@@ -62,8 +62,9 @@ def _export(
 ) -> None:
     from fsanet.convert import load_model
     from fsanet.models import MaskRcnnFsa
-    from fsanet.predict.export import export_network
+    from fsanet.predict.export import check_target, export_network
 
+    check_target(out, size)
     network = load_model(model)
     difference = export_network(
         network, out, size=size, dynamic=not fixed, argmax=argmax, preprocess=preprocess

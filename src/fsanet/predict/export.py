@@ -25,7 +25,7 @@ from fsanet.files import check_writable_file, write_whole
 from fsanet.models import MaskRcnnFsa
 from fsanet.models.exported import SMALLEST, Description, ExportedNetwork, import_extra
 
-__all__ = ["DESCRIPTION_FILE", "Format", "export_network", "with_fixed_padding"]
+__all__ = ["DESCRIPTION_FILE", "Format", "check_target", "export_network", "with_fixed_padding"]
 
 Format = Literal["onnx", "torch"]
 
@@ -74,6 +74,25 @@ class _DeployedDetector(nn.Module):
         return tuple(found[name] for name in self.names)
 
 
+def check_target(file: str | Path, size: tuple[int, int], format: str | None = None) -> str:
+    """What can be said before a network is opened; the format, ``"onnx"`` or ``"torch"``.
+
+    Raises:
+        InputError: as of `export_network`.
+    """
+    kind = format or {".onnx": "onnx", ".pt2": "torch"}.get(Path(file).suffix.lower())
+    if kind not in ("onnx", "torch"):
+        raise InputError(f"{file}: give a name that ends in .onnx or .pt2, or the format")
+    if len(size) != 2 or min(size) < SMALLEST or any(side % 32 for side in size):
+        raise InputError(
+            f"size {tuple(size)}: give height and width as multiples of 32, at least {SMALLEST}"
+        )
+    if kind == "onnx":
+        _need_onnx()
+    check_writable_file(file)
+    return kind
+
+
 def export_network(
     model: nn.Module | str | os.PathLike[str],
     file: str | os.PathLike[str],
@@ -115,16 +134,7 @@ def export_network(
             path that is not writable.
     """
     file = Path(file)
-    kind = format or {".onnx": "onnx", ".pt2": "torch"}.get(file.suffix.lower())
-    if kind not in ("onnx", "torch"):
-        raise InputError(f"{file}: give a name that ends in .onnx or .pt2, or the format")
-    if len(size) != 2 or min(size) < SMALLEST or any(side % 32 for side in size):
-        raise InputError(
-            f"size {tuple(size)}: give height and width as multiples of 32, at least {SMALLEST}"
-        )
-    if kind == "onnx":
-        _need_onnx()
-    check_writable_file(file)
+    kind = check_target(file, size, format)
     network: Any = load_model(model)
     if isinstance(network, ExportedNetwork):
         raise InputError(
