@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fsanet.cli import main as cli
+from fsanet.cost import Outcome
 from fsanet.report import demo, demo_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -98,3 +99,39 @@ def test_links_between_pages_lead_somewhere():
         for link in re.findall(r"""\]\(([^)#:\s]+)[)#]|src="([^":]+)\"""", text):
             link = "".join(link)
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def run_page(page, folder, monkeypatch):
+    """Commands and code of a page, in their order."""
+    monkeypatch.chdir(folder)
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for language, block in re.findall(
+        r"^```(sh|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    ):
+        if language == "python":
+            exec(compile(block, page, "exec"), {})
+            continue
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "fsanet"
+            assert cli.main(arguments) == 0, line
+
+
+def test_huggingface(tmp_path, monkeypatch, capsys, short_demo):
+    pytest.importorskip("transformers")
+    run_page("huggingface.md", tmp_path, monkeypatch)
+    assert "(128, 48)" in capsys.readouterr().out  # size of a mask
+    assert "license: cc-by-nc-4.0" in (tmp_path / "mine/README.md").read_text()
+
+
+def test_deployment(tmp_path, monkeypatch, capsys, short_demo):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("av")
+    from fsanet.predict import compare
+
+    # The measurement takes minutes: tests/predict/test_compare.py.
+    monkeypatch.setattr(compare, "run_isolated", lambda *a, **k: Outcome({}, "start", "skipped"))
+    run_page("deployment.md", tmp_path, monkeypatch)
+    assert {file.name for file in tmp_path.glob("*.mp4")} == {"clip.mp4", "out.mp4"}
+    assert len(list(tmp_path.glob("frames/*_mask.png"))) == 12
+    assert "OpenVINO" in capsys.readouterr().out
