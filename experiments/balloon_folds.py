@@ -21,6 +21,7 @@ import copy
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -89,8 +90,8 @@ class StoredFeatures(nn.Module):
 def build(options: argparse.Namespace, variant: str) -> MaskRcnnFsa:
     """The recipe's network with one of the variants of attention."""
     recipe = read_yaml(recipe_file(options.config))["model"]
+    recipe |= read_yaml(Path(__file__).with_name("balloon_files.yaml"))["model"]
     recipe |= {"positions": ["p3", "p4", "p5"], "backbone_weights": str(options.weights)}
-    recipe |= {"backbone_options": {"pad_type": "same"}, "mean": [0.5] * 3, "std": [0.5] * 3}
     recipe |= {"min_size": SIDE, "max_size": SIDE, "num_classes": 1}
     recipe["detector_options"] |= {"box_batch_size_per_image": 32}  # half, for time
     return MaskRcnnFsa(**recipe | VARIANTS[variant])

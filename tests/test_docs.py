@@ -46,12 +46,16 @@ def run_commands(page, folder, monkeypatch):
     monkeypatch.chdir(folder)
     done = []
     for line in "".join(blocks(page, "sh")).splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "fsanet"
         if line not in done:
-            assert cli.main(arguments) == 0, line
+            run_command(line)
         done.append(line)
     return done
+
+
+def run_command(line):
+    program, *arguments = shlex.split(line)
+    assert program == "fsanet"
+    assert cli.main(arguments) == 0, line
 
 
 def test_explanation(tmp_path, monkeypatch, short_demo):
@@ -112,9 +116,7 @@ def run_page(page, folder, monkeypatch):
             exec(compile(block, page, "exec"), {})
             continue
         for line in block.splitlines():
-            program, *arguments = shlex.split(line)
-            assert program == "fsanet"
-            assert cli.main(arguments) == 0, line
+            run_command(line)
 
 
 def test_huggingface(tmp_path, monkeypatch, capsys, short_demo):

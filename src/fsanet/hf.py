@@ -23,7 +23,7 @@ from fsanet.convert import load_model
 from fsanet.data.images import read_image
 from fsanet.errors import InputError
 from fsanet.models.saved_folder import find_folder
-from fsanet.models.saving import MODEL_TYPE, SegmentationNetwork
+from fsanet.models.saving import MODEL_TYPE, SegmentationNetwork, normalise
 
 try:
     import transformers
@@ -168,10 +168,8 @@ class FsaImageProcessor(BaseImageProcessor):
         sizes = {one.shape[1:] for one in pixels}
         if len(sizes) > 1:
             raise InputError(f"images of {len(sizes)} sizes in one batch; give them one by one")
-        x = torch.stack(pixels).float() / 255
-        mean, std = x.new_tensor(self.image_mean), x.new_tensor(self.image_std)
-        x = (x - mean[:, None, None]) / std[:, None, None]  # as `SegmentationNetwork.normalise`
-        return BatchFeature({"pixel_values": x.flip(1) if self.bgr else x})
+        x = normalise(torch.stack(pixels), self.image_mean, self.image_std, bgr=self.bgr)
+        return BatchFeature({"pixel_values": x})
 
     __call__ = preprocess  # type: ignore[assignment]
 

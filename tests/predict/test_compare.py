@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from support.onnx_files import WEIGHTS
-from support.tiny import small_fsanet
+from support.tiny import thin_fsanet
 
 pytest.importorskip("onnxscript")
 
@@ -21,9 +21,7 @@ from fsanet.predict.predictor import Predictor
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    options = {"channels": [8, 8, 8, 8], "stem_width": 8}
-    network = small_fsanet(output_stride=16, k=2, zero_init=False, encoder_options=options)
-    network.save_pretrained(folder / "network")
+    thin_fsanet().save_pretrained(folder / "network")
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / "data" / name).mkdir(parents=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.onnx_files import onnx_file
-from support.tiny import small_fsanet
+from support.tiny import small_fsanet, thin_fsanet
 from timm.layers import Conv2dSame
 from torch import nn
 
@@ -20,14 +20,7 @@ from fsanet.predict.export import export_network, with_fixed_padding
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    network = small_fsanet(
-        output_stride=16,
-        k=2,
-        zero_init=False,
-        decoder="multiscale",
-        decoder_channels=8,
-        encoder_options={"channels": [8, 8, 8, 8], "stem_width": 8},
-    )
+    network = thin_fsanet(decoder="multiscale", decoder_channels=8)
     folder = tmp_path_factory.mktemp("network")
     network.save_pretrained(folder)
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny import small_fsanet
+from support.tiny import thin_fsanet
 
 from fsanet import Predictor, load_model
 from fsanet.cli.main import main
@@ -45,9 +45,7 @@ def frames_of(file):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("video")
-    options = {"channels": [8, 8, 8, 8], "stem_width": 8}
-    network = small_fsanet(output_stride=16, k=2, zero_init=False, encoder_options=options)
-    network.save_pretrained(folder / "network")
+    thin_fsanet().save_pretrained(folder / "network")
     write_clip(folder / "clip.mp4", 7, options={"movflags": "faststart"})
     write_clip(folder / "long.mkv", 40)
     return folder

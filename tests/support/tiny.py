@@ -136,6 +136,12 @@ def small_fsanet(encoder="resnet10t", **options):
     return FsaNet(encoder, **options)
 
 
+def thin_fsanet(**options):
+    """A `small_fsanet` with an encoder of few channels and attention that changes its features."""
+    thin = {"channels": [8, 8, 8, 8], "stem_width": 8}
+    return small_fsanet(output_stride=16, k=2, zero_init=False, encoder_options=thin, **options)
+
+
 def draw_weights(module, seed):
     """Give the matrices and kernels of a module random values that keep the size of features."""
     generator = torch.Generator().manual_seed(seed)

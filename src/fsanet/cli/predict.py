@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -198,9 +199,9 @@ def _predict_videos(options: dict[str, Any]) -> int:
 def _about(result: VideoResult) -> str:
     """What is printed of a video."""
     line = f"{result.frames} frames in {result.file}"
-    if result.flicker == result.flicker:
+    if not math.isnan(result.flicker):
         line += f"; flicker: {100 * result.flicker:.2f} % of pixels change class per frame"
-    if result.smoothed is not None and result.smoothed == result.smoothed:
+    if result.smoothed is not None and not math.isnan(result.smoothed):
         line += f", {100 * result.smoothed:.2f} % after smoothing"
     return line
 

@@ -6,6 +6,7 @@ command and no scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def model_card(
     body = config.get("encoder") or config.get("backbone") or f"SegFormer {config.get('variant')}"
     name = f"{network.network} ({body})"
     results = None
-    if facts is not None and facts.score == facts.score:
+    if facts is not None and not math.isnan(facts.score):
         kind, title = _METRICS.get(facts.metric, (facts.metric, facts.metric))
         results = [
             EvalResult(
@@ -126,7 +127,7 @@ def _training(facts: TrainingFacts | None) -> list[str]:
     ]
     if facts.command is not None:
         lines.append(f"```sh\n{escaped(facts.command)}\n```")
-    if facts.score == facts.score:
+    if not math.isnan(facts.score):
         _, title = _METRICS.get(facts.metric, (facts.metric, facts.metric))
         lines.append(
             f"{title} on the validation split: {100 * facts.score:.2f} %. These weights were "

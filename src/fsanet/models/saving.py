@@ -35,6 +35,7 @@ __all__ = [
     "check_finite",
     "check_normalisation",
     "check_state",
+    "normalise",
     "take_weights",
 ]
 
@@ -302,19 +303,26 @@ class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"
             Floats of the same shape: ``(images - mean) / std``, in BGR order if ``bgr``. On a CPU,
             a batch is returned in channels-last memory format.
         """
-        x = images if images.is_floating_point() else images.float() / 255
-        mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
-        x = (x - mean[:, None, None]) / std[:, None, None]
-        x = x.flip(-3) if self.bgr else x
-        if x.ndim == 4 and x.device.type == "cpu":  # convolutions run faster on it
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x
+        return normalise(images, self.mean, self.std, bgr=self.bgr)
 
     def upsample(self, logits: Tensor, images: Tensor) -> Tensor:
         """Resize logits ``(B, num_classes, h, w)`` bilinearly to ``(B, num_classes, H, W)``."""
         return interpolate(
             logits, size=images.shape[-2:], mode="bilinear", align_corners=self.align_corners
         )
+
+
+def normalise(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], *, bgr: bool = False
+) -> Tensor:
+    """See `SegmentationNetwork.normalise`."""
+    x = images if images.is_floating_point() else images.float() / 255
+    means, stds = x.new_tensor(mean), x.new_tensor(std)
+    x = (x - means[:, None, None]) / stds[:, None, None]
+    x = x.flip(-3) if bgr else x
+    if x.ndim == 4 and x.device.type == "cpu":  # convolutions run faster on it
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def check_normalisation(

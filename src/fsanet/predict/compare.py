@@ -1,7 +1,7 @@
 """A network and its exported file in several backends: size, time, memory, and the same classes?
 
-Each backend runs in a fresh process, because their libraries do not get along in one, and so that
-one that fails is a row of the table that says so.
+Each backend runs in a fresh process, because their libraries conflict when loaded together, and so
+that a backend that fails does not end the comparison: its row gives the reason.
 """
 
 from __future__ import annotations

@@ -203,9 +203,8 @@ def _export_detector(
     torch.onnx.register_custom_op_symbolic("aten::mT", _transpose, _OPSET)
     content = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # it warns of itself, and of each Python number in torchvision
+        # It warns of itself, and of each Python number in torchvision.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             deployed,
             (traced,),
@@ -227,13 +226,7 @@ def _export_detector(
         "output": "instances",
     }
     onnx = import_extra("onnx", "onnx")
-    model = onnx.load_model_from_string(content.getvalue())
-    model.producer_name, model.producer_version = "fsanet", __version__
-    for name, text in about.items():
-        model.metadata_props.add(key=name, value=text)
-    for node in model.graph.node:  # lines of source on this machine
-        node.doc_string = ""
-    written = model.SerializeToString()
+    written = _with_metadata(onnx.load_model_from_string(content.getvalue()), about)
     got = _run_onnx(written, other, "scores")
     write_whole(file, lambda stream: stream.write(written))
     if got.shape != want.shape:
@@ -289,34 +282,30 @@ def _onnx_file(
         program, dynamo=True, verbose=False, input_names=["image"], output_names=[output]
     )
     model = exported.model_proto
-    names = (
-        {0: "batch", 1: "height", 2: "width"}
-        if preprocess
-        else {0: "batch", 2: "height", 3: "width"}
-    )
-    _name_axes(model.graph.input[0], names)
-    names = (
-        {0: "batch", 1: "height", 2: "width"} if argmax else {0: "batch", 2: "height", 3: "width"}
-    )
-    _name_axes(model.graph.output[0], names)
-    # Shapes of intermediate results under other names, and from which lines of source on this
-    # machine each node came.
-    del model.graph.value_info[:]
-    for node in model.graph.node:
+    _name_axes(model.graph.input[0], height_axis=1 if preprocess else 2)
+    _name_axes(model.graph.output[0], height_axis=1 if argmax else 2)
+    del model.graph.value_info[:]  # shapes of intermediate results under other names
+    return _with_metadata(model, {} if description is None else description.as_metadata())
+
+
+def _name_axes(value: Any, *, height_axis: int) -> None:
+    axes = value.type.tensor_type.shape.dim
+    names = {0: "batch", height_axis: "height", height_axis + 1: "width"}
+    for index, name in names.items():
+        if not axes[index].HasField("dim_value"):
+            axes[index].dim_param = name
+
+
+def _with_metadata(model: Any, about: dict[str, str]) -> bytes:
+    """The file of an ONNX model, with these metadata, and without what exporters leave in it."""
+    for node in model.graph.node:  # from which lines of source on this machine each came
         del node.metadata_props[:]
         node.doc_string = ""
     del model.metadata_props[:]
     model.producer_name, model.producer_version = "fsanet", __version__
-    for name, text in ({} if description is None else description.as_metadata()).items():
+    for name, text in about.items():
         model.metadata_props.add(key=name, value=text)
     return model.SerializeToString()
-
-
-def _name_axes(value: Any, names: dict[int, str]) -> None:
-    axes = value.type.tensor_type.shape.dim
-    for index, name in names.items():
-        if not axes[index].HasField("dim_value"):
-            axes[index].dim_param = name
 
 
 class _Padding(nn.Module):
