@@ -21,6 +21,7 @@ VARIANTS = [
     {"decoder": "multiscale", "decoder_channels": 16, "output_stride": 16},
     {"decoder": "multiscale", "attention": "spatial", "align_corners": True},
     {"decoder": "multiscale", "attention": None, "output_stride": 16},
+    {"decoder": "multiscale", "decoder_channels": 16, "output_stride": 16, "decoder_stride": 2},
 ]
 
 
@@ -56,16 +57,19 @@ def test_encoders(encoder, output_stride):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "output_stride", "finer"),
+    ("encoder", "output_stride", "stride", "finer"),
     [
-        ("mobilenetv2_050", 16, [2, 1]),
-        ("resnet10t", 8, [1]),
-        ("convnext_atto", 16, [1, 0]),
-        ("resnet10t", 32, [2, 1]),
+        ("mobilenetv2_050", 16, 4, [2, 1]),
+        ("resnet10t", 8, 4, [1]),
+        ("convnext_atto", 16, 4, [1, 0]),
+        ("resnet10t", 32, 4, [2, 1]),
+        ("mobilenetv2_050", 16, 2, [2, 1, 0]),
+        ("resnet10t", 8, 2, [1, 0]),
     ],
 )
-def test_multiscale_logits_have_stride_4(encoder, output_stride, finer):
-    model = small(encoder, output_stride=output_stride, decoder="multiscale").eval()
+def test_multiscale_logits_have_the_finest_stride(encoder, output_stride, stride, finer):
+    options = {"output_stride": output_stride, "decoder_stride": stride}
+    model = small(encoder, decoder="multiscale", **options).eval()
     assert model.finer == finer
     grids = []
     model.head.register_forward_hook(lambda head, inputs, logits: grids.append(logits.shape))
@@ -73,15 +77,21 @@ def test_multiscale_logits_have_stride_4(encoder, output_stride, finer):
         model(torch.randn(1, 3, 65, 98))
         fine = model.encoder(torch.randn(1, 3, 65, 98))[finer[-1]]
     assert grids == [(1, 4, *fine.shape[-2:])]
-    assert fine.shape[-1] in (24, 25)
+    assert fine.shape[-1] in (98 // stride, 98 // stride + 1)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_multiscale_decoder_step_by_step(align_corners):
+@pytest.mark.parametrize(
+    ("stride", "align_corners", "widths"),
+    [
+        (4, False, [(6, 16), (4, 16)]),
+        (4, True, [(6, 16), (4, 16)]),
+        (2, False, [(6, 16), (4, 8), (2, 4)]),
+    ],
+)
+def test_multiscale_decoder_step_by_step(stride, align_corners, widths):
     """The head against its definition, written with functions and the names of its weights."""
-    head = small(
-        decoder="multiscale", decoder_channels=16, output_stride=16, align_corners=align_corners
-    ).head
+    options = {"decoder_channels": 16, "decoder_stride": stride, "align_corners": align_corners}
+    head = small(decoder="multiscale", output_stride=16, **options).head
     generator = torch.Generator().manual_seed(2)
     for value in head.state_dict().values():
         if value.is_floating_point():
@@ -97,26 +107,27 @@ def test_multiscale_decoder_step_by_step(align_corners):
         )
         return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
 
-    sizes = {512: (3, 5), 128: (6, 9), 64: (11, 17)}
-    last, middle, fine = (
-        torch.rand(2, channels, *size, dtype=torch.float64, generator=generator)
-        for channels, size in sizes.items()
+    channels = [512, *(merge.project[0].in_channels for merge in head.merges)]
+    sizes = [(3, 5), (6, 9), (11, 17), (22, 33)]
+    last, *finer = (
+        torch.rand(2, count, *size, dtype=torch.float64, generator=generator)
+        for count, size in zip(channels, sizes, strict=False)
     )
     with torch.no_grad():
         x = conv_bn_relu(last, "reduce", padding=1)
         x = conv_bn_relu(head.attention(x), "refine", padding=1)
         x = conv_bn_relu(torch.cat([last, x], 1), "join", padding=1)
-        for index, (finer, width) in enumerate([(middle, 6), (fine, 4)]):
+        for index, (fine, (width, merged)) in enumerate(zip(finer, widths, strict=True)):
             name = f"merges.{index}"
-            up = interpolate(x, finer.shape[-2:], mode="bilinear", align_corners=align_corners)
-            projected = conv_bn_relu(finer, f"{name}.project")
+            up = interpolate(x, fine.shape[-2:], mode="bilinear", align_corners=align_corners)
+            projected = conv_bn_relu(fine, f"{name}.project")
             assert projected.shape[1] == width
             x = torch.cat([up, projected], 1)
             x = conv_bn_relu(x, f"{name}.depthwise", padding=1, groups=x.shape[1])
             x = conv_bn_relu(x, f"{name}.pointwise")
-            assert x.shape[1] == 16
+            assert x.shape[1] == merged
         want = conv2d(x, weights["classify.weight"], weights["classify.bias"])
-        torch.testing.assert_close(head(last, middle, fine), want)
+        torch.testing.assert_close(head(last, *finer), want)
 
 
 def test_decoder_adds_weights_and_changes_no_name():
@@ -342,6 +353,7 @@ def test_align_corners():
         ({"palette": [(0, 0, 0)]}, "palette has 1 colours for 4 classes"),
         ({"mean": (0.5,), "std": (0.5,)}, "one value per channel"),
         ({"num_classes": 0}, "num_classes=0"),
+        ({"decoder": "multiscale", "decoder_stride": 8}, "decoder_stride=8: use 4 or 2"),
         ({"decoder": "unet"}, "decoder='unet' must be 'multiscale' or None"),
         ({"decoder": "multiscale", "decoder_channels": 0}, "decoder_channels=0 >= 1"),
         (
@@ -351,7 +363,7 @@ def test_align_corners():
                 "output_stride": 16,
                 "decoder": "multiscale",
             },
-            "strides 8, 16, 16, 16; decoder='multiscale' needs 8 and 4",
+            "strides 8, 16, 16, 16; decoder='multiscale' with decoder_stride=4 needs 8 and 4",
         ),
     ],
 )

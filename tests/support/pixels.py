@@ -25,6 +25,7 @@ def losses():
     return {
         "plain": SegmentationLoss(),
         "weighted": SegmentationLoss(class_weights=[0.5, 2.0, 1.0, 0.1, 3.0]),
+        "dice": SegmentationLoss(dice_weight=0.5),
         "ohem": SegmentationLoss(ohem=True, threshold=0.05, min_kept=30),
         "ohem, few kept by the second": SegmentationLoss(ohem=True, threshold=0.05, min_kept=5),
     }

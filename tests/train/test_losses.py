@@ -68,6 +68,23 @@ def test_ohem(threshold, min_kept, weights):
     assert value_of(loss, logits, labels) == pytest.approx(expected, rel=1e-6)
 
 
+def test_dice():
+    logits, labels = example(seed=4)
+    labels[labels == 3] = 255  # a class without a label has no coefficient
+    overlap, predicted, labelled = np.zeros((3, 5))
+    for b, i, j in np.argwhere(labels != 255):
+        exponents = np.exp(logits[b, :, i, j])
+        chances = exponents / exponents.sum()
+        overlap[labels[b, i, j]] += chances[labels[b, i, j]]
+        labelled[labels[b, i, j]] += 1
+        predicted += chances
+    coefficients = (2 * overlap / (predicted + labelled))[[0, 1, 2, 4]]
+    added = 1 - coefficients.mean()
+    expected = reference(logits, labels) + 0.3 * added
+    got = value_of(SegmentationLoss(dice_weight=0.3), logits, labels)
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
 def test_ohem_gives_gradient_to_kept_pixels_only():
     logits, labels = example(seed=5)
     tensor = torch.tensor(logits, requires_grad=True)
@@ -81,10 +98,12 @@ def test_ohem_gives_gradient_to_kept_pixels_only():
 
 @pytest.mark.parametrize("ohem", [False, True])
 @pytest.mark.parametrize("weights", [None, [1.0] * 5])
-def test_nothing_valid_is_zero_with_zero_gradient(ohem, weights):
+@pytest.mark.parametrize("dice", [0.0, 1.0])
+def test_nothing_valid_is_zero_with_zero_gradient(ohem, weights, dice):
     logits = torch.randn(2, 5, 3, 3, requires_grad=True)
     labels = torch.full((2, 3, 3), 255)
-    loss, value = SegmentationLoss(ohem=ohem, class_weights=weights)(logits, labels)
+    options = {"ohem": ohem, "class_weights": weights, "dice_weight": dice}
+    loss, value = SegmentationLoss(**options)(logits, labels)
     loss.backward()
     assert loss.item() == value.item() == 0.0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -108,7 +127,13 @@ def test_half_precision_logits_are_summed_in_float32():
 
 @pytest.mark.parametrize(
     "options",
-    [{"threshold": 0.0}, {"threshold": 1.5}, {"min_kept": -1}, {"class_weights": [1.0, -1.0]}],
+    [
+        {"threshold": 0.0},
+        {"threshold": 1.5},
+        {"min_kept": -1},
+        {"class_weights": [1.0, -1.0]},
+        {"dice_weight": -0.1},
+    ],
 )
 def test_options_out_of_range(options):
     with pytest.raises(InputError):

@@ -46,10 +46,12 @@ class FsaNet(SegmentationNetwork):
             used only in training.
         dropout: channel dropout in both heads.
         output_stride: image pixels per feature position, 8 or 16.
-        decoder: "multiscale" merges the head's features with the encoder's at strides 8 and 4, so
-            that logits have stride 4 before they are upsampled; None leaves them at
-            ``output_stride``.
+        decoder: "multiscale" merges the head's features with the encoder's, one stride at a time
+            down to ``decoder_stride``, which logits then have before they are upsampled; None
+            leaves them at ``output_stride``.
         decoder_channels: width of the merged features.
+        decoder_stride: image pixels per position of the finest features merged, 4 or 2. Thin
+            objects gain from 2 where the encoder has it.
         align_corners: passed to every bilinear upsampling.
         in_channels: channels of the images.
         pretrained: start from timm's weights for the encoder (a download).
@@ -79,7 +81,12 @@ class FsaNet(SegmentationNetwork):
         "encoder_weights": None,
         "init_std": None,
     }
-    later_options: ClassVar = {"init_std": None, "decoder": None, "decoder_channels": 128}
+    later_options: ClassVar = {
+        "init_std": None,
+        "decoder": None,
+        "decoder_channels": 128,
+        "decoder_stride": 4,
+    }
 
     def __init__(
         self,
@@ -100,6 +107,7 @@ class FsaNet(SegmentationNetwork):
         output_stride: int = 8,
         decoder: Literal["multiscale"] | None = None,
         decoder_channels: int = 128,
+        decoder_stride: int = 4,
         align_corners: bool = False,
         in_channels: int = 3,
         pretrained: bool = False,
@@ -124,6 +132,8 @@ class FsaNet(SegmentationNetwork):
                 f"decoder={decoder!r} must be 'multiscale' or None, "
                 f"decoder_channels={decoder_channels} >= 1"
             )
+        if decoder_stride not in (2, 4):
+            raise InputError(f"decoder_stride={decoder_stride}: use 4 or 2")
         known = default_normalisation(encoder, in_channels)
         self.describe(
             num_classes=num_classes,
@@ -146,9 +156,10 @@ class FsaNet(SegmentationNetwork):
         )
         info = cast(Any, self.encoder).feature_info
         *_, middle, last = widths = info.channels()
-        self.finer: list[int] = []  # which of the encoder's features are merged, coarsest first
+        finer: dict[int, int] = {}  # index of the features to merge at each stride, coarsest first
         if decoder is not None:
-            self.finer = _finer_features(encoder, info.reduction())
+            finer = _finer_features(encoder, info.reduction(), decoder_stride)
+        self.finer = list(finer.values())
         self.head = FsaHead(
             last,
             num_classes,
@@ -161,7 +172,7 @@ class FsaNet(SegmentationNetwork):
             qkv_bias=qkv_bias,
             zero_init=zero_init,
             dropout=dropout,
-            finer=[widths[index] for index in self.finer],
+            finer={stride: widths[index] for stride, index in finer.items()},
             decoder_channels=decoder_channels,
             align_corners=align_corners,
         )
@@ -209,19 +220,19 @@ class FsaNet(SegmentationNetwork):
         return self.upsample(self.head(features[-1], *finer), images)
 
 
-def _finer_features(encoder: str, strides: Sequence[int]) -> list[int]:
-    """Indices of the features that the decoder merges: the last at stride 8, the last at 4.
+def _finer_features(encoder: str, strides: Sequence[int], finest: int) -> dict[int, int]:
+    """Index of the features that the decoder merges, by stride: the last at 8, the last at 4, ...
 
-    Stride 8 is left out if the attention has it.
+    Strides that are not finer than the attention's are left out, and those below ``finest``.
 
     Raises:
         InputError: the encoder has no features at a stride that is needed.
     """
-    needed = [stride for stride in (8, 4) if stride < strides[-1]]
+    needed = [stride for stride in (8, 4, 2) if finest <= stride < strides[-1]]
     if not set(needed) <= set(strides):
         raise InputError(
             f"encoder {encoder!r}: its features have strides {', '.join(map(str, strides))}; "
-            f"decoder='multiscale' needs {' and '.join(map(str, needed))}; use another encoder, or "
-            "decoder=None"
+            f"decoder='multiscale' with decoder_stride={finest} needs "
+            f"{' and '.join(map(str, needed))}; use another encoder, or decoder=None"
         )
-    return [len(strides) - 1 - list(strides)[::-1].index(stride) for stride in needed]
+    return {s: len(strides) - 1 - list(strides)[::-1].index(s) for s in needed}

@@ -10,7 +10,7 @@ Legend: B batch, C head channels, D decoder channels, h x w feature grid, h' x w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,9 +86,11 @@ class FsaHead(nn.Module):
         channels: width of the head (512 in the paper).
         attention: "frequency", "spatial" (the regular layer), or None for no attention.
         dropout: probability of dropping a channel before the classifier.
-        finer: channels of each of the encoder's finer features to merge with, coarsest first.
-        decoder_channels: width of the merged features; finer features are projected to 3/8 of it,
-            the finest to 1/4.
+        finer: the encoder's finer features to merge with, their strides (8, 4, 2) and channels,
+            coarsest first.
+        decoder_channels: width of the merged features. Those of stride 8 are projected to 3/8 of
+            it, of stride 4 to 1/4, of stride 2 to 1/8. With stride 2 the width shrinks with the
+            stride, to 1/2 at stride 4 and 1/4 at stride 2.
         align_corners: passed to the bilinear upsampling to finer features.
         **options: ``k``, ``similarity``, ``recurrence``, ``block``, ``qkv_bias``, ``zero_init`` of
             the attention layer, see :func:`fsanet.attention.make_attention`.
@@ -102,7 +104,7 @@ class FsaHead(nn.Module):
         channels: int = 512,
         attention: AttentionKind | None = "frequency",
         dropout: float = 0.1,
-        finer: Sequence[int] = (),
+        finer: Mapping[int, int] | None = None,
         decoder_channels: int = 128,
         align_corners: bool = False,
         **options: Any,
@@ -113,18 +115,19 @@ class FsaHead(nn.Module):
         self.refine = conv_bn_relu(channels, channels)
         self.join = conv_bn_relu(in_channels + channels, channels)
         merges: list[nn.Module] = []
-        for fine in finer:
-            share = 2 if len(merges) == len(finer) - 1 else 3  # eighths
+        finer = finer or {}
+        for stride, fine in finer.items():
+            merged = decoder_channels * stride // 8 if 2 in finer else decoder_channels
             merges.append(
                 Merge(
                     channels,
                     fine,
-                    width=max(1, decoder_channels * share // 8),
-                    channels=decoder_channels,
+                    width=max(1, decoder_channels * {8: 3, 4: 2, 2: 1}[stride] // 8),
+                    channels=max(1, merged),
                     align_corners=align_corners,
                 )
             )
-            channels = decoder_channels
+            channels = max(1, merged)
         # Without any, no empty list is printed, which would change the fingerprint of old networks.
         self.merges = nn.ModuleList(merges) if merges else ()
         self.dropout = nn.Dropout2d(dropout)

@@ -24,9 +24,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 
-__all__ = ["SegmentationLoss", "global_mean", "hardest_pixels", "median_frequency_weights"]
+__all__ = [
+    "SegmentationLoss",
+    "dice_loss",
+    "global_mean",
+    "hardest_pixels",
+    "median_frequency_weights",
+]
 
 
 def _world_size() -> int:
@@ -81,6 +87,49 @@ def hardest_pixels(losses: Tensor, valid: Tensor, *, threshold: float, min_kept:
     return valid & ~easy
 
 
+def dice_loss(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """One minus the mean Dice coefficient of the classes labelled in the global batch.
+
+    The Dice coefficient of a class is ``2 sum(p t) / (sum(p) + sum(t))``, with its probabilities p
+    and its labels t (0 or 1) over the valid pixels of the whole batch. Each class counts equally,
+    however few its pixels are.
+
+    Source: V-Net, arXiv 1606.04797; over the batch as in nnU-Net, arXiv 1809.10486. (Squares in
+    the denominator, as the first has them, are left out, as in the second.)
+
+    Args:
+        logits: (B, C, H, W).
+        target: labels (B, H, W), int64.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        What `global_mean` does. Both are 0, with zero gradients, if no pixel is valid.
+    """
+    classes = logits.shape[1]
+    valid = target != ignore_index  # (B, H, W)
+    labels = target[valid]  # (P,)
+    chances = logits.softmax(1) * valid[:, None]  # (B, C, H, W)
+    right = chances.gather(1, target.where(valid, 0)[:, None])[:, 0][valid]  # (P,)
+    local = torch.stack(
+        [
+            right.new_zeros(classes).index_add(0, labels, right),
+            chances.sum((0, 2, 3)),
+            torch.bincount(labels, minlength=classes).to(right),
+        ]
+    )  # (3, C): sums of p t, p and t
+    sums = local.detach().clone()
+    world = _world_size()
+    if world > 1:
+        dist.all_reduce(sums)
+    # The value is the global one; its gradient flows through this process's part.
+    overlap, predicted, labelled = sums + (local - local.detach())
+    present = labelled > 0
+    if not present.any():
+        return local.sum() * 0, sums.sum() * 0
+    loss = 1 - (2 * overlap / (predicted + labelled))[present].mean()
+    return loss * world, loss.detach()
+
+
 def median_frequency_weights(pixels: Tensor, present: Tensor) -> Tensor:
     """Class weights by median frequency balancing.
 
@@ -111,7 +160,8 @@ class SegmentationLoss(nn.Module):
     """Cross-entropy, or online hard example mining (OHEM), over the global batch.
 
     With class weights, the mean is sum(weight * loss) / sum(weight), as in
-    `torch.nn.functional.cross_entropy`; OHEM ranks pixels by the unweighted loss.
+    `torch.nn.functional.cross_entropy`; OHEM ranks pixels by the unweighted loss. The Dice loss,
+    where it is added, takes neither into account.
 
     Args:
         ignore_index: label of pixels that do not count.
@@ -119,6 +169,7 @@ class SegmentationLoss(nn.Module):
         threshold: OHEM keeps pixels whose true class is less probable than this, in (0, 1].
         min_kept: OHEM keeps at least this many pixels of the global batch.
         class_weights: one weight of at least 0 per class; None for 1 each.
+        dice_weight: weight at which `dice_loss` is added.
 
     Raises:
         InputError: an option is out of range.
@@ -142,8 +193,10 @@ class SegmentationLoss(nn.Module):
         threshold: float = 0.7,
         min_kept: int = 100_000,
         class_weights: Sequence[float] | None = None,
+        dice_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        check_range("dice_weight", dice_weight, 0.0, 1e6)
         if not 0.0 < threshold <= 1.0:
             raise InputError(f"OHEM threshold {threshold}: give a probability, 0 < t <= 1")
         if min_kept < 0:
@@ -156,6 +209,7 @@ class SegmentationLoss(nn.Module):
         self.ohem = ohem
         self.threshold = threshold
         self.min_kept = min_kept
+        self.dice_weight = dice_weight
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
         # Not persistent: an option of the training, not part of the model.
         self.register_buffer("class_weights", weights, persistent=False)
@@ -168,6 +222,13 @@ class SegmentationLoss(nn.Module):
             target: labels (B, H, W), int64.
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss, value = self._cross_entropy(logits, target)
+        if self.dice_weight > 0:
+            dice, dice_value = dice_loss(logits, target, self.ignore_index)
+            loss, value = loss + self.dice_weight * dice, value + self.dice_weight * dice_value
+        return loss, value
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         valid = target != self.ignore_index  # (B, H, W)
         if not self.ohem:
             total = F.cross_entropy(

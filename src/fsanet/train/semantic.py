@@ -33,7 +33,8 @@ class SemanticSegmentation(SegmentationTask):
     `normalise(images)`, `forward(images) -> logits (B, C, H, W)` and
     `forward_with_auxiliary(images) -> (logits, auxiliary logits or None)`, as `FsaNet` has them.
 
-    OHEM applies to the main logits; the auxiliary loss is always plain cross-entropy.
+    OHEM and the Dice loss apply to the main logits; the auxiliary loss is always plain
+    cross-entropy.
 
     Args:
         model: the network.
@@ -45,6 +46,7 @@ class SemanticSegmentation(SegmentationTask):
             accumulated partial batches together).
         class_weights: one weight per class, for the main and the auxiliary loss; or "balanced", see
             `fsanet.train.losses.median_frequency_weights`, from the masks of the training split.
+        dice_weight: weight at which the Dice loss is added, see `fsanet.train.losses.dice_loss`.
         auxiliary_weight: weight of the auxiliary loss.
         power: exponent of the polynomial decay of the learning rate.
         min_lr: learning rate at the end.
@@ -76,6 +78,7 @@ class SemanticSegmentation(SegmentationTask):
         ohem_threshold: float = 0.7,
         ohem_min_kept: int = 100_000,
         class_weights: list[float] | Literal["balanced"] | None = None,
+        dice_weight: float = 0.0,
         auxiliary_weight: float = 0.4,
         power: float = 0.9,
         min_lr: float = 0.0,
@@ -106,6 +109,7 @@ class SemanticSegmentation(SegmentationTask):
             threshold=ohem_threshold,
             min_kept=ohem_min_kept,
             class_weights=weights,
+            dice_weight=dice_weight,
         )
         self.auxiliary_loss = SegmentationLoss(ignore_index=ignore_index, class_weights=weights)
         self.ohem_min_kept = ohem_min_kept
