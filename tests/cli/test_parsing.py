@@ -82,6 +82,15 @@ def test_positional_arguments_stand_anywhere():
     assert segment.images == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("text", ["net --k 4", "--model net --k 4", "--k 4 --model=net"])
+def test_a_positional_argument_may_be_named(text):
+    def show(model: str, *, k: int = 8) -> int:
+        assert (model, k) == ("net", 4)
+        return 0
+
+    assert call(show, text.split()) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

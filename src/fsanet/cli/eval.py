@@ -18,9 +18,6 @@ HELP = [Section("fsanet.cli.eval:evaluate_model", skip={"test"}), EVALUATION]
 def run(arguments: list[str]) -> int:
     from fsanet.cli.recipe import call_with_data
 
-    if "--model" in arguments:  # as the other commands have it
-        index = arguments.index("--model")
-        arguments = [*arguments[index + 1 : index + 2], *arguments[:index], *arguments[index + 2 :]]
     return call_with_data(evaluate_model, arguments, tested_as_recipe=True)
 
 

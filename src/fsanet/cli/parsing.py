@@ -102,9 +102,10 @@ class CommandParser(ArgumentParser):
     def translate(self, arguments: Sequence[str]) -> list[str]:
         """The same arguments as jsonargparse takes them: ``--name=value``, lists as JSON.
 
-        Positional arguments come first.
+        Positional arguments come first; ``--model X`` is one where the command declares it as one.
         """
         left, positionals, options = list(arguments), list[str](), list[str]()
+        declared = {f"--{action.dest}" for action in self._actions if not action.option_strings}
         while left:
             text = left.pop(0)
             if not text.startswith("--") or text == "--":
@@ -121,6 +122,9 @@ class CommandParser(ArgumentParser):
             takes = _takes(self._option_string_actions.get(name))
             while left and not equals and _continues(takes, values, left[0]):
                 values.append(left.pop(0))
+            if name in declared and values:
+                positionals[:0] = values
+                continue
             if takes == "flag" and not values:
                 values = ["true"]
             if takes == "one" and name.rpartition(".")[2].lstrip("-") == "k" and values:
