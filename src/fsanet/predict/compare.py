@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from fsanet.convert import load_model
 from fsanet.convert.saved import network_folder
@@ -90,8 +92,7 @@ def compare_backends(
     for index, file in enumerate(files):
         mask = _label(file)
         if mask is not None:
-            ids = check_ids(read_mask(mask), mask, network.num_classes, IGNORE)
-            labels[index] = ids.numpy()
+            labels[index] = check_ids(read_mask(mask), mask, network.num_classes, IGNORE)
     source = network_folder(model) / "model.safetensors"
     size = source.stat().st_size if source.is_file() else None
     backends: dict[str, int | None] = {
@@ -215,30 +216,27 @@ def _judge(
     reference: Path,
     place: Path,
     files: Sequence[Path],
-    labels: dict[int, np.ndarray[Any, Any]],
+    labels: dict[int, Tensor],
     network: Any,
 ) -> dict[str, float]:
     """Agreement with the reference, and mIoU."""
     same = pixels = 0
     count = network.num_classes
-    confusion = np.zeros(count * count, np.int64)
+    confusion = torch.zeros(count, count, dtype=torch.long)
     for index in range(len(files)):
-        ids = np.load(place / f"{index}.npy")
-        same += int((ids == np.load(reference / f"{index}.npy")).sum())
-        pixels += ids.size
+        ids = torch.from_numpy(np.load(place / f"{index}.npy"))  # (H, W)
+        same += int((ids == torch.from_numpy(np.load(reference / f"{index}.npy"))).sum())
+        pixels += ids.numel()
         if index in labels:
-            label = labels[index]
-            if label.shape != ids.shape:
+            if labels[index].shape != ids.shape:
                 raise InputError(
-                    f"{files[index]}: its labels have {label.shape} pixels, not {ids.shape}"
+                    f"{files[index]}: its labels have {tuple(labels[index].shape)} pixels, not "
+                    f"{tuple(ids.shape)}"
                 )
-            known = label != IGNORE
-            pairs = label[known].astype(np.int64) * count + ids[known]
-            confusion += np.bincount(pairs, minlength=count * count)
+            confusion += multiclass_confusion_matrix(ids, labels[index], count, ignore_index=IGNORE)
     found = {"agreement": same / pixels}
     if labels:
-        matrix = torch.from_numpy(confusion.reshape(count, count))
-        found["miou"] = scores_of(matrix, network.classes).miou
+        found["miou"] = scores_of(confusion, network.classes).miou
     return found
 
 
