@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fsanet.attention.dct import Band
 from fsanet.bench.cases import CASES, find_cases
 from fsanet.cost import count_flops
 from fsanet.errors import InputError
@@ -42,6 +43,17 @@ def test_the_floor_writes_into_fresh_memory():
     y = case.build(2, x.device, x.dtype)(x)
     assert torch.equal(y, 2 * x)
     assert y.data_ptr() != x.data_ptr()
+
+
+def test_rounds_and_k_can_be_named():
+    ours, published, plain = find_cases(["linear_softmax-R3-k16", "paper-R2-k5", "dot-R1"])
+    for case, recurrence, k in ((ours, 3, 16), (published, 2, 5), (plain, 1, 8)):
+        layer = case.build(8, "meta", torch.float32)
+        assert (layer.recurrence, str(layer.band)) == (recurrence, str(Band.of(k)))
+    assert ours.ours
+    assert not published.ours
+    with pytest.raises(InputError, match="no layer 'fourier-R2'"):
+        find_cases(["fourier-R2"])
 
 
 def test_unknown_and_repeated_layers():

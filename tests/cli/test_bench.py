@@ -24,7 +24,7 @@ def line(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--layers", "sdpa", "dot-R3"], "no layer 'dot-R3'; did you mean 'dot-R"),
+        (["--layers", "sdpa", "dot-R0"], "no layer 'dot-R0'; did you mean 'dot-R"),
         (["--layers", "sdpa", "--baseline", "softmaxx"], "did you mean 'softmax'?"),
         (["--sizes", "97"], "--sizes 97: give height x width, such as 97x97"),
         (["--sizes", "0x4"], "--sizes 0x4: give height x width"),
@@ -43,6 +43,15 @@ def line(capsys, *arguments):
         (["--model", "--paper"], "--paper is for layers"),
         (["--paper", "--layers", "sdpa"], "--layers cannot be combined with --paper"),
         (["--model", "runs/no/such"], "runs/no/such"),
+        (
+            ["--grow", "depth"],
+            "no axis 'depth' to grow along; choose from N, batch, ",
+        ),
+        (["--grow", "k=0"], "--grow k=0: give positive whole numbers, such as k=2,4,8"),
+        (["--grow", "N=97"], "--grow N 97: give height x width"),
+        (["--grow", "k", "--sizes", "8x8", "9x9"], "--sizes: give one with --grow"),
+        (["--grow", "k", "--model"], "--grow is for layers; leave it out with --model"),
+        (["--grow", "k", "--paper"], "--grow cannot be combined with --paper"),
         (["--predict", "x"], "--predict requires --model"),
         (["--predict", "x", "--model", "y", "--k", "4"], "--k is for one call of a network"),
     ],
@@ -94,6 +103,22 @@ def test_a_run_prints_tables_and_writes_files(capsys, tmp_path):
     assert text.startswith("    fsanet bench --sizes 6x5 8x8 --channels 8")
     assert "fwd + bwd" not in text
     assert {path.name for path in (tmp_path / "f").iterdir()} == {"time.png", "memory.png"}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_growth_prints_tables_and_draws_a_figure_of_each_axis(capsys, tmp_path):
+    arguments = ["--grow", "N=4x5,6x6", "R=1,3", "--sizes", "5x4", "--channels", "8", "--rounds=1"]
+    arguments += ["--layers", "floor", "dot-R1", "--baseline=floor", "--no-backward"]
+    arguments += ["--threads", "1", "--figures", str(tmp_path), "--json", str(tmp_path / "g.json")]
+    assert cli.main(["bench", *arguments]) == 0
+    out = " ".join(capsys.readouterr().out.split())  # titles are wrapped
+    assert "Time in ms, forward, against N" in out
+    assert "Forward, times faster than floor, against R" in out
+    assert {path.name for path in tmp_path.glob("*.png")} == {"grow_N.png", "grow_R.png"}
+    axes = json.loads((tmp_path / "g.json").read_text())["axes"]
+    assert [point["value"] for point in axes["N"]["points"]] == ["4x5", "6x6"]
+    assert axes["R"]["settings"]["seconds"] == 3
+    assert axes["R"]["points"][1]["rows"]["dot"]["layer"] == "dot-R3"
 
 
 @pytest.mark.usefixtures("in_process")

@@ -7,18 +7,19 @@ the cost would be the same, but nobody should have to wonder.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention
-from fsanet.attention.similarity import Similarity
 from fsanet.bench import layers
 from fsanet.errors import InputError
 
-__all__ = ["CASES", "PAPER_CLAIMS", "PAPER_LAYERS", "Case", "Floor", "find_cases"]
+__all__ = ["CASES", "PAPER_CLAIMS", "PAPER_LAYERS", "Case", "Floor", "find_cases", "rename"]
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,18 @@ def _regular(channels: int) -> nn.Module:
     return SpatialSelfAttention(channels, similarity="softmax", zero_init=False)
 
 
-def _published(recurrence: int) -> Case:
-    return Case(
-        f"paper-R{recurrence}",
-        f"frequency attention as published, R={recurrence}",
-        lambda c: layers.PaperFrequencyAttention(c, recurrence=recurrence, zero_init=False),
-    )
-
-
-def _frequency(similarity: Similarity, recurrence: int) -> Case:
-    return Case(
-        f"{similarity}-R{recurrence}",
-        f"frequency attention, {similarity}, R={recurrence}",
-        lambda c: FrequencySelfAttention(
-            c, similarity=similarity, recurrence=recurrence, zero_init=False
-        ),
-        ours=True,
-    )
+def _frequency(kind: str, recurrence: int, k: int | None = None) -> Case:
+    """Frequency attention, as published ("paper") or with one of this library's similarities."""
+    options: dict[str, Any] = {"recurrence": recurrence, "k": k or 8, "zero_init": False}
+    make: Callable[..., nn.Module] = FrequencySelfAttention
+    if kind == "paper":
+        make, words = layers.PaperFrequencyAttention, "as published"
+    else:
+        options["similarity"], words = kind, kind
+    name, title = f"{kind}-R{recurrence}", f"frequency attention, {words}, R={recurrence}"
+    if k is not None:
+        name, title = f"{name}-k{k}", f"{title}, k={k}"
+    return Case(name, title, lambda c: make(c, **options), ours=kind != "paper")
 
 
 CASES: tuple[Case, ...] = (
@@ -94,8 +90,8 @@ CASES: tuple[Case, ...] = (
     ),
     Case("sdpa", "regular attention, scaled_dot_product_attention", _regular),
     Case("sdpa-compiled", "the same under torch.compile", _regular, compiled=True),
-    _published(1),
-    _published(2),
+    _frequency("paper", 1),
+    _frequency("paper", 2),
     _frequency("dot", 1),
     _frequency("dot", 2),
     _frequency("dot", 4),
@@ -142,14 +138,22 @@ PAPER_LAYERS = (
 PAPER_CLAIMS = {"memory": (87.29, 90.04), "FLOPs": (96.13, 98.07), "time": (97.56, 98.18)}
 
 
+# Any number of rounds and of frequencies can be asked for by name.
+_FREQUENCY = re.compile(r"(paper|dot|linear_softmax|linear)-R([1-9]\d{0,2})(?:-k([1-9]\d{0,3}))?")
+
+
 def find_cases(names: Sequence[str]) -> tuple[Case, ...]:
-    """Look up cases by name, in the order given.
+    """Look up cases by name, in the order given; "dot-R3-k16" has 3 rounds and k = 16.
 
     Raises:
         InputError: for an unknown name, suggesting the nearest one, or a repeated name.
     """
     known = {case.name: case for case in CASES}
     for name in names:
+        numbers = _FREQUENCY.fullmatch(name)
+        if name not in known and numbers is not None:
+            kind, recurrence, k = numbers.groups()
+            known[name] = _frequency(kind, int(recurrence), None if k is None else int(k))
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}"
@@ -157,3 +161,18 @@ def find_cases(names: Sequence[str]) -> tuple[Case, ...]:
         if list(names).count(name) > 1:
             raise InputError(f"layer '{name}' is given twice")
     return tuple(known[name] for name in names)
+
+
+def rename(name: str, *, k: int | None = None, recurrence: int | None = None) -> str:
+    """The name of a frequency layer with another k or number of rounds; other names as they are.
+
+    >>> rename("dot-R2", k=16), rename("dot-R2", recurrence=4), rename("sdpa", k=16)
+    ('dot-R2-k16', 'dot-R4', 'sdpa')
+    """
+    numbers = _FREQUENCY.fullmatch(name)
+    if numbers is None:
+        return name
+    kind, own_recurrence, own_k = numbers.groups()
+    kept = own_k if k is None else k
+    name = f"{kind}-R{recurrence or own_recurrence}"
+    return name if kept is None else f"{name}-k{kept}"

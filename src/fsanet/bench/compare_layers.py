@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,10 @@ from fsanet.bench.measure import (
 from fsanet.cost import Watch, count_flops, count_parameters, no_watch
 from fsanet.files import environment
 
-__all__ = ["LayerReport", "LayerRow", "LayerSettings", "compare_layers", "exponent", "make_layer"]
+__all__ = [
+    *("LayerReport", "LayerRow", "LayerSettings", "compare_layers", "exponent", "make_layer"),
+    *("measure_size", "reason_to_skip", "with_baseline"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,35 +145,55 @@ def compare_layers(
     Raises:
         InputError: for an unknown layer, or a map that does not fit into memory.
     """
-    names = list(settings.layers)
-    if settings.baseline not in names:
-        names.append(settings.baseline)
-    cases = find_cases(names)
+    cases = find_cases(with_baseline(settings))
     for size in settings.sizes:
         settings.check_input(settings.channels, size)
     report = LayerReport(settings, {}, ())
     with torch_threads(settings.threads):
         report = replace(report, environment=environment(settings.device))
         for size in sorted(set(settings.sizes), key=lambda size: (size[0] * size[1], size)):
-            rows = _measure_size(settings, cases, size, report.rows, watch)
+            skip: dict[str, str] = {}
+            for row in report.rows:
+                reason = reason_to_skip(row)
+                if reason is not None and row.positions < size[0] * size[1]:
+                    skip.setdefault(row.case.name, reason)
+            rows = measure_size(settings, cases, size, skip=skip, watch=watch)
             report = replace(report, rows=(*report.rows, *rows))
             on_size(report, size)
     return report
 
 
-def _measure_size(
+def with_baseline(settings: LayerSettings) -> list[str]:
+    """Names of the layers to measure, the baseline among them."""
+    names = list(settings.layers)
+    return names if settings.baseline in names else [*names, settings.baseline]
+
+
+def measure_size(
     settings: LayerSettings,
     cases: Sequence[Case],
     size: tuple[int, int],
-    earlier: Sequence[LayerRow],
+    *,
+    skip: Mapping[str, str],
     watch: Watch,
+    title: str | None = None,
 ) -> list[LayerRow]:
-    title = f"{size[0]}x{size[1]}"
+    """Measure layers at one size.
+
+    Args:
+        settings: all else; its layers and sizes are not used.
+        cases: the layers.
+        size: (height, width) of the map.
+        skip: by name, why a layer is not tried.
+        watch: is notified of each phase and each step.
+        title: of the phases; by default the size.
+    """
+    title = title or f"{size[0]}x{size[1]}"
     rows: dict[str, LayerRow] = {}
     step = watch(f"{title} memory", len(cases))
     for case in cases:
         findings = _count(settings, case, size)
-        problem = _known_problem(case, size, earlier)
+        problem = skip.get(case.name)
         if problem is None:
             make = partial(make_layer, settings, case.name, size)
             findings = measure_alone(make, settings, findings, backward=settings.backward)
@@ -227,14 +250,18 @@ def _count(settings: LayerSettings, case: Case, size: tuple[int, int]) -> Findin
     return Findings(parameters=count_parameters(layer), flops=flops, flops_by_hand=by_hand)
 
 
-def _known_problem(case: Case, size: tuple[int, int], earlier: Sequence[LayerRow]) -> str | None:
-    """The problem of a layer on a smaller map, if size was the reason: it is not tried again."""
-    for row in earlier:
-        problem = row.findings.problem
-        smaller = row.positions < size[0] * size[1]
-        if row.case is case and smaller and problem and not problem.startswith("failed"):
-            return problem if " at " in problem else f"{problem} at {row.height}x{row.width}"
-    return None
+def reason_to_skip(row: LayerRow, where: str = "") -> str | None:
+    """Why a layer is not tried on a larger input: its problem here, if size was the reason.
+
+    Args:
+        row: the layer on the smaller input.
+        where: what that input was; by default its size.
+    """
+    problem = row.findings.problem
+    if problem is None or problem.startswith("failed"):
+        return None
+    where = where or f"{row.height}x{row.width}"
+    return problem if " at " in problem else f"{problem} at {where}"
 
 
 def make_layer(settings: LayerSettings, name: str, size: tuple[int, int]) -> Subject:

@@ -1,8 +1,8 @@
-"""Time and memory against the number of positions, on logarithmic axes, as PNG files."""
+"""Time and memory against the number of positions or another axis, logarithmic, as PNG files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from fsanet.bench.compare_layers import LayerReport, LayerRow
+from fsanet.bench.compare_layers import LayerReport, LayerRow, LayerSettings
+from fsanet.bench.grow_layers import AXES, Growth, GrowthReport, Point
 from fsanet.bench.measure import Timing
 from fsanet.files import write_whole
 from fsanet.report.figures import LIGHT, new_figure, png, style
 
-__all__ = ["draw_scaling", "write_figures"]
+__all__ = ["draw_growth", "draw_scaling", "write_figures", "write_growth"]
 
 Value = Callable[[LayerRow], float | None]
 
@@ -44,11 +45,30 @@ def write_figures(report: LayerReport, folder: str | Path) -> list[Path]:
     if any(row.training is not None for row in report.rows):
         label = "forward + backward, milliseconds"
         figures["training_time"] = (label, lambda row: _milliseconds(row.training))
-    written = []
-    for name, (axis, value) in figures.items():
-        png = draw_scaling(report, axis=axis, value=value)
-        written.append(write_whole(Path(folder) / f"{name}.png", partial(_write, png)))
-    return written
+    drawn = {
+        name: draw_scaling(report, axis=axis, value=value)
+        for name, (axis, value) in figures.items()
+    }
+    return _write_all(drawn, folder)
+
+
+def write_growth(report: GrowthReport, folder: str | Path) -> list[Path]:
+    """Write ``grow_N.png`` and so on, one for each axis.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    drawn = {
+        f"grow_{growth.axis}": draw_growth(growth, report.environment) for growth in report.growths
+    }
+    return _write_all(drawn, folder)
+
+
+def _write_all(drawn: Mapping[str, bytes], folder: str | Path) -> list[Path]:
+    return [
+        write_whole(Path(folder) / f"{name}.png", partial(_write, content))
+        for name, content in drawn.items()
+    ]
 
 
 def _milliseconds(timing: Timing | None) -> float | None:
@@ -76,11 +96,84 @@ def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:
     figure, (axes,) = new_figure(11, max(5.0, 0.235 * len(lines) + 2), 1, LIGHT)
     figure.set_layout_engine("none")
     axes.set_position((0.075, 0.13, 0.585, 0.79))
-    axes.set(xscale="log", yscale="log")
-    style(axes, axis, LIGHT)
-    axes.set_xlabel("positions N = H x W", color=LIGHT.ink)
     sizes = {h * w: f"{h * w:,}\n{h}x{w}" for h, w in report.sizes()}
-    axes.set_xticks(list(sizes), list(sizes.values()), fontsize=8)
+    _draw_lines(axes, lines, axis, AXES["N"][0], sizes)
+    if lines:
+        _label_ends(axes, lines)
+    s = report.settings
+    about = f"C={s.channels}, batch {s.batch}, {_conditions(s, report.environment)}"
+    figure.text(0.075, 0.02, about, fontsize=7, color=LIGHT.ink)
+    return png(figure)
+
+
+def draw_growth(growth: Growth, about: Mapping[str, str]) -> bytes:
+    """Draw time and memory along an axis, of forward on the left, of training on the right.
+
+    Args:
+        growth: its lines are drawn; the legend says where one of them stopped, and why.
+        about: the machine.
+
+    Returns:
+        A PNG file, 2200 pixels wide.
+    """
+    titles: dict[str, Value] = {
+        "forward, ms": lambda row: _milliseconds(row.forward),
+        "forward + backward, ms": lambda row: _milliseconds(row.training),
+        "peak memory of forward, MiB": lambda row: _mebibytes(row.findings.peak),
+        "peak memory of forward + backward, MiB": lambda row: _mebibytes(
+            row.findings.training_peak
+        ),
+    }
+    if not growth.settings.backward:
+        titles = {title: value for title, value in titles.items() if "backward" not in title}
+    rows = len(titles) // 2
+    figure, panels = new_figure(11, 4 * rows + 1, 2, LIGHT, rows=rows)
+    ticks = {point.number: _tick(growth, point) for point in growth.points}
+    for axes, (title, value) in zip(panels, titles.items(), strict=True):
+        lines = []
+        for index, (name, line) in enumerate(growth.lines().items()):
+            points = tuple((point.number, y) for point, row in line if (y := value(row)))
+            if points:
+                stop = next(((r, p.label) for p, r in line if r.findings.problem), None)
+                lines.append(_line(name, line[0][1], points, stop, index))
+        _draw_lines(axes, lines, title, AXES[growth.axis][0], ticks)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT.ink
+    )
+    s = growth.settings
+    fixed = {
+        "N": f"map {'x'.join(map(str, s.sizes[0]))}",
+        "batch": f"batch {s.batch}",
+        "channels": f"C={s.channels}",
+    }
+    words = ", ".join(text for axis, text in fixed.items() if axis != growth.axis)
+    figure.suptitle(f"{words}, {_conditions(s, about)}", fontsize=8, color=LIGHT.ink)
+    return png(figure)
+
+
+def _tick(growth: Growth, point: Point) -> str:
+    return f"{point.number:,}\n{point.label}" if growth.axis == "N" else point.label
+
+
+def _mebibytes(count: int | None) -> float | None:
+    return None if count is None else count / 2**20
+
+
+def _conditions(settings: LayerSettings, about: Mapping[str, str]) -> str:
+    return (
+        f"{settings.dtype}, {about.get('device', settings.device)}, threads {settings.threads}, "
+        f"torch {about.get('torch', '?')}, commit {about.get('commit', 'unknown')}"
+    )
+
+
+def _draw_lines(
+    axes: Axes, lines: Sequence[_Line], title: str, x_label: str, ticks: Mapping[int, str]
+) -> None:
+    axes.set(xscale="log", yscale="log")
+    style(axes, title, LIGHT)
+    axes.set_xlabel(x_label, color=LIGHT.ink)
+    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -90,6 +183,7 @@ def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:
         axes.plot(
             n,
             y,
+            label=line.label,
             color=line.colour,
             linewidth=line.width,
             linestyle=line.dashes,
@@ -97,21 +191,8 @@ def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:
             markersize=3 + line.width,
             zorder=2 + line.width,
         )
-    if lines:
-        _label_ends(axes, lines)
-    else:
+    if not lines:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=LIGHT.ink)
-    s, about = report.settings, report.environment
-    figure.text(
-        0.075,
-        0.02,
-        f"C={s.channels}, batch {s.batch}, {s.dtype}, {about.get('device', s.device)}, "
-        f"threads {s.threads}, torch {about.get('torch', '?')}, "
-        f"commit {about.get('commit', 'unknown')}",
-        fontsize=7,
-        color=LIGHT.ink,
-    )
-    return png(figure)
 
 
 @dataclass(frozen=True)
@@ -131,28 +212,35 @@ def _lines(report: LayerReport, value: Value) -> list[_Line]:
     for name in dict.fromkeys(row.case.name for row in report.rows):
         rows = report.of(name)
         points = tuple((row.positions, y) for row in rows if (y := value(row)))
-        if not points:
-            continue
-        label = name
-        stop = next((row for row in rows if row.findings.problem is not None), None)
-        if stop is not None:
-            reason = (stop.findings.problem or "").split(" at ")[0].split(" (")[0]
-            label = f"{name}: {reason} at {stop.height}x{stop.width}"
-        similarity, _, recurrence = name.partition("-R")
-        dashes = {"2": "--", "4": ":"}.get(recurrence, "-")
-        if name == "floor":
-            line = _Line(label, points, "#000000", 2.0, (0, (6, 3)), "_")
-        elif rows[0].case.ours:
-            line = _Line(label, points, _OURS[similarity], 2.4, dashes, "o")
-        elif name in _REGULAR:
-            line = _Line(label, points, _REGULAR[name], 1.8, "-", "s")
-        elif similarity == "paper":
-            line = _Line(label, points, _PUBLISHED, 1.4, dashes, "D")
-        else:
-            marker = _MARKERS[len(lines) % len(_MARKERS)]
-            line = _Line(label, points, _OTHER, 1.0, "-", marker)
-        lines.append(line)
+        if points:
+            stop = next(((r, f"{r.height}x{r.width}") for r in rows if r.findings.problem), None)
+            lines.append(_line(name, rows[0], points, stop, len(lines)))
     return lines
+
+
+def _line(
+    name: str,
+    row: LayerRow,
+    points: tuple[tuple[int, float], ...],
+    stop: tuple[LayerRow, str] | None,
+    index: int,
+) -> _Line:
+    """The look of a layer's line; ``stop`` is where it first had a problem, and in words."""
+    label = name
+    if stop is not None:
+        reason = (stop[0].findings.problem or "").split(" at ")[0].split(" (")[0]
+        label = f"{name}: {reason} at {stop[1]}"
+    kind, _, numbers = name.partition("-")
+    dashes = {"R2": "--", "R4": ":"}.get(numbers, "-")
+    if name == "floor":
+        return _Line(label, points, "#000000", 2.0, (0, (6, 3)), "_")
+    if row.case.ours:
+        return _Line(label, points, _OURS[kind], 2.4, dashes, "o")
+    if name in _REGULAR:
+        return _Line(label, points, _REGULAR[name], 1.8, "-", "s")
+    if kind == "paper":
+        return _Line(label, points, _PUBLISHED, 1.4, dashes, "D")
+    return _Line(label, points, _OTHER, 1.0, "-", _MARKERS[index % len(_MARKERS)])
 
 
 def _label_ends(axes: Axes, lines: Sequence[_Line]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -12,6 +12,7 @@ from fsanet.bench.cases import PAPER_CLAIMS, PAPER_LAYERS
 from fsanet.bench.compare_layers import LayerReport, LayerRow
 from fsanet.bench.compare_networks import NetworkReport, NetworkRow
 from fsanet.bench.compare_prediction import PredictionReport
+from fsanet.bench.grow_layers import Growth, GrowthReport
 from fsanet.bench.measure import Findings, Timing
 from fsanet.cost import Quartiles
 from fsanet.metrics.confusion import markdown_table
@@ -19,7 +20,8 @@ from fsanet.metrics.confusion import markdown_table
 __all__ = [
     *("Grid", "cost_grid", "describe_layers", "describe_network", "layers_markdown"),
     *("network_grid", "network_markdown", "paper_grid", "prediction_grid", "prediction_markdown"),
-    *("describe_prediction", "scaling_grid", "steps_grid", "time_grid"),
+    *("describe_growth", "describe_prediction", "growth_grids", "growth_markdown"),
+    *("scaling_grid", "steps_grid", "time_grid"),
 ]
 
 LAYER_CONVENTIONS = """\
@@ -171,6 +173,66 @@ def layers_markdown(report: LayerReport, *, command: str) -> str:
     return "\n".join(parts)
 
 
+def growth_grids(growth: Growth) -> list[Grid]:
+    """Time, speed-up over the baseline, and memory of each layer along an axis."""
+    s = growth.settings
+    exponents = {name: f"{p:.2f}" for name, p in growth.exponents().items()}
+    labels = tuple(point.label for point in growth.points)
+
+    def grid(what: str, cell: Callable[[LayerRow], str], **last: Mapping[str, str]) -> Grid:
+        rows = [
+            (name, *(cell(row) for _, row in line), *(one.get(name, "") for one in last.values()))
+            for name, line in growth.lines().items()
+        ]
+        strong = _ours(growth.points[0].rows.values())
+        return Grid(f"{what} against {growth.axis}", ("layer", *labels, *last), rows, strong)
+
+    def time(row: LayerRow) -> str:
+        if row.forward is None:
+            return _stop(row)
+        times = [row.forward, *([row.training] if row.training is not None else [])]
+        return " / ".join(significant(1e3 * timing.seconds.median) for timing in times)
+
+    def memory(row: LayerRow) -> str:
+        if row.findings.peak is None:
+            return _stop(row)
+        peaks = row.findings.peak, row.findings.training_peak
+        return " / ".join(mebibytes(peak) for peak in peaks if peak is not None)
+
+    passes = "forward / forward + backward" if s.backward else "forward"
+    return [
+        grid(f"Time in ms, {passes},", time, exponent=exponents),
+        grid(
+            f"Forward, times faster than {s.baseline},",
+            lambda row: "" if row.forward is None else spread(row.forward.speedup),
+        ),
+        grid(f"Peak memory in MiB, {passes},", memory),
+    ]
+
+
+def _stop(row: LayerRow) -> str:
+    """Why a layer did not run, without where that was first so."""
+    return (row.findings.problem or "").split(" at ")[0]
+
+
+def describe_growth(report: GrowthReport) -> str:
+    """Settings and machine, on one line."""
+    s = report.growths[0].settings
+    size = _name(s.sizes[0])
+    return (
+        f"but for the axis of a table: {size} map, C={s.channels}, batch {s.batch}, {s.dtype}, "
+        f"k=8; at most {s.rounds} rounds in {s.seconds:g} s a value, limit {s.limit_seconds:g} s; "
+        f"{_machine(report.environment)}"
+    )
+
+
+def growth_markdown(report: GrowthReport, *, command: str) -> str:
+    """The whole report as a section of a Markdown page; ``command`` is what writes it again."""
+    grids = [grid.markdown() for growth in report.growths for grid in growth_grids(growth)]
+    about = f"{LAYER_CONVENTIONS} The exponent p: forward time ~ value^p along the axis.\n"
+    return "\n".join([f"    {command}\n", describe_growth(report) + "\n", *grids, about])
+
+
 def network_grid(report: NetworkReport) -> Grid:
     """Cost and time of the network with each kind of attention."""
     heading = (
@@ -309,7 +371,7 @@ def _machine(environment: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in environment.items())
 
 
-def _ours(rows: Sequence[LayerRow]) -> frozenset[int]:
+def _ours(rows: Iterable[LayerRow]) -> frozenset[int]:
     return frozenset(index for index, row in enumerate(rows) if row.case.ours)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from fsanet.bench.compare_layers import LayerReport
+    from fsanet.bench.grow_layers import GrowthReport, Value
     from fsanet.bench.tables import Grid
     from fsanet.cost import Watch
 
@@ -46,6 +47,7 @@ def bench(
     baseline: str | None = None,
     backward: bool = True,
     paper: bool = False,
+    grow: list[str] | None = None,
     figures: str | None = None,
     model: str | None = None,
     image: str | None = None,
@@ -79,7 +81,10 @@ def bench(
         backward: measure forward + backward too; --no-backward leaves it out.
         paper: compare with the paper's claims, at its sizes, 97x97 and 129x129, and with its
             baseline, which stores the N x N matrix.
-        figures: folder to draw time and memory against N into.
+        grow: measure how cost grows along one axis at a time: N, batch, channels, k, R, of a map of
+            one size, 64x64 by default; --grow N k=4,8,16 chooses the values of k. All five take
+            about ten minutes on two cores.
+        figures: folder to draw time and memory against N, or along each axis of --grow, into.
         model: measure a whole network instead, without, with regular and with frequency attention;
             a timm encoder (resnet101s if none is given) or the folder of a saved FsaNet.
         image: height x width of the network's images; by default 769x769.
@@ -97,10 +102,10 @@ def bench(
         dtype: dtype of parameters and input.
         threads: threads of CPU operators; by default as many as torch uses.
         rounds: largest number of rounds; by default 20, for a network 10, with --predict 5.
-        seconds: time for the rounds of one size; by default 60, for a network 120, with --predict
-            600.
-        limit_seconds: leave out what takes longer than this for a forward pass; by default 20, for
-            a network 120.
+        seconds: time for the rounds of one size; by default 60, of one value with --grow 3, for a
+            network 120, with --predict 600.
+        limit_seconds: leave out what takes longer than this for a forward pass; by default 20, with
+            --grow 8, for a network 120.
     """
     from fsanet.cli.parsing import available_device
     from fsanet.errors import check_range
@@ -112,6 +117,7 @@ def bench(
         _refuse({"image": image, **attention}, "is for whole networks; give --model with it")
     else:
         for_layers = {**chosen, "sizes": sizes, "figures": figures, "paper": paper or None}
+        for_layers |= {"grow": grow}
         _refuse(for_layers, "is for layers; leave it out with --model")
     if predict is not None:
         if model is None:
@@ -119,6 +125,7 @@ def bench(
         _refuse({"image": image, **attention}, "is for one call of a network; leave it out")
     if paper:
         _refuse(chosen, "cannot be combined with --paper, which chooses the layers itself")
+        _refuse({"grow": grow}, "cannot be combined with --paper")
     if limit_memory is not None:
         check_range("limit_memory", limit_memory, 0.001, 1e6)
     for file in (json, markdown):
@@ -160,6 +167,14 @@ def bench(
         _print(progress, tables.cost_grid(report, size), tables.time_grid(report, size))
         save_layers(report)  # an interrupted run leaves what it has
 
+    def on_axis(report: GrowthReport) -> None:
+        _print(progress, *tables.growth_grids(report.growths[-1]))
+        save(report.as_dict(), tables.growth_markdown(report, command=command))
+        if figures is not None:
+            from fsanet.bench.figures import write_growth
+
+            write_growth(report, figures)
+
     with ConsoleProgress() as progress:
         if model is not None and predict is not None:
             from fsanet.bench.compare_prediction import PredictionSettings, compare_prediction
@@ -176,6 +191,24 @@ def bench(
             network = compare_networks(settings, watch=_watch(progress))
             save(network.as_dict(), tables.network_markdown(network, command=command))
             _print(progress, tables.network_grid(network), tables.describe_network(network))
+            return
+        if grow is not None:
+            from fsanet.bench.grow_layers import LAYERS, grow_layers
+
+            options = {"seconds": 3.0, "limit_seconds": 8.0, **options}
+            base = LayerSettings(
+                layers=tuple(layers or LAYERS),
+                sizes=tuple(_size(text, "sizes") for text in sizes or ["64x64"]),
+                channels=channels,
+                baseline=baseline or "sdpa",
+                backward=backward,
+                **options,
+            )
+            if len(base.sizes) != 1:
+                raise InputError("--sizes: give one with --grow; --grow N=32x32,64x64 has several")
+            axes = dict(_axis(text) for text in grow)
+            grown = grow_layers(base, axes, watch=_watch(progress), on_axis=on_axis)
+            _print(progress, tables.describe_growth(grown))
             return
         if paper:
             layers, baseline = list(cases.PAPER_LAYERS), cases.PAPER_LAYERS[0]
@@ -210,6 +243,20 @@ def _size(text: str, option: str) -> tuple[int, int]:
     if match is None:
         raise InputError(f"--{option} {text}: give height x width, such as 97x97")
     return int(match[1]), int(match[2])
+
+
+def _axis(text: str) -> tuple[str, list[Value]]:
+    """An axis and its values, none by default: "k=4,8", "N=32x32,64x64", "batch"."""
+    name, _, given = text.partition("=")
+    values: list[Value] = []
+    for one in given.split(",") if given else ():
+        if name == "N":
+            values.append(_size(one, "grow N"))
+        elif re.fullmatch(r"[1-9]\d{0,6}", one):
+            values.append(int(one))
+        else:
+            raise InputError(f"--grow {text}: give positive whole numbers, such as {name}=2,4,8")
+    return name, values
 
 
 def _watch(progress: Progress) -> Watch:

@@ -39,17 +39,20 @@ LIGHT = Scheme("#2b3138", "#ffffff", "#e3e7eb", "#1f6fc4", "#d9730d")
 DARK = Scheme("#d7dce2", "#171b21", "#333b45", "#6cb0ff", "#ffb454")
 
 
-def new_figure(width: float, height: float, columns: int, scheme: Scheme) -> tuple[Figure, list]:
-    """A figure with panels side by side.
+def new_figure(
+    width: float, height: float, columns: int, scheme: Scheme, *, rows: int = 1
+) -> tuple[Figure, list]:
+    """A figure with panels side by side, row by row.
 
     Args:
         width, height: in inches, at 200 dots an inch.
-        columns: number of panels.
+        columns: number of panels in a row.
         scheme: colours.
+        rows: number of rows.
     """
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained", facecolor=scheme.ground)
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def style(axes: Axes, title: str, scheme: Scheme, *, grid: str = "both") -> None:
