@@ -95,7 +95,7 @@ def test_checks_and_statistics(folder, capsys, monkeypatch):
 
 def test_training_on_a_folder(folder, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
-    given, other = commands("train")
+    (given,), (other,) = commands("train --data.root"), commands("train --init-from")
     out = str(tmp_path / "run")
     run(capsys, [*given, *SMALL.split(), "--out", out])
     config = (tmp_path / "run/config.yaml").read_text()
@@ -106,6 +106,19 @@ def test_training_on_a_folder(folder, capsys, monkeypatch, tmp_path):
     assert "weights are those of runs/mine; " in err
     assert "start new" in err
     assert load_model(f"{out}2").classes == ("background", "thing")
+
+
+@pytest.mark.slow
+def test_instances(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    (given,) = commands("train --model MaskRcnnFsa")
+    small = "--steps 1 --task.warmup-steps 0 --data.workers 0 --data.size 32 32"
+    small += " --data.steps-per-epoch 1"
+    small += " --model.backbone mobilenetv3_small_050 --model.min-size 32 --model.max-size 64"
+    out = str(tmp_path / "run")
+    run(capsys, [*given, *small.split(), "--out", out])
+    assert load_model(out).classes == ("thing",)
+    assert "mask AP" in run(capsys, ["eval", out])[0]
 
 
 def test_a_run_from_python_remembers_its_data(folder, capsys, monkeypatch, tmp_path):

@@ -103,6 +103,9 @@ def test_folder_data_is_the_default(write, tmp_path):
     assert recipe.train_options()["logger"] == "none"
     recipe = Recipe([write("mine", {"data": {"root": "photos", "num_classes": 3}, "steps": 4})])
     assert recipe.options.data.init_args.root == "photos"
+    recipe = Recipe(["--data.root=photos", "--model=MaskRcnnFsa", "--steps=4"])
+    assert recipe.options.data.class_path == "fsanet.data.modules.InstanceFolderData"
+    assert recipe.kind.task.__name__ == "InstanceSegmentation"
     with pytest.raises(InputError, match="data"):
         Recipe(["--steps=4"])
     with pytest.raises(InputError, match="logger"):

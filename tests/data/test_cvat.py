@@ -1,5 +1,7 @@
 """CVAT's XML: what is read, in which order, and masks there and back."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,8 @@ def test_masks_there_and_back_to_the_bit(tmp_path):
     content = cvat_document(
         [CvatImage("x/a.jpg", 17, 23, list(zip(names, given, strict=True)))], ["road", "car"]
     )
+    meta = ElementTree.fromstring(content).find("meta")  # datumaro, CVAT's reader, needs "task"
+    assert [one.text for one in meta.iterfind("task/labels/label/name")] == ["road", "car"]
     (tmp_path / "a.xml").write_bytes(content)
     found = read_annotations(tmp_path / "a.xml")
     assert found.images[0].file == "x/a.jpg"

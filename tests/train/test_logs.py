@@ -1,5 +1,7 @@
 import csv
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -78,6 +80,15 @@ def test_loggers_by_name_or_as_they_are(tmp_path):
     assert make_loggers("none", tmp_path, 0) == []
     assert make_loggers(own, tmp_path, 0) == [own]
     assert make_loggers([own, own], tmp_path, 0) == [own, own]
+
+
+def test_mlflow_writes_where_mlflow_says(tmp_path, monkeypatch):
+    """Not into Lightning's folder of files, which mlflow 3 refuses."""
+    mlflow = SimpleNamespace(get_tracking_uri=lambda: "sqlite:///mine.db", __spec__=object())
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setattr("fsanet.train.logs.MLFlowLogger", lambda **options: options)
+    (options,) = make_loggers("mlflow", tmp_path / "run", 0)
+    assert (options["tracking_uri"], options["run_name"]) == ("sqlite:///mine.db", "run")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -27,7 +27,12 @@ from fsanet.cli.help import FROM_DATA
 from fsanet.cli.parsing import CommandParser, parse_message
 from fsanet.cli.plugins import load_plugin
 from fsanet.cli.safe_yaml import load_yaml, read_yaml
-from fsanet.data.modules import FolderData, InstanceData, SegmentationData
+from fsanet.data.modules import (
+    FolderData,
+    InstanceData,
+    InstanceFolderData,
+    SegmentationData,
+)
 from fsanet.errors import InputError, printable
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
 from fsanet.train import (
@@ -49,6 +54,7 @@ class Kind:
     Attributes:
         networks: classes that ``model`` may name, the default first.
         data: base class of the data modules.
+        folder: data module of the user's own files, where none is named.
         task: the Lightning module.
         network_facts, task_facts: arguments of network and task that are taken from the data.
         split: evaluated by default; instance data have no test split with labels.
@@ -57,6 +63,7 @@ class Kind:
 
     networks: tuple[type[nn.Module], ...]
     data: type
+    folder: type
     task: type
     network_facts: tuple[str, ...]
     task_facts: tuple[str, ...]
@@ -67,6 +74,7 @@ class Kind:
 SEMANTIC = Kind(
     networks=(FsaNet, SegformerFsa),
     data=SegmentationData,
+    folder=FolderData,
     task=SemanticSegmentation,
     network_facts=("num_classes", "classes", "palette"),
     task_facts=("classes", "ignore_index"),
@@ -75,6 +83,7 @@ SEMANTIC = Kind(
 INSTANCES = Kind(
     networks=(MaskRcnnFsa,),
     data=InstanceData,
+    folder=InstanceFolderData,
     task=InstanceSegmentation,
     network_facts=("num_classes", "classes", "category_ids"),
     task_facts=("classes",),
@@ -122,7 +131,9 @@ class Recipe:
         classes += [options.get("--data.class_path")]
         named = next(filter(None, reversed(classes)), None)
         if named is None and ("data" in {*chain(*contents)} or any(map(of_data, tokens))):
-            named = class_path(FolderData)
+            networks = [content.get("model", {}).get("class_path") for content in contents]
+            networks += [options.get("--model.class_path")]
+            named = class_path(_kind_of_network(networks).folder)
             tokens.insert(0, f"--data.class_path={named}")
         self.kind = kind_of(named)
         self.name = Path(files[-1]).stem if files else "run"
@@ -560,6 +571,15 @@ def check_nulls(section: str, options: Namespace) -> None:
         parser.validate(Namespace({section: options.init_args}), skip_none=False)
     except Exception as error:
         raise InputError(parse_message(error)) from error
+
+
+def _kind_of_network(paths: Sequence[str | None]) -> Kind:
+    """The kind of the last network that is named; semantic where none is."""
+    path = next(filter(None, reversed(paths)), None)
+    if path is None:
+        return SEMANTIC
+    network = find_class("model", path)
+    return next(kind for kind in KINDS if issubclass(network, kind.networks))
 
 
 def kind_of(data: str | None) -> Kind:

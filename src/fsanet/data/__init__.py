@@ -20,6 +20,8 @@ __all__ = [
     "FolderData",
     "InstanceData",
     "InstanceDataset",
+    "InstanceFolder",
+    "InstanceFolderData",
     "InstanceSceneData",
     "InstanceScenes",
     "ProceduralScenes",

@@ -22,7 +22,7 @@ import numpy as np
 from fsanet.data.cvat import cvat_as_coco
 from fsanet.data.images import check_pixels
 from fsanet.data.label_studio import label_studio_as_coco
-from fsanet.data.shapes import mask_tools
+from fsanet.data.shapes import MASK_BYTES, mask_tools
 from fsanet.errors import InputError, printable
 from fsanet.inputs import read_json
 
@@ -41,7 +41,6 @@ _EMPTY_SHARE = 1e-3
 # What makes sense: COCO's train2017 has 450 MB, 80 categories, and 25 points in a polygon.
 _FILE_BYTES = 4_000_000_000
 _MOST_CATEGORIES = 10_000
-_MASK_BYTES = 4_000_000_000  # decoded masks of one image
 _OUTLINE = 1e7  # length of an annotation's polygons in pixels; drawing them takes 40 bytes each
 
 
@@ -168,11 +167,11 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
     for number, shapes in found.items():
         image = images[number]
         size = len(shapes) * image["height"] * image["width"]
-        if size > _MASK_BYTES:
+        if size > MASK_BYTES:
             faults.append(
                 f"{path}: image {number}: {len(shapes)} masks of {image['width']}x"
                 f"{image['height']} pixels take {size / 1e9:.0f} GB; at most "
-                f"{_MASK_BYTES / 1e9:.0f} GB are read"
+                f"{MASK_BYTES / 1e9:.0f} GB are read"
             )
             shapes.clear()
     file = CocoFile(

@@ -155,8 +155,9 @@ def cvat_document(images: Sequence[CvatImage], classes: Sequence[str]) -> bytes:
     """The XML file of images and their masks, for CVAT's "Upload annotations"."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
-    job = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "job")
-    labels = ElementTree.SubElement(job, "labels")
+    # Of a task, as CVAT exports one: datumaro refuses a file without its "task" or "project".
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    labels = ElementTree.SubElement(task, "labels")
     for name in classes:
         label = ElementTree.SubElement(labels, "label")
         ElementTree.SubElement(label, "name").text = name

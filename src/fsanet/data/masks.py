@@ -28,6 +28,7 @@ __all__ = [
     "ranges",
     "read_instances",
     "read_mask",
+    "read_numbers",
 ]
 
 #: (r, g, b) in 0..255.
@@ -70,15 +71,29 @@ def read_instances(path: str | Path) -> Tensor:
     """Read a mask file that numbers instances: uint8 (H, W), 0 where it is 0 and 1 elsewhere.
 
     Raises:
+        InputError: see `read_numbers`.
+    """
+    return (read_numbers(path) != 0).to(torch.uint8)
+
+
+def read_numbers(path: str | Path) -> Tensor:
+    """Read a mask file that numbers instances, or gives each a colour: 0 or black is none.
+
+    Returns:
+        int64 tensor (H, W) of numbers; those of colours are 65536 r + 256 g + b.
+
+    Raises:
         InputError: the file cannot be read, or holds fractions.
     """
     with open_image(Path(path), "mask", MASK_FORMATS) as (image, _):
         if image.mode == "F":
             raise InputError(f"{path}: mask holds fractions (mode F); save whole numbers as PNG")
-        values = np.asarray(image)  # (H, W) or (H, W, channels)
+        values = np.asarray(image).astype(np.int64)  # (H, W) or (H, W, channels)
         if image.mode in ("LA", "RGBA"):
             values = values[..., :-1]  # without opacity
-    return torch.from_numpy((values.reshape(*values.shape[:2], -1) != 0).any(-1).astype(np.uint8))
+    channels = values.reshape(*values.shape[:2], -1)
+    places = 256 ** np.arange(channels.shape[-1])[::-1]
+    return torch.from_numpy(channels @ places)
 
 
 class IdTable:

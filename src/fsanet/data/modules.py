@@ -13,6 +13,7 @@ from fsanet.data.datasets.camvid import CamVid
 from fsanet.data.datasets.cityscapes import Cityscapes
 from fsanet.data.datasets.coco import InstanceDataset, check_published
 from fsanet.data.datasets.folder import LabelledFolder, SegmentationFolder
+from fsanet.data.datasets.instance_folder import InstanceFolder
 from fsanet.data.datasets.instance_scenes import InstanceScenes
 from fsanet.data.datasets.scenes import ProceduralScenes
 from fsanet.data.datasets.voc import VocAug
@@ -339,6 +340,75 @@ class CocoData(InstanceData):
                 f"other splits, {', '.join(known[:5])}"
             )
         return dataset
+
+
+class InstanceFolderData(InstanceData):
+    """Data module of your own images with instances, with the options of `FolderData`.
+
+    Args:
+        root: see `FolderData`.
+        images: see `FolderData`.
+        masks: see `FolderData`; each value or colour of a mask but 0 is one instance.
+        annotations: see `FolderData`; each shape is one instance of its category.
+        classes: name of the class of the instances in masks, by default "object".
+        val_fraction: see `FolderData`.
+        test_fraction: see `FolderData`.
+        split_seed: see `FolderData`.
+        train_split: see `FolderData`.
+        val_split: see `FolderData`.
+        test_split: see `FolderData`.
+        **options: see `InstanceData`.
+
+    Raises:
+        InputError: an option is wrong, or the annotations cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        images: str | None = None,
+        masks: str | None = None,
+        annotations: str | None = None,
+        classes: Sequence[str] | None = None,
+        val_fraction: float | None = None,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "test",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.folder = LabelledFolder(
+            root,
+            images=images,
+            masks=masks,
+            annotations=annotations,
+            outside="ignore" if annotations else "background",
+            masks_of="classes" if annotations else "instances",
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+        )
+        self.root = root
+        self.splits = {"train": train_split, "val": val_split, "test": test_split, "all": None}
+        self.classes = tuple(self.folder.categories) or class_names(classes or ("object",))
+        if annotations and classes is not None:
+            raise InputError("classes: annotations name their own; leave out classes")
+        if not annotations and len(self.classes) > 1:
+            raise InputError(
+                f"{len(self.classes)} classes: masks that number instances do not tell their "
+                "class; give one name, or annotations"
+            )
+        ids = tuple(self.folder.categories.values())
+        # Files of several splits may number their categories each in its own way.
+        unique = bool(ids) and len({*ids}) == len(ids)
+        self.category_ids = ids if unique else tuple(range(1, len(self.classes) + 1))
+
+    def make_dataset(self, stage: str) -> InstanceFolder:
+        drawn = self.folder.fractions and stage != "all"
+        return InstanceFolder(self.folder, stage if drawn else self.splits[stage])
 
 
 class InstanceSceneData(InstanceData):

@@ -20,7 +20,19 @@ from torch import Tensor
 
 from fsanet.errors import InputError
 
-__all__ = ["decode_masks", "ellipse", "encode_masks", "mask_tools", "run_lengths", "turned"]
+__all__ = [
+    "MASK_BYTES",
+    "decode_masks",
+    "ellipse",
+    "encode_masks",
+    "mask_tools",
+    "masks_as_target",
+    "run_lengths",
+    "turned",
+]
+
+#: Most bytes of the decoded masks of one image.
+MASK_BYTES = 4_000_000_000
 
 
 def mask_tools() -> ModuleType:
@@ -51,6 +63,24 @@ def decode_masks(rles: list[Any], height: int, width: int) -> Tensor:
         return torch.zeros(0, height, width, dtype=torch.uint8)
     decoded = mask_tools().decode(rles)  # (H, W, N)
     return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+
+
+def masks_as_target(masks: Tensor, labels: Tensor, image_id: int) -> dict[str, Any]:
+    """The target of `fsanet.data.InstanceDataset` for masks bool (N, H, W) and labels (N,)."""
+    from torchvision import tv_tensors  # here, because checking a data set does without it
+    from torchvision.ops import masks_to_boxes
+
+    boxes = masks_to_boxes(masks)
+    boxes[:, 2:] += 1  # from the last pixel's index to its far edge
+    size = (masks.shape[1], masks.shape[2])
+    return {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "masks": tv_tensors.Mask(masks.to(torch.uint8)),
+        "labels": labels,
+        "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
+        "area": masks.flatten(1).sum(1).float(),
+        "image_id": image_id,
+    }
 
 
 def turned(

@@ -152,7 +152,11 @@ def make_loggers(logger: Any, out: Path, done: int) -> list[Logger]:
     if logger == "wandb":
         return [WandbLogger(project="fsanet", name=out.name, save_dir=out)]
     if logger == "mlflow":
-        return [MLFlowLogger(experiment_name="fsanet", run_name=out.name)]
+        import mlflow
+
+        # Lightning's own default is a folder of files, which mlflow 3 refuses.
+        where = mlflow.get_tracking_uri()
+        return [MLFlowLogger(experiment_name="fsanet", run_name=out.name, tracking_uri=where)]
     if isinstance(logger, str):
         return []
     return [logger] if isinstance(logger, Logger) else [*logger]

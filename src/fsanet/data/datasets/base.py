@@ -105,6 +105,27 @@ def pair_up(images: Mapping[str, Path], labels: Mapping[str, Path], folder: Path
     return Listing(pairs, problems)
 
 
+def usable_pairs(listing: Listing) -> Sequence[Pair]:
+    """The pairs of a listing to train or evaluate on; labels without an image are left out.
+
+    Raises:
+        InputError: an image has no labels, an annotation is wrong, or a package that reads the
+            files is not installed.
+    """
+    unlabelled = [p for p in listing.problems if p.kind == "no labels"]
+    if unlabelled:
+        more = f" (and {len(unlabelled) - 1} more like it)" if len(unlabelled) > 1 else ""
+        raise InputError(
+            f"{unlabelled[0].message}{more}; add the labels (unpack their archive again), or "
+            "remove the image"
+        )
+    if faults := [p for p in listing.problems if p.kind == "annotation"]:
+        raise InputError(faults[0].message)
+    if listing.require is not None:
+        listing.require()
+    return listing.pairs
+
+
 def check_size(
     labels: Path, size: tuple[int, ...], image: Path, image_size: tuple[int, ...]
 ) -> None:
@@ -152,18 +173,7 @@ class PairedImages(LabelledImages):
     ignore_index = IGNORE
 
     def __init__(self, listing: Listing) -> None:
-        unlabelled = [p for p in listing.problems if p.kind == "no labels"]
-        if unlabelled:
-            more = f" (and {len(unlabelled) - 1} more like it)" if len(unlabelled) > 1 else ""
-            raise InputError(
-                f"{unlabelled[0].message}{more}; add the labels (unpack their archive again), or "
-                "remove the image"
-            )
-        if faults := [p for p in listing.problems if p.kind == "annotation"]:
-            raise InputError(faults[0].message)
-        if listing.require is not None:
-            listing.require()
-        self.pairs = listing.pairs
+        self.pairs = usable_pairs(listing)
         self.names = [pair.name for pair in self.pairs]
         self.image_paths = [pair.image for pair in self.pairs]
         self.mask_paths = [pair.labels for pair in self.pairs]

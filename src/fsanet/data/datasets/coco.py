@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
-from fsanet.data.annotations import CocoFile, read_annotations, scan_annotations
+from fsanet.data.annotations import CocoFile, CocoImage, read_annotations, scan_annotations
 from fsanet.data.datasets.base import Layout, Listing, Pair, Problem, Split
 from fsanet.data.images import IMAGE_SUFFIXES, read_file
 from fsanet.data.shapes import decode_masks, mask_tools
@@ -89,16 +90,27 @@ class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
                 f"{path}: {image.shape[2]}x{image.shape[1]} pixels, but the annotations say "
                 f"{entry.width}x{entry.height}; correct one of them"
             )
-        found = entry.annotations
-        boxes = torch.tensor([a.box for a in found], dtype=torch.float32).reshape(-1, 4)
-        return tv_tensors.Image(image), {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            "masks": tv_tensors.Mask(decode_masks([a.rle for a in found], *size)),
-            "labels": torch.tensor([self.label_of[a.category] for a in found], dtype=torch.int64),
-            "iscrowd": torch.tensor([int(a.crowd) for a in found], dtype=torch.int64),
-            "area": torch.tensor([a.area for a in found], dtype=torch.float32),
-            "image_id": entry.id,
-        }
+        return tv_tensors.Image(image), annotated_target(entry, self.label_of)
+
+
+def annotated_target(image: CocoImage, label_of: Mapping[int, int]) -> dict[str, Any]:
+    """The target of `InstanceDataset` for an image of an annotation file.
+
+    Args:
+        label_of: label of each category.
+    """
+    from torchvision import tv_tensors
+
+    found, size = image.annotations, (image.height, image.width)
+    boxes = torch.tensor([a.box for a in found], dtype=torch.float32).reshape(-1, 4)
+    return {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "masks": tv_tensors.Mask(decode_masks([a.rle for a in found], *size)),
+        "labels": torch.tensor([label_of[a.category] for a in found], dtype=torch.int64),
+        "iscrowd": torch.tensor([int(a.crowd) for a in found], dtype=torch.int64),
+        "area": torch.tensor([a.area for a in found], dtype=torch.float32),
+        "image_id": image.id,
+    }
 
 
 def check_published(root: Path, file: Path) -> None:

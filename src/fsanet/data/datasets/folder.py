@@ -70,6 +70,7 @@ class LabelledFolder:
 
     Attributes:
         classes, palette: names and colours, where colours or instances give them, else None.
+        categories: id by name of the categories of annotations; empty without annotations.
         read_labels: reads the labels of a pair to uint8 (H, W).
 
     Raises:
@@ -118,6 +119,7 @@ class LabelledFolder:
         self.split_seed = split_seed
         self.classes: tuple[str, ...] | None = None
         self.palette: tuple[Colour, ...] | None = None
+        self.categories: dict[str, int] = {}
         self.read_labels: Callable[[Any], Tensor] = read_mask
         if masks_of == "instances":
             self.classes = ("background", "object")
@@ -127,7 +129,9 @@ class LabelledFolder:
             table = self._colour_table(colours)
             self.classes, self.palette, self.read_labels = table.classes, table.palette, table.read
         if annotations is not None:
-            self.classes = self._categories()
+            self.categories = self._categories()
+            first = ["background"] if outside == "background" else []
+            self.classes = tuple(dict.fromkeys([*first, *self.categories]))
             self.palette = class_palette(None, len(self.classes))
             if outside == "background":
                 self.palette = ((0, 0, 0), *self.palette[:-1])
@@ -215,14 +219,15 @@ class LabelledFolder:
         at_root = self.root / file
         return at_root if at_root.is_file() else Path(file)
 
-    def _categories(self) -> tuple[str, ...]:
-        """Classes of the annotations of all splits."""
+    def _categories(self) -> dict[str, int]:
+        """Categories of the annotations of all splits, with the id of each where it is first."""
         assert self.annotations is not None
-        names = ["background"] if self.outside == "background" else []
+        found: dict[str, int] = {}
         for split in self.splits() if "{split}" in self.annotations else [None]:
             file = self._found(self.annotations.replace("{split}", str(split)))
-            names += scan_annotations(file)[0].categories.values()
-        return tuple(dict.fromkeys(names))
+            for number, name in scan_annotations(file)[0].categories.items():
+                found.setdefault(name, number)
+        return found
 
     def _colour_table(self, colours: str) -> ColourTable:
         if colours == "auto":

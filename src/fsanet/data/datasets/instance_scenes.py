@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.ops import masks_to_boxes
 
 from fsanet.data.sampling import check_seed
+from fsanet.data.shapes import masks_as_target
 from fsanet.errors import InputError, check_range, check_ranges
 
 CLASSES = ("disc", "box", "triangle")
@@ -72,18 +72,9 @@ class InstanceScenes(Dataset[tuple[Any, dict[str, Any]]]):
             raise IndexError(index)
         rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index, *self.size))
         pixels, masks, labels = _draw(rng, *self.size)
-        visible = torch.from_numpy(masks)  # (N, H, W)
-        boxes = masks_to_boxes(visible)
-        boxes[:, 2:] += 1  # from the last pixel's index to its far edge
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return tv_tensors.Image(image), {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self.size),
-            "masks": tv_tensors.Mask(visible.to(torch.uint8)),
-            "labels": torch.from_numpy(labels),
-            "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
-            "area": visible.flatten(1).sum(1).float(),
-            "image_id": index + 1,
-        }
+        target = masks_as_target(torch.from_numpy(masks), torch.from_numpy(labels), index + 1)
+        return tv_tensors.Image(image), target
 
 
 def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[Any, Any, Any]:
