@@ -42,6 +42,7 @@ def run(monkeypatch, script, *arguments):
         ("real_context.py", "--receptive-fields"),
         ("token_mixers.py", "--networks"),
         ("balloon_folds.py", "--folds"),
+        ("uncertain.py", "--doublings"),
     ],
 )
 def test_help(monkeypatch, capsys, script, words):
