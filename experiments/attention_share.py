@@ -1,7 +1,7 @@
 """From which image size on attention decides what a forward pass costs.
 
-    python experiments/attention_share.py            # FLOPs of many sizes, CPU time of some
     python experiments/attention_share.py --table    # print what was measured
+    python experiments/attention_share.py --json new.json    # FLOPs of many sizes, CPU time of some
 
 The network of `fsanet bench --model` without attention, and the attention layer of its head:
 regular (softmax, fused) and frequency (dot, k = 8). FLOPs are counted on the meta device, so that
@@ -51,6 +51,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if not options.table:
+            if options.json.exists():
+                raise InputError(f"{options.json}: holds a measurement; give another, or --table")
             measure_all(options)
         if not options.json.is_file():
             raise InputError(f"{options.json}: nothing measured; run without --table first")

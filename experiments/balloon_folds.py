@@ -25,8 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import cost_of_training, evidence_parser, mean_and_spread, measure, print_environment
-from real_context import figures, percent
+from common import (
+    cost_of_training,
+    evidence_parser,
+    figures,
+    mean_and_spread,
+    measure,
+    percent,
+    print_environment,
+)
 from torch import Tensor, nn
 from torchvision.transforms import v2
 

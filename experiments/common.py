@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -229,6 +229,22 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
+
+
+def percent(runs: Sequence[dict[str, Any]], *path: str) -> str:
+    """Mean and spread of one figure over runs, in percent; empty where it was not measured."""
+    values = list(figures(runs, *path))
+    return mean_and_spread([100 * value for value in values]) if values else ""
+
+
+def figures(runs: Sequence[dict[str, Any]], *path: str) -> Iterator[float]:
+    """One figure, by the keys that lead to it, of each run in which it was measured."""
+    for one in runs:
+        value: Any = one
+        for name in path:
+            value = value.get(name, {})
+        if value != {}:
+            yield value
 
 
 def print_environment(versions: Mapping[str, str] | None = None) -> None:

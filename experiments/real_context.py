@@ -22,7 +22,7 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from common import (
     evidence_parser,
     mean_and_spread,
     measure,
+    percent,
     print_environment,
     whole,
 )
@@ -406,21 +407,6 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     core = sum(one["cpu_seconds_per_step"] * one["steps"] for one in results) / 60
     print(f"\n{len(results)} trainings: {minutes:.0f} minutes, {core:.0f} core-minutes")
     print_environment(results[0]["versions"])
-
-
-def percent(runs: Sequence[dict[str, Any]], *path: str) -> str:
-    """Mean and spread of one figure over runs, in percent; empty where it was not measured."""
-    values = list(figures(runs, *path))
-    return mean_and_spread([100 * value for value in values]) if values else ""
-
-
-def figures(runs: Sequence[dict[str, Any]], *path: str) -> Iterator[float]:
-    for one in runs:
-        value: Any = one
-        for name in path:
-            value = value.get(name, {})
-        if value != {}:
-            yield value
 
 
 def gains(results: Sequence[dict[str, Any]], variant: str) -> list[float]:

@@ -27,20 +27,16 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from common import evidence_parser, mean_and_spread, measure, print_environment, whole
-from real_context import (
-    CHANNELS,
-    CUTS,
-    GRID,
-    KEPT,
-    Split,
+from common import (
+    evidence_parser,
     figures,
-    fit,
-    load_split,
+    mean_and_spread,
+    measure,
     percent,
-    pointwise,
-    score,
+    print_environment,
+    whole,
 )
+from real_context import CHANNELS, CUTS, GRID, KEPT, Split, fit, load_split, pointwise, score
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerModel

@@ -179,3 +179,11 @@ def test_camvid_is_converted_from_its_source(monkeypatch, capsys, tmp_path):
     (source / "testannot" / "a.png").unlink()
     assert run(monkeypatch, "convert_camvid.py", *arguments) == 2
     assert "missing, the labels of a.png" in capsys.readouterr().err
+
+
+def test_a_measurement_is_not_overwritten(monkeypatch, capsys, tmp_path):
+    kept = tmp_path / "share.json"
+    kept.write_text("{}")
+    assert run(monkeypatch, "attention_share.py", "--json", str(kept)) == 2
+    assert "give another, or --table" in capsys.readouterr().err
+    assert kept.read_text() == "{}"
