@@ -363,13 +363,14 @@ def test_too_little_memory_is_said_clearly(tmp_path: Path) -> None:
 
 def test_masks_takes_a_batch() -> None:
     images = torch.from_numpy(picture(6, 7)).permute(2, 0, 1)[None].repeat(3, 1, 1, 1)
-    ids, sure = Predictor(Tiny(), batch_size=2).masks(images)
-    assert ids.shape == (3, 6, 7)
-    assert sure is None
+    found = Predictor(Tiny(), batch_size=2).masks(images)
+    assert found.ids.shape == (3, 6, 7)
+    assert found.confidence is None
+    assert found.entropy is None
     for bad in (images[0], images.float(), images[:, :2]):
         with pytest.raises(ValueError, match="expected uint8"):
             Predictor(Tiny()).masks(bad)
-    assert Predictor(Tiny(), window=4).masks(images[:0])[0].shape == (0, 6, 7)
+    assert Predictor(Tiny(), window=4).masks(images[:0]).ids.shape == (0, 6, 7)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ FACTS = {
     "palette": [[0, 0, 0], [255, 0, 0], [0, 255, 0]],
     "input": "float32 0..1",
     "output": "logits",
-    "multiple_of": 1,
     "mean": [0.4, 0.5, 0.6],
     "std": [0.2, 0.2, 0.2],
     "bgr": False,

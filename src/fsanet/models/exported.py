@@ -39,7 +39,6 @@ Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 #: Height and width from which an exported network takes images.
 SMALLEST = 64
 _LARGEST_FILE = 2**31 - 1  # bytes; protobuf has no larger messages
-_MOST_SIDE = 16_384  # pixels
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Description:
         input: what it takes, RGB in both cases. "uint8 0..255": (B, H, W, 3), as image files are
             decoded; "float32 0..1": (B, 3, H, W). The normalisation is part of the graph.
         output: what it gives: "logits", float32 (B, C, H, W), or "class ids", uint8 (B, H, W).
-        multiple_of: what heights and widths have to be multiples of.
         mean, std: one value per channel, for images in 0..1: the normalisation in the graph.
         bgr: whether the network has its channels in the order blue, green, red, in the graph, too.
     """
@@ -65,7 +63,6 @@ class Description:
     palette: Sequence[tuple[int, int, int]]
     input: Literal["uint8 0..255", "float32 0..1"]
     output: Literal["logits", "class ids"]
-    multiple_of: int
     mean: Sequence[float]
     std: Sequence[float]
     bgr: bool
@@ -101,11 +98,8 @@ class Description:
                 raise InputError(f"{file}: metadata '{field.name}' is not JSON") from error
         check_values(values, cls, file)
         found = cls(**values)
-        if not 1 <= found.multiple_of <= _MOST_SIDE or not 1 <= len(found.classes) <= 256:
-            raise InputError(
-                f"{file}: multiple_of is {found.multiple_of}, and there are {len(found.classes)} "
-                "classes; expected at least 1, and 1 to 256 classes"
-            )
+        if not 1 <= len(found.classes) <= 256:
+            raise InputError(f"{file}: has {len(found.classes)} classes; expected 1 to 256")
         class_palette(found.palette, len(found.classes))
         check_normalisation(found.mean, found.std, 3)
         return found
@@ -115,7 +109,7 @@ class ExportedNetwork(nn.Module):
     """A network in an ``.onnx`` file, run by another library on the CPU.
 
     It has what `fsanet.Predictor` and `fsanet.train.evaluate` need of a network. Images are padded
-    with the mean colour to the sizes that the file takes.
+    with the mean colour to the smallest size that the file takes.
 
     Args:
         file: written by `fsanet.predict.export.export_network`.
@@ -223,8 +217,7 @@ class ExportedNetwork(nn.Module):
                     f"(H x W), and {name} is {side}; give a --window of that size, or export "
                     "without --fixed"
                 )
-            multiple = self.description.multiple_of
-            missing.append((fixed or max(SMALLEST, -(-side // multiple) * multiple)) - side)
+            missing.append((fixed or max(SMALLEST, side)) - side)
         return 0, missing[1], 0, missing[0]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,28 @@ from fsanet.errors import InputError
 from fsanet.models.exported import ExportedNetwork
 from fsanet.models.tiles import class_scores, window_starts
 
-__all__ = ["Segmenter", "check_settings", "evaluating", "highest"]
+__all__ = ["Masks", "Segmenter", "check_settings", "evaluating", "highest"]
 
 _MOST_SCALES = 64
 _LARGEST_SCALE = 64.0
 _LARGEST_BATCH = 4096
 _ARGMAX_PIXELS = 2**20
 _MOST_PIXELS = 2**29  # of a scaled image
+
+
+class Masks(NamedTuple):
+    """What a `Segmenter` finds in a batch of images; on the CPU.
+
+    Attributes:
+        ids: class ids, uint8 (B, H, W).
+        confidence: probability of the chosen class, float32 (B, H, W), if it was requested.
+        entropy: mean entropy of each image's class probabilities in nats, float64 (B,), if it was
+            requested.
+    """
+
+    ids: Tensor
+    confidence: Tensor | None
+    entropy: Tensor | None
 
 
 class Segmenter:
@@ -104,13 +119,7 @@ class Segmenter:
             return tensor.device
         return torch.device("cpu")
 
-    def masks(
-        self,
-        images: Tensor,
-        *,
-        resize: tuple[int, int] | None = None,
-        entropy: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def masks(self, images: Tensor, *, resize: tuple[int, int] | None = None) -> Masks:
         """Segment images of one size.
 
         Args:
@@ -118,11 +127,6 @@ class Segmenter:
             resize: longest and shortest side in pixels. ``scales`` then apply to the images resized
                 until their longer side is at most the first and their shorter side at most the
                 second, with their aspect ratio; None for their own size.
-            entropy: float64 (B,), filled with the mean entropy of each image if ``entropy`` is set.
-
-        Returns:
-            class ids, uint8 (B, H, W), and, if ``confidence`` is set, the probability of the
-            chosen class, float32 (B, H, W); both on the CPU.
 
         Raises:
             InputError: an image does not fit into memory.
@@ -144,7 +148,7 @@ class Segmenter:
         # Made before inference mode, so that the caller may write to them.
         ids = torch.empty(batch, height, width, dtype=torch.uint8)
         confidence = torch.empty(batch, height, width) if self.confidence else None
-        total = torch.zeros(batch, dtype=torch.float64)
+        entropy = torch.zeros(batch, dtype=torch.float64) if self.entropy else None
         group = self.batch_size
         if self.window is not None and self.stride is not None:
             columns = len(window_starts(width, self.window[1], self.stride[1]))
@@ -170,9 +174,9 @@ class Segmenter:
                             ids[part][block[:3]] = best.indices.to("cpu", torch.uint8)
                             confidence[part][block[:3]] = best.values.cpu()
                             del best
-                        if self.entropy:
+                        if entropy is not None:
                             sums = torch.special.entr(block.scores).sum((1, 2, 3))  # (b,)
-                            total[part][block[0]] += sums.cpu()
+                            entropy[part][block[0]] += sums.cpu()
                         del block  # freed before the next is made
         except Exception as error:
             if not is_out_of_memory(error):
@@ -182,8 +186,8 @@ class Segmenter:
                 f"{self.device}; use a window, a smaller one, or a smaller batch"
             ) from error
         if entropy is not None:
-            entropy.copy_(total / (height * width))
-        return ids, confidence
+            entropy /= height * width
+        return Masks(ids, confidence, entropy)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

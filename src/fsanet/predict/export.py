@@ -251,7 +251,6 @@ def describe(network: Any, *, argmax: bool, preprocess: bool) -> Description | N
         palette=[tuple(colour) for colour in network.palette],
         input="uint8 0..255" if preprocess else "float32 0..1",
         output="class ids" if argmax else "logits",
-        multiple_of=1,
         mean=list(network.mean),
         std=list(network.std),
         bgr=bool(getattr(network, "bgr", False)),

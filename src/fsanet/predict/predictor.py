@@ -211,8 +211,7 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
             # Large images come alone: they are not copied.
             one = len(chosen) == 1
             batch = images[chosen[0]][None] if one else torch.stack([images[i] for i in chosen])
-            entropy = torch.zeros(len(batch), dtype=torch.float64)
-            masks, confidence = self.masks(batch, entropy=entropy)  # (B, H, W)
+            masks, confidence, entropy = self.masks(batch)  # (B, H, W), and (B,)
             kept = (lambda rows: rows) if one else Tensor.clone
             for row, index in enumerate(chosen):
                 results[index] = Segmentation(
@@ -222,7 +221,7 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
                     image=images[index],
                     confidence=None if confidence is None else kept(confidence[row]),
                     source=sources[index],
-                    entropy=float(entropy[row]) if self.entropy else None,
+                    entropy=None if entropy is None else float(entropy[row]),
                 )
         return [results[index] for index in range(len(images))]
 

@@ -237,7 +237,7 @@ def score_look_alikes(predictor: Predictor, data: SceneData) -> float:
         items = [dataset[i] for i in range(first, min(first + predictor.batch_size, len(dataset)))]
         images = torch.stack([image.as_subclass(Tensor) for image, _ in items])  # (B, 3, H, W)
         labels = torch.stack([mask.as_subclass(Tensor) for _, mask in items])  # (B, H, W)
-        ids = predictor.masks(images)[0].long()
+        ids = predictor.masks(images).ids.long()
         for one, other in AMBIGUOUS_PAIRS:
             for label, twin in ((one, other), (other, one)):
                 right += int(((labels == label) & (ids == label)).sum())

@@ -441,7 +441,7 @@ def evaluate(
         task = SemanticSegmentation(network, classes=data.classes, ignore_index=data.ignore_index)
         if resize is not None or not whole:
             segmenter = Segmenter(network, batch_size=window_batch, **views)
-            task.segment = lambda images: segmenter.masks(images, resize=resize)[0]
+            task.segment = lambda images: segmenter.masks(images, resize=resize).ids
         if boundary:
             task.boundary = BoundaryQuality(
                 data.classes, ignore_index=data.ignore_index, ratio=boundary_ratio, widths=trimap
