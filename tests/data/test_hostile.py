@@ -21,7 +21,7 @@ from PIL import Image
 
 from fsanet.data.annotations import read_annotations
 from fsanet.data.check import check_data
-from fsanet.data.datasets.folder import SegmentationFolder
+from fsanet.data.datasets.labelled_folder import SegmentationFolder
 from fsanet.data.images import list_images, read_image
 from fsanet.data.masks import read_mask
 from fsanet.data.shapes import decode_masks

@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
 def _described(root: str, given: dict[str, str]) -> dict[str, str]:
     """Options of the data module that are not given: its class, the patterns, the classes."""
     from fsanet.data.check import guess_layout
-    from fsanet.data.datasets.folder import guess_note, guess_options
+    from fsanet.data.datasets.labelled_folder import guess_note, guess_options
 
     found: dict[str, str] = {}
     names = {name.removeprefix("--data.").removeprefix("init_args.") for name in given}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from fsanet.data.datasets import ade20k, camvid, cityscapes, coco, folder, voc
+from fsanet.data.datasets import ade20k, camvid, cityscapes, coco, folder, labelled_folder, voc
 from fsanet.data.datasets.base import (
     Layout,
     Listing,
@@ -194,16 +194,16 @@ def _layout_splits(
     try:
         layout = layout or guess_layout(root)
     except InputError:
-        guessed = folder.guess_options(root)
+        guessed = labelled_folder.guess_options(root)
         if guessed is None:
             raise
-        found = folder.LabelledFolder(root, **guessed)  # type: ignore[arg-type]
-        notes = [folder.guess_note(guessed)]
+        found = labelled_folder.LabelledFolder(root, **guessed)  # type: ignore[arg-type]
+        notes = [labelled_folder.guess_note(guessed)]
         if found.splits() == [None]:
             notes[0] += "; no splits: train with --data.val-fraction 0.2"
         if found.classes is not None:
             notes.append(f"{len(found.classes)} colours: {', '.join(found.classes)}")
-        return "folder", folder.splits_to_check(found, options["num_classes"]), notes
+        return "folder", labelled_folder.splits_to_check(found, options["num_classes"]), notes
     if layout not in LAYOUTS:
         raise InputError(f"layout {layout!r}: use one of {', '.join(LAYOUTS)}")
     return layout, LAYOUTS[layout].splits(root, **options), []
@@ -211,8 +211,8 @@ def _layout_splits(
 
 def _module_splits(module: Any, num_classes: int | None) -> list[Split]:
     """The splits of a data module; any id is right where its number of classes is not known."""
-    if isinstance(getattr(module, "folder", None), folder.LabelledFolder):
-        return folder.splits_to_check(module.folder, num_classes)
+    if isinstance(getattr(module, "folder", None), labelled_folder.LabelledFolder):
+        return labelled_folder.splits_to_check(module.folder, num_classes)
     splits = []
     for stage in ("train", "val", "test"):
         dataset = module.make_dataset(stage)

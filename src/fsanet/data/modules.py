@@ -12,9 +12,9 @@ from fsanet.data.datasets.base import MissingData, PairedImages
 from fsanet.data.datasets.camvid import CamVid
 from fsanet.data.datasets.cityscapes import Cityscapes
 from fsanet.data.datasets.coco import InstanceDataset, check_published
-from fsanet.data.datasets.folder import LabelledFolder, SegmentationFolder
 from fsanet.data.datasets.instance_folder import InstanceFolder
 from fsanet.data.datasets.instance_scenes import InstanceScenes
+from fsanet.data.datasets.labelled_folder import LabelledFolder, SegmentationFolder
 from fsanet.data.datasets.scenes import ProceduralScenes
 from fsanet.data.datasets.voc import VocAug
 from fsanet.data.masks import Colour, class_names
@@ -153,13 +153,15 @@ class FolderData(SegmentationData):
             without its ending, ``{name}`` with it, ``{folder}`` its folder below ``root``; beside
             the image if no folder is given, else below ``root``.
         annotations: file of shapes in place of masks, of COCO, CVAT (XML of images) or Label Studio
-            (JSON); may hold ``{split}``. Classes are its categories; shapes are drawn in the order
-            of the file (CVAT: of z_order), later ones over earlier ones.
+            (JSON), found from ``root`` or the current folder; may hold ``{split}``. Images are then
+            ``**/*`` by default, and those that the file does not list are left out. Classes are its
+            categories; shapes are drawn in the order of the file (CVAT: of z_order), later ones
+            over earlier ones.
         outside: pixels outside of all shapes: ``background`` is class 0, ``ignore`` is not scored.
         masks_of: ``classes``: values are class ids; ``instances``: 0 is background, all else the
             one class "object".
-        colours: table of the masks' colours, a file of lines as ``road 128 64 128``; or ``auto``:
-            each colour in the masks is a class.
+        colours: table of the masks' colours, a file of lines as ``road 128 64 128``, found from
+            ``root`` or the current folder; or ``auto``: each colour in the masks is a class.
         classes: class names in the order of their ids, or give ``num_classes``.
         num_classes: number of classes, if there are no names.
         palette: an (r, g, b) in 0..255 for each class; by default those of ``colours``.

@@ -24,6 +24,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from fsanet.convert import load_model
 from fsanet.convert.saved import network_folder
 from fsanet.cost import Stage, Watch, no_watch, peak_resident_memory, run_isolated
+from fsanet.data.datasets.folder import mask_of
 from fsanet.data.images import list_images, read_image
 from fsanet.data.masks import IGNORE, check_ids, read_mask
 from fsanet.errors import InputError
@@ -90,7 +91,7 @@ def compare_backends(
     network: Any = load_model(model, task="semantic")
     labels = {}
     for index, file in enumerate(files):
-        mask = _label(file)
+        mask = mask_of(file)
         if mask is not None:
             labels[index] = check_ids(read_mask(mask), mask, network.num_classes, IGNORE)
     source = network_folder(model) / "model.safetensors"
@@ -156,7 +157,7 @@ def measure_backend(
         for _ in range(max(1, 5 // len(pixels))):
             for index, image in enumerate(pixels):
                 start = time.perf_counter()
-                ids, _ = segmenter.masks(image)
+                ids = segmenter.masks(image).ids
                 times.append(time.perf_counter() - start)
                 np.save(Path(place, f"{index}.npy"), ids[0].numpy())
 
@@ -238,12 +239,6 @@ def _judge(
     if labels:
         found["miou"] = scores_of(confusion, network.classes).miou
     return found
-
-
-def _label(file: Path) -> Path | None:
-    """The labels of an image in the layout of `fsanet.data.datasets.folder`."""
-    mask = file.parent.parent / "masks" / f"{file.stem}.png"
-    return mask if file.parent.name == "images" and mask.is_file() else None
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

@@ -9,7 +9,7 @@ pytest.importorskip("faster_coco_eval")
 
 from fsanet.data.check import check_data
 from fsanet.data.datasets.base import MissingData
-from fsanet.data.datasets.folder import LabelledFolder, SegmentationFolder
+from fsanet.data.datasets.labelled_folder import LabelledFolder, SegmentationFolder
 from fsanet.data.modules import FolderData
 from fsanet.errors import InputError
 

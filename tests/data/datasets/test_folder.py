@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from fsanet.data.datasets.folder import SegmentationFolder
+from fsanet.data.datasets.labelled_folder import SegmentationFolder
 from fsanet.errors import InputError
 
 

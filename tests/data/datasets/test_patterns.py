@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsanet.data.datasets.folder import LabelledFolder, SegmentationFolder
+from fsanet.data.datasets.labelled_folder import LabelledFolder, SegmentationFolder
 from fsanet.data.datasets.patterns import guess_patterns, random_split
 from fsanet.errors import InputError
 

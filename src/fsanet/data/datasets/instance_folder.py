@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from fsanet.data.datasets.base import check_size, usable_pairs
 from fsanet.data.datasets.coco import annotated_target
 from fsanet.data.datasets.drawn import Shapes
-from fsanet.data.datasets.folder import LabelledFolder
+from fsanet.data.datasets.labelled_folder import LabelledFolder
 from fsanet.data.images import read_file
 from fsanet.data.masks import read_numbers
 from fsanet.data.shapes import MASK_BYTES, mask_tools, masks_as_target
