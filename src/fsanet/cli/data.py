@@ -48,32 +48,31 @@ def run(arguments: list[str]) -> int:
     return call_with_module(data, arguments, _described)
 
 
-def _described(root: str, given: dict[str, str]) -> dict[str, str]:
-    """Options of the data module that are not given: its class, the patterns, the classes."""
+def _described(own: dict[str, Any], given: dict[str, str]) -> dict[str, str]:
+    """Options of the data module: those given, else its class, the patterns and the classes."""
     from fsanet.data.check import guess_layout
     from fsanet.data.datasets.labelled_folder import guess_note, guess_options
 
-    found: dict[str, str] = {}
-    names = {name.removeprefix("--data.").removeprefix("init_args.") for name in given}
-    if not any(name.startswith("--data.") for name in given):
+    found = {"class_path": "FolderData", **given}
+    if not given:
+        root = Path(own["root"])
         try:
-            layout = given.get("--layout") or guess_layout(Path(root))
-            found["--data.class_path"] = _MODULES.get(layout, "FolderData")
+            found["class_path"] = _MODULES[own["layout"] or guess_layout(root)]
         except InputError:
-            guessed = guess_options(Path(root))
+            guessed = guess_options(root)
             if guessed is None:
                 raise
-            found |= {f"--data.{name}": text for name, text in guessed.items()}
+            found |= guessed
             print(guess_note(guessed))
-    given_class = given.get("--data.class_path") or found.get("--data.class_path", "FolderData")
-    if "--num_classes" in given:
-        found["--data.num_classes"] = given["--num_classes"]
-    elif given_class.rpartition(".")[2] == "FolderData" and not (
-        (names | {name.removeprefix("--data.") for name in found})
-        & {"classes", "num_classes", "colours", "annotations"}
-        or given.get("--data.masks_of") == "instances"
+    known = {"classes", "num_classes", "colours", "annotations"} & found.keys()
+    if own["num_classes"] is not None:
+        found["num_classes"] = str(own["num_classes"])
+    elif (
+        found["class_path"].rpartition(".")[2] == "FolderData"
+        and not known
+        and found.get("masks_of") != "instances"
     ):
-        found["--data.num_classes"] = "255"  # whatever id there is
+        found["num_classes"] = "255"  # whatever id there is
     return found
 
 

@@ -26,7 +26,9 @@ def run(given: list[str]) -> int:
 
     options = parse(predict, given)
     if any(map(is_video, options["images"])):
-        return _predict_videos(options)
+        _check_videos(options)
+        predict(**options)
+        return 0
     where = {name: options[name] for name in ("accelerator", "devices", "num_nodes")}
     if options["device"] and (where["devices"], where["num_nodes"]) != ("1", 1):
         raise InputError(
@@ -113,8 +115,10 @@ def predict(
     from fsanet.predict.folder import predict_folder
     from fsanet.predict.launch import is_launched, process_device
     from fsanet.predict.predictor import check_options
+    from fsanet.predict.video import is_video
 
-    if smooth:
+    videos = any(map(is_video, images))
+    if smooth and not videos:
         raise InputError(f"smooth={smooth}: is for videos")
     limit_pixels(max_pixels)
     if uncertain is not None:
@@ -122,8 +126,12 @@ def predict(
         options["entropy"] = True
     if format == "coco":
         mask_tools()  # raises if it is missing
-    device = available_device(device or process_device(accelerator, devices))
+    options["device"] = available_device(device or process_device(accelerator, devices))
+    options["dtype"] = None if dtype is None else getattr(torch, dtype)
     network: Any = open_exported(model, runtime)
+    if videos:
+        _predict_videos(network, images, _folder(out, None), options | {"smooth": smooth})
+        return False
     if cityscapes_export is not None:
         from fsanet.data.datasets.cityscapes import check_submission
 
@@ -138,8 +146,6 @@ def predict(
         _folder(out, cityscapes_export),
         resume=resume,
         recursive=recursive,
-        device=device,
-        dtype=None if dtype is None else getattr(torch, dtype),
         **options,
     )
     return summary is not None and not is_launched()
@@ -155,34 +161,26 @@ _IMAGES_ONLY = {
 }
 
 
-def _predict_videos(options: dict[str, Any]) -> int:
-    """Predict videos, one after the other, and print a line or two about each."""
-    import torch
-
-    from fsanet.cli.parsing import available_device
-    from fsanet.convert import load_model
-    from fsanet.convert.saved import open_exported
-    from fsanet.data.images import limit_pixels
-    from fsanet.predict.launch import process_device
-    from fsanet.predict.video import is_video, predict_video
+def _check_videos(options: dict[str, Any]) -> None:
+    """Raise `InputError` for options that are for images, and for inputs that are no videos."""
+    from fsanet.predict.video import is_video
 
     for name, default in _IMAGES_ONLY.items():
         if options[name] != default:
             raise InputError(f"--{name.replace('_', '-')}: is for images; leave it out for videos")
-    files, out = options.pop("images"), _folder(options.pop("out"), None)
+    files, out = options["images"], _folder(options["out"], None)
     others = [file for file in files if not is_video(file)]
     if others or (len(files) > 1 and is_video(out)):
         what = f"{others[0]} is no video" if others else f"--out {out} is one file"
         raise InputError(f"several inputs, and {what}; give videos alone, and a folder as --out")
-    limit_pixels(options.pop("max_pixels"))
-    where = process_device(options.pop("accelerator"), "1")
-    device = available_device(options.pop("device") or where)
-    dtype = options.pop("dtype")
-    network = load_model(open_exported(options.pop("model"), options.pop("runtime")))
-    for name in (*_IMAGES_ONLY, "recursive", "strategy"):
-        del options[name]
-    options |= {"device": device, "dtype": None if dtype is None else getattr(torch, dtype)}
-    incomplete = []
+
+
+def _predict_videos(model: Any, files: list[str], out: Path, options: dict[str, Any]) -> None:
+    """Predict videos, one after the other, and print a line or two about each."""
+    from fsanet.convert import load_model
+    from fsanet.predict.video import predict_video
+
+    network, incomplete = load_model(model), []
     for file in files:
         result = predict_video(network, file, out, **options)
         print(_about(result))
@@ -193,7 +191,6 @@ def _predict_videos(options: dict[str, Any]) -> int:
             )
     if incomplete:
         raise InputError("; ".join(incomplete))
-    return 0
 
 
 def _about(result: VideoResult) -> str:

@@ -24,7 +24,7 @@ from jsonargparse import Namespace
 from torch import nn
 
 from fsanet.cli.help import FROM_DATA
-from fsanet.cli.parsing import CommandParser, parse_message
+from fsanet.cli.parsing import CommandParser, parse, parse_message
 from fsanet.cli.plugins import load_plugin
 from fsanet.cli.safe_yaml import load_yaml, read_yaml
 from fsanet.data.modules import (
@@ -178,7 +178,7 @@ class Recipe:
         facts = {name: getattr(data, name) for name in kind.task_facts}
         options = facts | self.options.task.as_dict()
         # Finds what is out of range before a network is built; only `freeze` asks for its stages.
-        kind.task(_NoNetwork(), **options | {"freeze": 0})
+        kind.task(nn.ModuleDict({"encoder": nn.Identity()}), **options | {"freeze": 0})
         network: Any = find_class("model", given["class_path"])
         try:
             model = network(
@@ -208,12 +208,6 @@ class Recipe:
         if not content["plugin"]:
             del content["plugin"]
         return yaml.safe_dump(content, sort_keys=False)
-
-
-class _NoNetwork(nn.Module):
-    """Has what tasks ask of a network when they are made."""
-
-    encoder = None
 
 
 def recipe_options(
@@ -338,43 +332,35 @@ def call_with_data(
 def call_with_module(
     function: Callable[..., int],
     arguments: Sequence[str],
-    complete: Callable[[str, dict[str, str]], dict[str, str]],
+    complete: Callable[[dict[str, Any], dict[str, str]], dict[str, str]],
 ) -> int:
     """Call a function with its own options, and the data module of ``--data`` as ``module``.
 
     Args:
-        function: its first two options are an action and ``root``, which the module reads.
+        function: one of its options is ``root``, which the module reads.
         arguments: of the command line, without the command.
-        complete: called as ``complete(root, options)``; options of the module to add.
+        complete: called with the options of the function, and those of the module that are given,
+            ``class_path`` among them; returns the latter, completed.
 
     Raises:
         InputError: wrong options, in one line.
     """
+    both = CommandParser()
+    both.add_function_arguments(function, as_group=False, as_positional=True, skip={"module"})
+    both.add_subclass_arguments(CLASSES["data"], "data")
+    tokens = spell_out(load_plugins(both.translate(arguments))[0])
+    own = parse(function, [token for token in tokens if not of_data(token)], {"module"})
+    pairs = [token.partition("=")[::2] for token in tokens if of_data(token)]
+    given = {name.removeprefix("--data.").removeprefix("init_args."): one for name, one in pairs}
+    options = complete(own, given)
+    found = find_class("data", options.pop("class_path"))
+    if "root" in inspect.signature(found).parameters:
+        options.setdefault("root", own["root"])
     parser = CommandParser()
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"module"})
     parser.add_subclass_arguments(CLASSES["data"], "data")
-    tokens, _ = load_plugins(parser.translate(arguments))
-    tokens = spell_out(tokens)
-    roots = [token for token in tokens if not token.startswith("-")][1:2]
-    if roots:
-        given = dict(token.partition("=")[::2] for token in tokens)
-        added = complete(roots[0], given)
-        named = given.get("--data.class_path") or added.get("--data.class_path", "FolderData")
-        one = find_class("data", named)
-        added["--data.class_path"] = class_path(one)
-        taken = inspect.signature(one.__init__).parameters  # type: ignore[misc]
-        if "root" in taken and "--data.root" not in given:
-            added["--data.root"] = roots[0]
-        class_first = sorted(added, key=lambda name: name != "--data.class_path")
-        tokens = [token for token in tokens if not token.startswith("--data.class_path=")]
-        tokens += [f"{name}={added[name]}" for name in class_first]
-        # jsonargparse takes the options of a class after the class alone.
-        tokens.sort(key=lambda token: (of_data(token), not token.startswith("--data.class_path=")))
-    parsed = parser.parse(tokens)
-    module = instantiate_data(parser, parsed)
-    values = parsed.as_dict()
-    values.pop("data")
-    return function(module=module, **values)
+    tokens = [f"--data.{name}={text}" for name, text in options.items()]
+    parsed = parser.parse([f"--data.class_path={class_path(found)}", *tokens])
+    return function(**own, module=instantiate_data(parser, parsed))
 
 
 def of_data(token: str) -> bool:
