@@ -163,7 +163,8 @@ class Recipe:
         seeds = [content.get("data", {}).get("init_args", {}).get("seed") for content in contents]
         check_seeds([*seeds, *map(options.get, SEEDS_OF_DATA)], self.options.seed)
         try:
-            check_evaluation(**self.options.test.as_dict())
+            if not self.kind.no_test:
+                check_evaluation(**self.options.test.as_dict())
         except InputError as error:  # not only when `fsanet eval` comes to it, after the training
             raise InputError(f"test: {error}") from error
         self.options.plugin = plugins or None

@@ -465,13 +465,13 @@ def evaluate(
 
 def check_evaluation(
     *,
-    resize: tuple[int, int] | None = None,
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
-    window_batch: int = 1,
-    scales: Sequence[float] = (1.0,),
-    boundary_ratio: float = 0.02,
-    trimap: Sequence[int] = (1, 2, 4, 8, 16),
+    resize: tuple[int, int] | None,
+    window: int | tuple[int, int] | None,
+    stride: int | tuple[int, int] | None,
+    window_batch: int,
+    scales: Sequence[float],
+    boundary_ratio: float,
+    trimap: Sequence[int],
     **others: Any,
 ) -> None:
     """Raise `InputError` for options of `evaluate` out of range; nothing is opened."""
