@@ -32,7 +32,7 @@ from common import (
     mean_and_spread,
     measure,
     percent,
-    print_environment,
+    print_cost,
 )
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -248,10 +248,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         for kind in ("box", "mask"):
             cells = [percent(swapped, "lowest k x k", str(k), kind, "AP") for k in KEPT]
             print(f"| {kind} AP | {' | '.join(cells)} |")
-    minutes = sum(one["seconds"] for one in results) / 60
-    core = sum(one["cpu_seconds_per_step"] * one["steps"] for one in results) / 60
-    print(f"\n{len(results)} trainings: {minutes:.0f} minutes, {core:.0f} core-minutes")
-    print_environment(results[0]["versions"])
+    print_cost(results)
 
 
 if __name__ == "__main__":

@@ -247,6 +247,14 @@ def figures(runs: Sequence[dict[str, Any]], *path: str) -> Iterator[float]:
             yield value
 
 
+def print_cost(results: Sequence[dict[str, Any]]) -> None:
+    """What all trainings took, and where they ran."""
+    minutes = sum(one["seconds"] for one in results) / 60
+    core = sum(one["cpu_seconds_per_step"] * one["steps"] for one in results) / 60
+    print(f"\n{len(results)} trainings: {minutes:.0f} minutes, {core:.0f} core-minutes")
+    print_environment(results[0]["versions"])
+
+
 def print_environment(versions: Mapping[str, str] | None = None) -> None:
     about = environment() if versions is None else versions
     print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))

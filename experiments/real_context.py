@@ -36,7 +36,7 @@ from common import (
     mean_and_spread,
     measure,
     percent,
-    print_environment,
+    print_cost,
     whole,
 )
 from scipy import ndimage
@@ -403,10 +403,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             cells = [percent(swapped, "without_retraining", title, name) for name in names]
             print(f"\nSoftmax attention without retraining, {title}, mIoU:\n")
             print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}\n| {' | '.join(cells)} |")
-    minutes = sum(one["seconds"] for one in results) / 60
-    core = sum(one["cpu_seconds_per_step"] * one["steps"] for one in results) / 60
-    print(f"\n{len(results)} trainings: {minutes:.0f} minutes, {core:.0f} core-minutes")
-    print_environment(results[0]["versions"])
+    print_cost(results)
 
 
 def gains(results: Sequence[dict[str, Any]], variant: str) -> list[float]:

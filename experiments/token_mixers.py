@@ -33,7 +33,7 @@ from common import (
     mean_and_spread,
     measure,
     percent,
-    print_environment,
+    print_cost,
     whole,
 )
 from real_context import CHANNELS, CUTS, GRID, KEPT, Split, fit, load_split, pointwise, score
@@ -265,10 +265,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
                     percent(runs_, "lowest k x k", part, k) if k in swept else "" for k in names
                 ]
                 print(f"| {part} | {percent(runs_, 'removed', part)} | {' | '.join(cells)} |")
-    minutes = sum(one["seconds"] for one in results) / 60
-    core = sum(one["cpu_seconds_per_step"] * one["steps"] for one in results) / 60
-    print(f"\n{len(results)} trainings: {minutes:.0f} minutes, {core:.0f} core-minutes")
-    print_environment(results[0]["versions"])
+    print_cost(results)
 
 
 if __name__ == "__main__":

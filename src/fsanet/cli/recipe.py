@@ -355,7 +355,7 @@ def call_with_module(
     given = {name.removeprefix("--data.").removeprefix("init_args."): one for name, one in pairs}
     options = complete(own, given)
     found = find_class("data", options.pop("class_path"))
-    if "root" in inspect.signature(found).parameters:
+    if "root" in inspect.signature(found.__init__).parameters:  # type: ignore[misc]
         options.setdefault("root", own["root"])
     parser = CommandParser()
     parser.add_subclass_arguments(CLASSES["data"], "data")
