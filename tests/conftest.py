@@ -1,3 +1,4 @@
+import gc
 import os
 import socket
 import sys
@@ -23,6 +24,16 @@ if not torch.cuda.is_available():
 if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no garbage collection has to look through all of it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ def test_huggingface(tmp_path, monkeypatch, capsys, short_demo):
     assert "license: cc-by-nc-4.0" in (tmp_path / "mine/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_deployment(tmp_path, monkeypatch, capsys, short_demo):
     pytest.importorskip("onnxscript")
     pytest.importorskip("av")

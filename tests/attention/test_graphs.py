@@ -101,6 +101,7 @@ def test_compile_forward_and_backward(similarity, memory_format):
     check_compiled(layer_of(similarity, 1), x, backend="aot_eager_decomp_partition")
 
 
+@pytest.mark.slow
 def test_compile_with_inductor():
     """The C++ compiler takes 10 s for its headers and 5 s per graph: one graph."""
     layer, x = layer_of("dot"), random()

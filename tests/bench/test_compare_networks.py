@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def tiny(tmp_path):
     model = FsaNet(
-        "resnet10t",
+        "test_resnet",
         num_classes=3,
         head_channels=16,
         aux_channels=8,

@@ -33,5 +33,5 @@ def campaign() -> Campaign:
         int(value("CAMPAIGN_INPUTS", "1600")),
         value("CAMPAIGN_ONLY", ""),
         value("CAMPAIGN_REPORT", ""),
-        int(value("CAMPAIGN_SAMPLE", "2")),
+        int(value("CAMPAIGN_SAMPLE", "1")),
     )

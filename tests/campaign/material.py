@@ -17,7 +17,7 @@ from support.blocks import write_blocks
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 NETWORK: dict[str, Any] = {
-    "encoder": "resnet10t",
+    "encoder": "test_resnet",
     "encoder_options": {"channels": [8, 8, 8, 16], "stem_width": 8},
     "k": 3,
     "zero_init": False,

@@ -161,7 +161,7 @@ def test_a_network_is_measured_with_its_own_defaults(monkeypatch, model):
 
 
 def test_prediction_is_measured_against_its_network(capsys, tmp_path):
-    network = FsaNet("resnet10t", num_classes=3, head_channels=8, aux_channels=0, k=2)
+    network = FsaNet("test_resnet", num_classes=3, head_channels=8, aux_channels=0, k=2)
     network.save_pretrained(tmp_path / "model")
     for number, size in enumerate([(48, 32), (32, 32), (48, 32)]):
         Image.new("RGB", size, (90 * number, 9, 9)).save(tmp_path / f"{number}.png")

@@ -45,9 +45,9 @@ WITHOUT_WEIGHTS = {
 # In place of the network of a row where that takes long: the whole one is `-m slow`, and built
 # without memory in any case.
 SMALLER = {
-    "FsaNet": ["--model.encoder=resnet10t"],
+    "FsaNet": ["--model.encoder=test_resnet"],
     "SegformerFsa": ["--model.init_args.variant=b0"],
-    "MaskRcnnFsa": ["--model.backbone=resnet10t", "--model.positions=[p4]"],
+    "MaskRcnnFsa": ["--model.backbone=test_resnet", "--model.positions=[p4]"],
 }
 B5 = "--model.variant b5 --data.crop 640 640 --data.resize 2560 640 --test.resize 2560 640"
 R101 = "--model.backbone resnet101 --model.backbone_weights ResNet101_Weights.IMAGENET1K_V1"
@@ -64,8 +64,8 @@ ROWS = [
     *(("segformer_cityscapes", f"--model.variant b{size}") for size in range(6)),
     ("coco_mask_rcnn", R101),
 ]
-# One recipe of each data set and each kind of network; the others are slow tests.
-QUICK = ("camvid_best", "balloon_mask_rcnn", "cityscapes", "voc12aug", "segformer_ade20k")
+# One recipe of each kind of network; the others are slow tests.
+QUICK = ("camvid_best", "balloon_mask_rcnn", "segformer_ade20k")
 LARGE = [file for file in FILES if file.stem.startswith(("city", "ade", "voc", "coco", "segf"))]
 
 
@@ -151,8 +151,8 @@ def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "options"),
     [(file.stem, "") for file in LARGE]
-    + ROWS[::8]
-    + [pytest.param(*r, marks=pytest.mark.slow) for i, r in enumerate(ROWS) if i % 8],
+    + ROWS[::20]
+    + [pytest.param(*r, marks=pytest.mark.slow) for i, r in enumerate(ROWS) if i % 20],
     ids=lambda value: value.replace("--model.", "").replace(" ", "-")[:60],
 )
 def test_whole_network_of_a_row(name, options):

@@ -20,7 +20,7 @@ DATA = {
     },
 }
 OPTIONS = {
-    "model": {"encoder": "resnet10t", "head_channels": 8, "aux_channels": 0},
+    "model": {"encoder": "test_resnet", "head_channels": 8, "aux_channels": 0},
     "data": DATA,
     "task": {"optimizer": "adamw"},
     "steps": 2,

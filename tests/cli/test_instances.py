@@ -33,7 +33,7 @@ def config(folder):
     paths |= {f"{s}_images": f"{s}/images" for s in ("train", "val")}
     options = {
         "model": {
-            "backbone": "resnet10t",
+            "backbone": "test_resnet",
             "positions": ["p4"],
             "k": 2,
             "fpn_channels": 16,

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 def config(folder):
     options = {
         "model": {
-            "encoder": "resnet10t",
+            "encoder": "test_resnet",
             "head_channels": 16,
             "aux_channels": 8,
             "k": 2,

@@ -49,7 +49,7 @@ def line(capsys, *arguments):
     return shown
 
 
-MODEL = {"encoder": "resnet10t", "head_channels": 8, "aux_channels": 0, "k": 2}
+MODEL = {"encoder": "test_resnet", "head_channels": 8, "aux_channels": 0, "k": 2}
 SCENES = {"class_path": "SceneData", "init_args": {"size": [32, 64], "workers": 0}}
 
 

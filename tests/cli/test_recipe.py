@@ -30,7 +30,7 @@ def named(write):
 @pytest.fixture
 def flat(write):
     """A recipe that lists the options of FsaNet directly."""
-    model = {"encoder": "resnet10t", "k": 4, "head_channels": 8, "aux_channels": 0}
+    model = {"encoder": "test_resnet", "k": 4, "head_channels": 8, "aux_channels": 0}
     return write("flat", {"model": model, "data": DATA, "steps": 3})
 
 
@@ -113,9 +113,9 @@ def test_folder_data_is_the_default(write, tmp_path):
 
 
 def test_no_recipe_at_all():
-    given = "--data SceneData --data.batch_size 3 --model.encoder resnet10t --steps 4 --seed 7"
+    given = "--data SceneData --data.batch_size 3 --model.encoder test_resnet --steps 4 --seed 7"
     recipe = Recipe(given.split())
-    assert recipe.options.model.init_args.encoder == "resnet10t"
+    assert recipe.options.model.init_args.encoder == "test_resnet"
     assert recipe.options.data.init_args.batch_size == 3
     assert recipe.options.data.init_args.seed == 7
     assert (recipe.options.steps, recipe.name) == (4, "run")
@@ -132,7 +132,7 @@ def test_later_files_and_the_command_line_win(flat, write):
     later = write("later", {"model": {"k": 5}, "data": {"init_args": {"batch_size": 2}}})
     recipe = Recipe(["--model.recurrence=3", flat, later, "--data.num_classes", "4"])
     model, data = recipe.options.model.init_args, recipe.options.data.init_args
-    assert (model.encoder, model.k, model.recurrence) == ("resnet10t", 5, 3)
+    assert (model.encoder, model.k, model.recurrence) == ("test_resnet", 5, 3)
     assert (data.root, data.batch_size, data.num_classes) == ("nowhere", 2, 4)
     assert recipe.name == "later"
 

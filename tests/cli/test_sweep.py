@@ -20,7 +20,7 @@ def config(tmp_path_factory):
     """Blocks of three colours, 64 x 64, and the file of a training on them."""
     root = tmp_path_factory.mktemp("data")
     write_blocks(root)
-    model = {"encoder": "resnet10t", "head_channels": 16, "aux_channels": 0, "output_stride": 16}
+    model = {"encoder": "test_resnet", "head_channels": 16, "aux_channels": 0, "output_stride": 16}
     options = {
         "model": model | {"attention": "spatial", "similarity": "softmax", "zero_init": False},
         "data": {

@@ -138,7 +138,7 @@ def test_segformer(tmp_path):
 
 def test_detector(tmp_path):
     small = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8, "min_size": 64}
-    saved = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), max_size=64, **small)
+    saved = MaskRcnnFsa("test_resnet", num_classes=2, positions=("p4",), max_size=64, **small)
     saved.save_pretrained(tmp_path)
     found = load_model(tmp_path)
     assert type(found) is MaskRcnnFsa

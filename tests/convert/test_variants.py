@@ -58,7 +58,7 @@ def test_attention_sees_the_band_alone(start, k, band, rows, columns):
 def network(**options):
     torch.manual_seed(1)
     model = FsaNet(
-        "resnet10t", num_classes=3, head_channels=8, aux_channels=0, output_stride=16, **options
+        "test_resnet", num_classes=3, head_channels=8, aux_channels=0, output_stride=16, **options
     )
     return model.eval()
 

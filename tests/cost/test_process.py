@@ -35,7 +35,7 @@ def test_a_fresh_process_reports_results_and_problems(behaviour, problem, found)
     "last",
     [
         pytest.param("", id="done", marks=pytest.mark.slow),
-        pytest.param("raise SystemExit(3)", id="stopped"),
+        pytest.param("raise SystemExit(3)", id="stopped", marks=pytest.mark.slow),
     ],
 )
 def test_nothing_outlives_the_program(last):

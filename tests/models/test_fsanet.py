@@ -25,7 +25,7 @@ VARIANTS = [
 ]
 
 
-def small(encoder="resnet10t", **options):
+def small(encoder="test_resnet", **options):
     torch.manual_seed(0)
     return FsaNet(encoder, **{**SMALL, "zero_init": False, **options})
 
@@ -107,7 +107,10 @@ def test_multiscale_decoder_step_by_step(stride, align_corners, widths):
         )
         return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
 
-    channels = [512, *(merge.project[0].in_channels for merge in head.merges)]
+    channels = [
+        head.reduce[0].in_channels,
+        *(merge.project[0].in_channels for merge in head.merges),
+    ]
     sizes = [(3, 5), (6, 9), (11, 17), (22, 33)]
     last, *finer = (
         torch.rand(2, count, *size, dtype=torch.float64, generator=generator)
@@ -135,11 +138,11 @@ def test_decoder_adds_weights_and_changes_no_name():
     own, more = plain.state_dict(), multiscale.state_dict()
     assert {name for name in more if not name.startswith("head.merges.")} == own.keys()
     assert all(more[name].shape == value.shape for name, value in own.items())
-    # 64 channels at stride 4 to 24 / 4; (24 + 6) channels depthwise, then to 24; norms have 2 each
-    added = 64 * 6 + 30 * 9 + 30 * 24 + 2 * (6 + 30 + 24)
+    # 32 channels at stride 4 to 24 / 4; (24 + 6) channels depthwise, then to 24; norms have 2 each
+    added = 32 * 6 + 30 * 9 + 30 * 24 + 2 * (6 + 30 + 24)
     assert count_parameters(multiscale) - count_parameters(plain) == added
     images = torch.empty(1, 3, 64, 96)
-    products = 2 * (64 * 6 + 30 * 9 + 30 * 24 + 24 * 4) * 16 * 24 - 2 * 24 * 4 * 8 * 12
+    products = 2 * (32 * 6 + 30 * 9 + 30 * 24 + 24 * 4) * 16 * 24 - 2 * 24 * 4 * 8 * 12
     with torch.no_grad():
         flops = [count_flops(lambda m=m: m.eval()(images)) for m in (plain, multiscale)]
     assert flops[1] - flops[0] == products
@@ -199,7 +202,7 @@ def test_full_band_network_is_the_spatial_network():
 
 def test_golden_logits():
     """Logits of a seeded network and image are those of earlier versions."""
-    model = small(recurrence=2).double().eval()
+    model = small("resnet10t", recurrence=2).double().eval()
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters():
         p.data.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.1)
@@ -213,7 +216,7 @@ GOLDEN = [0.2556216272877223, -0.05165910085244214, 0.0604907746464653, 0.034082
 
 
 def test_inference_attends_in_place_with_the_same_logits():
-    model = FsaNet("resnet10t", num_classes=3, head_channels=16, zero_init=False).eval()
+    model = FsaNet("test_resnet", num_classes=3, head_channels=16, zero_init=False).eval()
     images = torch.rand(1, 3, 64, 96)
     seen = []
     model.head.attention.register_forward_hook(lambda m, x, y: seen.append((x[0], y)))
@@ -241,7 +244,7 @@ def test_auxiliary_head_is_for_training_only():
 def test_initial_weights_of_a_standard_deviation(attention):
     options = {"num_classes": 19, "attention": attention, "head_channels": 128}
     torch.manual_seed(0)
-    model = FsaNet("resnet10t", init_std=0.01, **options)
+    model = FsaNet("test_resnet", init_std=0.01, **options)
     drawn = [model.head.classify, model.auxiliary.classify]
     if attention is not None:
         block = model.head.attention
@@ -251,7 +254,7 @@ def test_initial_weights_of_a_standard_deviation(attention):
         assert abs(layer.weight.std() / 0.01 - 1) < 0.05
         assert abs(layer.weight.mean()) < 0.001
     with pytest.raises(InputError, match="init_std=0"):
-        FsaNet("resnet10t", init_std=0, **options)
+        FsaNet("test_resnet", init_std=0, **options)
 
 
 def test_encoder_weights_from_a_file(tmp_path):

@@ -33,7 +33,7 @@ TINY = {
 }
 
 
-def tiny(backbone="resnet10t", **options):
+def tiny(backbone="test_resnet", **options):
     torch.manual_seed(0)
     return MaskRcnnFsa(backbone, **{"positions": ["p4"], "k": 2, **TINY, **options})
 
@@ -120,7 +120,7 @@ class TestContract(NetworkContract):
         assert set(model.attention_parameters()) == expected
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
 def test_torchvision_weights_give_torchvision_detections(version, tmp_path):
     theirs = reference(version)
     file = tmp_path / "weights.safetensors"

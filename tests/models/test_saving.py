@@ -70,7 +70,7 @@ def change(folder, **config):
 def fsanet(**options):
     torch.manual_seed(0)
     small = {"num_classes": 3, "head_channels": 8, "aux_channels": 0}
-    return FsaNet("resnet10t", **{**small, **options})
+    return FsaNet("test_resnet", **{**small, **options})
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +425,7 @@ def detector(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detector")
     small = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8, "min_size": 64}
     MaskRcnnFsa(
-        "resnet10t", num_classes=2, positions=("p4",), max_size=64, **small
+        "test_resnet", num_classes=2, positions=("p4",), max_size=64, **small
     ).save_pretrained(folder)
     return folder
 
@@ -444,7 +444,7 @@ def test_network_of_a_user_is_saved_and_opened(tmp_path):
 
     torch.manual_seed(0)
     small = {"num_classes": 3, "head_channels": 8, "aux_channels": 0, "k": [[0, 2], [1, None]]}
-    model = Own(encoder="resnet10t", **small)
+    model = Own(encoder="test_resnet", **small)
     model.save_pretrained(tmp_path)
     for again in (Own.from_pretrained(tmp_path), load_model(tmp_path)):
         assert again.head.attention.band == (0, 2, 1, None)
@@ -628,10 +628,10 @@ def test_no_option_runs_what_is_in_a_file(tmp_path, canary, suffix):
     file = str(tmp_path / f"weights{suffix}")
     torch.save({"state_dict": {"w": torch.zeros(1)}, "hook": Attack(canary)}, file)
     for read in (
-        lambda: FsaNet("resnet10t", num_classes=2, encoder_weights=file),
-        lambda: MaskRcnnFsa("resnet10t", num_classes=2, backbone_weights=file),
+        lambda: FsaNet("test_resnet", num_classes=2, encoder_weights=file),
+        lambda: MaskRcnnFsa("test_resnet", num_classes=2, backbone_weights=file),
         lambda: MaskRcnnFsa("resnet50", num_classes=2, backbone_weights=file),
-        lambda: MaskRcnnFsa("resnet10t", num_classes=2, positions=["p4"], weights=file),
+        lambda: MaskRcnnFsa("test_resnet", num_classes=2, positions=["p4"], weights=file),
         lambda: convert_checkpoint(file, "ccnet"),
         lambda: convert_checkpoint(file, "mmseg"),
     ):

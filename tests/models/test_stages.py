@@ -15,7 +15,7 @@ def names_by_stage(model, prefix):
 
 
 def test_stages_of_a_timm_network():
-    model = FsaNet("resnet10t", num_classes=2, head_channels=8, aux_channels=0)
+    model = FsaNet("test_resnet", num_classes=2, head_channels=8, aux_channels=0)
     stages = names_by_stage(model, "encoder.")
     assert [{name.split(".")[0] for name in stage} for stage in stages] == [
         {"conv1", "bn1"},
@@ -40,7 +40,7 @@ def test_stages_are_found_with_parameters_frozen_before():
 
 
 def test_frozen_stages_have_no_gradient():
-    model = FsaNet("resnet10t", num_classes=2, head_channels=8, aux_channels=8)
+    model = FsaNet("test_resnet", num_classes=2, head_channels=8, aux_channels=8)
     modes = [module.training for module in model.modules()]
     frozen = freeze_stages(model, 3)
     assert [module.training for module in model.modules()] == modes

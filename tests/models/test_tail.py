@@ -9,13 +9,13 @@ from fsanet.models.stages import freeze_stages
 from fsanet.models.tail import EncoderTail
 
 
-def network(encoder="resnet10t", **options):
+def network(encoder="test_resnet", **options):
     torch.manual_seed(0)
     options = {"head_channels": 8, "aux_channels": 8, "output_stride": 16} | options
     return FsaNet(encoder, num_classes=3, **options)
 
 
-@pytest.mark.parametrize("encoder", ["resnet10t", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize("encoder", ["test_resnet", "mobilenetv3_small_050", "convnext_atto"])
 def test_a_tail_continues_as_the_encoder_does(encoder):
     model = network(encoder).eval()
     images = torch.rand(2, 3, 64, 96)

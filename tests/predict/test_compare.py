@@ -63,6 +63,7 @@ def expected_miou(folder):
     return float(np.mean(ious))
 
 
+@pytest.mark.slow
 def test_table(folder, tmp_path, capsys, monkeypatch, two_backends):
     """At two sizes that were not traced; the scores are those of the network."""
     monkeypatch.setenv("COLUMNS", "200")

@@ -115,6 +115,7 @@ def test_images_in_and_class_ids_out(tmp_path, capsys):
     assert json.loads(said["fsanet.json"]) == about
 
 
+@pytest.mark.slow
 def test_instances(tmp_path, capsys):
     """What torchvision's detector finds, at a size that was not traced; other programs run it."""
     pytest.importorskip("onnxscript")
@@ -122,7 +123,7 @@ def test_instances(tmp_path, capsys):
     torch.manual_seed(0)
     widths = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8}
     sizes = {"min_size": 64, "max_size": 128}
-    network = MaskRcnnFsa("resnet10t", num_classes=2, positions=("p4",), **widths, **sizes).eval()
+    network = MaskRcnnFsa("test_resnet", num_classes=2, positions=("p4",), **widths, **sizes).eval()
     with torch.no_grad():
         for weight in network.attention_parameters().values():
             weight.copy_(torch.randn(weight.shape) * 0.3)

@@ -586,7 +586,7 @@ def detector() -> nn.Module:
 
     torch.manual_seed(0)
     return MaskRcnnFsa(
-        "resnet10t",
+        "test_resnet",
         num_classes=2,
         classes=("cat", "dog"),
         category_ids=(17, 18),

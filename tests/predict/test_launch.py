@@ -161,7 +161,11 @@ ERROR = json.dumps({"message": {"message": "InputError: no x", "extraInfo": {"ti
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("[ $RANK = 0 ] || exit 3", r"process 1 failed with exit code 3.* --resume goes on"),
+        pytest.param(
+            "[ $RANK = 0 ] || exit 3",
+            r"process 1 failed with exit code 3.* --resume goes on",
+            marks=pytest.mark.slow,
+        ),
         ("[ $RANK = 0 ] && sleep 20 || kill -9 $$", r"process 1 failed with exit code -9"),
         (f"echo '{ERROR}' > $TORCHELASTIC_ERROR_FILE; exit 2", r"^no x$"),
     ],
@@ -273,7 +277,7 @@ def test_real_processes_one_killed_and_resumed_equal_one(
     """Two processes of `fsanet predict`; one gets SIGKILL; a single process goes on."""
     torch.manual_seed(0)
     FsaNet(
-        "resnet10t",
+        "test_resnet",
         num_classes=3,
         output_stride=16,
         head_channels=8,

@@ -292,9 +292,9 @@ class Many(Tiny):
     ("options", "widths"),
     [
         ({}, 1.0),
-        ({"stride": 16}, 1.0),
+        pytest.param({"stride": 16}, 1.0, marks=pytest.mark.slow),
         ({"flip": True, "scales": (0.5, 1.0, 2.0)}, 2 * (0.5 + 1 + 2)),
-        ({"confidence": True}, 1.0),
+        pytest.param({"confidence": True}, 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_memory_does_not_grow_with_the_height(options: dict[str, Any], widths: float) -> None:
@@ -417,7 +417,7 @@ def test_models_that_do_not_fit() -> None:
 def detector() -> MaskRcnnFsa:
     torch.manual_seed(0)
     return MaskRcnnFsa(
-        "resnet10t",
+        "test_resnet",
         num_classes=2,
         positions=("p4",),
         k=2,

@@ -127,7 +127,7 @@ class TinyData(lightning.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def small_fsanet(encoder="resnet10t", **options):
+def small_fsanet(encoder="test_resnet", **options):
     """An `FsaNet` with random weights, the same ones at each call."""
     from fsanet import FsaNet
 

@@ -28,7 +28,7 @@ def task_of(seed=0, dropout=0.2, **options):
     torch.manual_seed(seed)
     small = {"channels": [8, 8, 8, 16], "stem_width": 8}
     model = FsaNet(
-        "resnet10t",
+        "test_resnet",
         num_classes=len(SceneData().classes),
         encoder_options=small,
         head_channels=8,

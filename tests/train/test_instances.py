@@ -37,7 +37,7 @@ def task_of(seed=0, **options):
     torch.manual_seed(seed)
     data = data_of()
     model = MaskRcnnFsa(
-        "resnet10t",
+        "test_resnet",
         num_classes=3,
         classes=data.classes,
         positions=["p4"],

@@ -220,16 +220,18 @@ def ten_steps(**options):
     ("hook", "call", "saved"),
     [
         ("on_train_start", 1, None),
-        ("on_before_optimizer_step", 1, 1),
+        pytest.param("on_before_optimizer_step", 1, 1, marks=pytest.mark.slow),
         ("on_train_batch_start", 4, 2),  # the second batch of a step
-        ("on_train_batch_end", 7, 4),  # the next step is the last of the epoch, without validation
-        ("on_train_epoch_end", 1, 4),
-        ("on_train_batch_start", 9, 5),
+        pytest.param(
+            "on_train_batch_end", 7, 4, marks=pytest.mark.slow
+        ),  # the next step is the last of the epoch, without validation
+        pytest.param("on_train_epoch_end", 1, 4, marks=pytest.mark.slow),
+        pytest.param("on_train_batch_start", 9, 5, marks=pytest.mark.slow),
         ("on_before_backward", 15, 8),
-        ("on_validation_start", 1, 8),
+        pytest.param("on_validation_start", 1, 8, marks=pytest.mark.slow),
         ("on_validation_batch_start", 3, 8),
-        ("on_validation_end", 1, 8),
-        ("on_train_batch_start", 18, 9),
+        pytest.param("on_validation_end", 1, 8, marks=pytest.mark.slow),
+        pytest.param("on_train_batch_start", 18, 9, marks=pytest.mark.slow),
         ("on_validation_batch_end", 6, 10),  # within the last epoch, which is a short one
         ("on_train_end", 1, 10),
     ],

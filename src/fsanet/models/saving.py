@@ -400,7 +400,10 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
         InputError: with the first that is.
     """
     for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        # The extremes are nan if any value is; isfinite() would write a map first.
+        if not all(extreme.isfinite() for extreme in value.aminmax()):
             raise InputError(f"{source}: nan or infinite values in the weight {printable(name)}")
 
 
