@@ -634,7 +634,7 @@ def _mistakes(work: Path) -> Iterator[tuple[str, list[object]]]:
     yield "convert: no attention to convert", ["convert", model, "--match", "tail*", *out]
     yield "sweep: k", ["sweep", work / "run", *out, "--k", "0"]
     yield "export: ending", ["export", model, "--out", work / "network.xyz"]
-    yield "bench: no such layer", ["bench", "--layers", "dot-R3"]
+    yield "bench: no such layer", ["bench", "--layers", "dot-3"]
     yield "bench: size", ["bench", "--sizes", "97"]
     yield "data: no such folder", ["data", "check", work / "none"]
     yield "demo: minutes", ["demo", "--minutes", "0", *out]

@@ -139,7 +139,8 @@ def small_fsanet(encoder="test_resnet", **options):
 def thin_fsanet(**options):
     """A `small_fsanet` with an encoder of few channels and attention that changes its features."""
     thin = {"channels": [8, 8, 8, 8], "stem_width": 8}
-    return small_fsanet(output_stride=16, k=2, zero_init=False, encoder_options=thin, **options)
+    options = {"output_stride": 16, "k": 2, "zero_init": False} | options
+    return small_fsanet("resnet10t", encoder_options=thin, **options)
 
 
 def draw_weights(module, seed):

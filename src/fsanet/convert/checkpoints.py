@@ -23,6 +23,7 @@ from fsanet.data.masks import class_palette
 from fsanet.errors import InputError
 from fsanet.files import read_checkpoint
 from fsanet.models import FsaNet
+from fsanet.models.meta import without_values
 
 __all__ = ["PublishedNetwork", "convert_checkpoint", "convert_state"]
 
@@ -47,7 +48,7 @@ class PublishedNetwork:
 
     def build(self) -> FsaNet:
         """The network, in evaluation mode, in the dtype of the weights (at least float32)."""
-        with torch.device("meta"):
+        with without_values():
             model = FsaNet(**self.arguments)
         model.load_state_dict(self.weights, assign=True)
         return model.eval()
@@ -154,7 +155,7 @@ def convert_state(
     arguments |= chosen | assumed
     arguments["attention"] = "spatial" if regular and "k" not in chosen else "frequency"
 
-    with torch.device("meta"):
+    with without_values():
         wanted = FsaNet(**arguments).state_dict()
     return PublishedNetwork(
         kind="MMSegmentation non-local network" if regular else lineage.description,

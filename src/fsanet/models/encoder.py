@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from fsanet.errors import InputError, one_line, printable
 from fsanet.files import read_weights
 from fsanet.imports import import_timm
+from fsanet.models.meta import without_values
 
 __all__ = ["build_encoder", "default_normalisation"]
 
@@ -174,7 +174,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
     The functions around that class take paths, URLs and hub ids, which options may not name.
     """
-    with torch.device("meta"):
+    with without_values():
         found = type(timm.create_model(name))
     allowed = set(inspect.signature(found.__init__).parameters)
     allowed -= {"self", "in_chans", "output_stride", "device", "dtype"}

@@ -18,13 +18,13 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from fsanet.attention.dct import BandLike, band_to_json
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError, check_range, one_line, printable
 from fsanet.files import read_weights, write_text, write_whole
 from fsanet.models.card import TrainingFacts, model_card
+from fsanet.models.meta import NoRandomValues
 from fsanet.models.saved_folder import check_values, find_file, find_folder, read_object
 
 __all__ = [
@@ -43,11 +43,6 @@ __all__ = [
 MODEL_TYPE = "fsanet"
 
 _LARGER = "config.json describes a larger network than its weights belong to"
-# The functions of nn.init are seen instead of the methods that they call.
-_RANDOM: tuple[Callable[..., Any], ...] = (
-    *(Tensor.normal_, Tensor.uniform_),
-    *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_),
-)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -208,20 +203,10 @@ def _parameters_limited_by(state: Mapping[str, Tensor]) -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(limit)
     try:
-        with _NoRandomValues():
+        with NoRandomValues():
             yield
     finally:
         handle.remove()
-
-
-class _NoRandomValues(TorchFunctionMode):
-    """Fills no tensor without data: torch would do so in Python, and import its compiler for it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _RANDOM and (filled := args[0] if args else kwargs["tensor"]).is_meta:
-            return filled
-        return func(*args, **kwargs)
 
 
 class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"]):
