@@ -2,6 +2,7 @@
 
     python experiments/peers.py train                      # resumes; one JSON file per training
     python experiments/peers.py cost                       # latency side by side, FLOPs, parameters
+    python experiments/peers.py step                       # time and memory of a training step
     python experiments/peers.py table                      # tables, and the figure
     python experiments/peers.py train --steps 500 --seeds 0 --networks FsaNet FPN
 
@@ -30,8 +31,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from fsanet import FsaNet
+from fsanet.bench.training import make_training_step
 from fsanet.cli.recipe import Recipe
-from fsanet.cost import Quartiles, Timed, count_flops, count_parameters, ratios, time_calls
+from fsanet.cost import (
+    Quartiles,
+    Timed,
+    count_flops,
+    count_parameters,
+    peak_memory,
+    ratios,
+    time_calls,
+)
 from fsanet.errors import InputError
 from fsanet.files import environment, write_json, write_whole
 from fsanet.inputs import read_json
@@ -157,6 +167,16 @@ def build(
     return recipe, data, network
 
 
+def make_task(recipe: Recipe, data: Any, network: SegmentationNetwork) -> SemanticSegmentation:
+    """The network with loss and optimiser of the recipe."""
+    return SemanticSegmentation(
+        network,
+        classes=data.classes,
+        ignore_index=data.ignore_index,
+        **recipe.options.task.as_dict(),
+    )
+
+
 # --- train ------------------------------------------------------------------------------------
 
 
@@ -175,12 +195,7 @@ def train_all(arguments: argparse.Namespace) -> None:
 def train_one(name: str, seed: int, file: Path, arguments: argparse.Namespace) -> None:
     steps = [f"--steps={arguments.steps}"] if arguments.steps else []
     recipe, data, network = build(name, arguments, f"--seed={seed}", *steps)
-    task = SemanticSegmentation(
-        network,
-        classes=data.classes,
-        ignore_index=data.ignore_index,
-        **recipe.options.task.as_dict(),
-    )
+    task = make_task(recipe, data, network)
     out = arguments.out / file.stem
     resume = any(out.glob("checkpoints/last*.ckpt"))
     options = recipe.train_options() | {"resume": resume}
@@ -247,6 +262,52 @@ def print_cost(scores: Path) -> None:
             f"| {name} | {one['parameters'] / 1e6:.2f} | {one['flops'] / 1e9:.2f} | "
             f"{spread(milliseconds, 0)} | {spread(one['ratio'], 2)} |"
         )
+
+
+# --- step -------------------------------------------------------------------------------------
+
+
+def step(arguments: argparse.Namespace) -> None:
+    """Time training steps on random tensors in interleaved rounds; measure their peak memory."""
+    torch.set_num_threads(arguments.threads)
+    shape = (arguments.batch, 3, *arguments.size)
+    calls, found = {}, {}
+    for name in arguments.networks:
+        recipe, data, network = build(name, arguments)
+        task = make_task(recipe, data, network).train()
+        options = {"channels_last": arguments.channels_last, "bfloat16": arguments.bfloat16}
+        run = make_training_step(
+            task.model, shape, num_classes=data.num_classes, loss=task.loss, **options
+        )
+        run()  # gradients and momentum exist from here on
+        peak = peak_memory(run, torch.device("cpu"))
+        found[name] = {"parameters": count_parameters(network), "peak_bytes": peak}
+        calls[name] = Timed(run)
+    seconds = time_calls(
+        calls, device=torch.device("cpu"), rounds=arguments.rounds, seconds=arguments.seconds
+    )
+    first = REFERENCE if REFERENCE in seconds else arguments.networks[0]
+    for name, by_round in seconds.items():
+        found[name]["seconds"] = vars(Quartiles.of(list(by_round.values())))
+        found[name]["ratio"] = vars(Quartiles.of(ratios(by_round, seconds[first])))
+    about = {"size": list(arguments.size), "batch": arguments.batch, **options}
+    about |= {"threads": arguments.threads, "reference": first, "versions": environment()}
+    write_json(arguments.scores / "step.json", {**about, "networks": found})
+    print(
+        f"A training step, {arguments.batch} images of {shape[2]} x {shape[3]}, "
+        f"{'bfloat16' if arguments.bfloat16 else 'float32'}"
+        f"{', channels-last' if arguments.channels_last else ''}, {arguments.threads} thread(s); "
+        f"median (quartiles) of interleaved rounds; times that of {first}\n"
+    )
+    print("| network | parameters, M | ms a step | ratio | peak MiB |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, one in found.items():
+        milliseconds = {key: 1000 * value for key, value in one["seconds"].items()}
+        print(
+            f"| {name} | {one['parameters'] / 1e6:.2f} | {spread(milliseconds, 0)} | "
+            f"{spread(one['ratio'], 2)} | {one['peak_bytes'] / 2**20:,.0f} |"
+        )
+    print_environment(about["versions"])
 
 
 def spread(quartiles: Mapping[str, float], digits: int) -> str:
@@ -330,6 +391,12 @@ def draw(runs: Mapping[str, Any], costs: Mapping[str, Any], stream: Any) -> None
 
 SCORES: dict[str, Any] = {"type": Path, "default": Path("docs/evidence/peers")}
 CONFIGS = ["camvid_full", "experiments/camvid_files.yaml"]
+SIZE: dict[str, Any] = {
+    "type": whole(32),
+    "nargs": 2,
+    "metavar": ("H", "W"),
+    "default": [360, 480],
+}
 SHARED = {
     "--config": {"action": "append", "help": f"recipes of an FsaNet; default: {CONFIGS}"},
     "--networks": {"nargs": "+", "choices": NETWORKS, "default": list(NETWORKS)},
@@ -351,12 +418,24 @@ COMMANDS = {
         {
             **SHARED,
             "--rounds": {"type": whole(1), "default": 20},
-            "--size": {
-                "type": whole(32),
-                "nargs": 2,
-                "metavar": ("H", "W"),
-                "default": [360, 480],
+            "--size": SIZE,
+        },
+    ),
+    "step": (
+        step,
+        {
+            **SHARED,
+            "--networks": {
+                "nargs": "+",
+                "choices": NETWORKS,
+                "default": ["FsaNet", "FsaNet-no-decoder", "DeepLabV3Plus"],
             },
+            "--rounds": {"type": whole(1), "default": 20},
+            "--seconds": {"type": whole(1), "default": 300, "help": "time for all rounds"},
+            "--size": SIZE,
+            "--batch": {"type": whole(1), "default": 8},
+            "--channels-last": {"action": "store_true"},
+            "--bfloat16": {"action": "store_true", "help": "as with --precision bf16-mixed"},
         },
     ),
     "table": (

@@ -21,6 +21,7 @@ import torch
 from common import Parser, print_environment, whole
 
 from fsanet import FsaNet
+from fsanet.bench.training import make_training_step
 from fsanet.cost import Timed, peak_memory, time_calls
 from fsanet.errors import InputError
 from fsanet.files import environment, write_json
@@ -89,24 +90,14 @@ def measure(options: Any) -> dict[str, Any]:
 
 
 def make_step(
-    encoder: str, shape: tuple[int, ...], device: torch.device, kind: dict[str, Any]
+    encoder: str, shape: tuple[int, int, int, int], device: torch.device, kind: dict[str, Any]
 ) -> Callable[[], None]:
     """One training step of one network, on the same images each time."""
     torch.manual_seed(0)
-    network = FsaNet(encoder, num_classes=19, zero_init=False, **kind).to(device).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-    loss = SegmentationLoss().to(device)
-    images = torch.randn(shape, device=device)
-    labels = torch.randint(19, (shape[0], *shape[2:]), device=device)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=False)
-        logits, auxiliary = network.forward_with_auxiliary(images)
-        total = loss(logits, labels)[0] + 0.4 * loss(auxiliary, labels)[0]
-        total.backward()
-        optimizer.step()
-
-    return step
+    network = FsaNet(encoder, num_classes=19, zero_init=False, **kind).train()
+    return make_training_step(
+        network, shape, num_classes=19, loss=SegmentationLoss(), device=device
+    )
 
 
 if __name__ == "__main__":

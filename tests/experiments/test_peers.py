@@ -124,6 +124,20 @@ def test_trained_resumed_timed_and_drawn(peers, monkeypatch, tmp_path, capsys, n
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_training_steps_side_by_side(peers, monkeypatch, tmp_path, capsys, network_options):
+    where = ["--scores", tmp_path, "--size", 32, 64, "--batch", 2, "--rounds", 2]
+    options = [*network_options, f"--data.root={tmp_path}"]
+    assert run(peers, monkeypatch, "step", *where, *options) == 0
+    found = json.loads((tmp_path / "step.json").read_text())
+    networks = found["networks"]
+    assert list(networks) == ["FsaNet", "FsaNet-no-decoder", "DeepLabV3Plus"]
+    assert networks["FsaNet"]["ratio"]["median"] == 1
+    assert all(one["seconds"]["count"] == 2 for one in networks.values())
+    # At the least, the images' features at stride 2 are kept for the backward pass.
+    assert all(one["peak_bytes"] > 2 * 16 * 16 * 32 * 4 for one in networks.values())
+    assert "| DeepLabV3Plus | " in capsys.readouterr().out
+
+
 def test_wrong_input_is_one_line(peers, monkeypatch, tmp_path, capsys):
     with pytest.raises(InputError, match="no scores"):
         peers.read_runs(tmp_path)

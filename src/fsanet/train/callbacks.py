@@ -29,6 +29,7 @@ __all__ = [
     "StopAtStep",
     "SynchronisedBatchNorm",
     "Throughput",
+    "depthwise_in_float32",
 ]
 
 
@@ -231,18 +232,22 @@ class DepthwiseInFloat32(Callback):
     """
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        if module.device.type != "cpu":
-            return
-        for conv in module.model.modules():
-            if not isinstance(conv, nn.Conv2d) or not conv.groups == conv.in_channels > 1:
-                continue
-            if max(*conv.stride, *conv.dilation) > 1:
-                conv.forward = functools.partial(_in_float32, conv)  # type: ignore[method-assign]
+        if module.device.type == "cpu":
+            depthwise_in_float32(module.model)
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
         for conv in module.model.modules():
             if isinstance(getattr(conv, "forward", None), functools.partial):
                 del conv.forward
+
+
+def depthwise_in_float32(network: nn.Module) -> None:
+    """Do to a network what `DepthwiseInFloat32` does."""
+    for conv in network.modules():
+        if not isinstance(conv, nn.Conv2d) or not conv.groups == conv.in_channels > 1:
+            continue
+        if max(*conv.stride, *conv.dilation) > 1:
+            conv.forward = functools.partial(_in_float32, conv)  # type: ignore[method-assign]
 
 
 def _in_float32(conv: nn.Conv2d, x: Tensor) -> Tensor:
