@@ -15,6 +15,8 @@ import torch
 
 from fsanet import FsaNet
 from fsanet.bench.cases import find_cases
+from fsanet.bench.training import make_training_step
+from fsanet.train.losses import SegmentationLoss
 
 NAMES = ("floor", "dot-R1", "dot-R4", "linear_softmax-R1", "linear_softmax-R2", "linear-R1")
 SIZES = ((97, 97), (128, 256))
@@ -78,3 +80,19 @@ def test_network(benchmark, attention: str | None) -> None:
 
     with torch.no_grad():
         benchmark.pedantic(run, rounds=7, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
+def test_training_step(benchmark, channels_last: bool) -> None:
+    benchmark.group = "training step, resnet18 FsaNet, 2 images of 257x257"
+    model = FsaNet("resnet18", num_classes=19, zero_init=False).train()
+    options = {"device": DEVICE, "channels_last": channels_last}
+    step = make_training_step(
+        model, (2, 3, 257, 257), num_classes=19, loss=SegmentationLoss().to(DEVICE), **options
+    )
+
+    def run() -> None:
+        step()
+        wait()
+
+    benchmark.pedantic(run, rounds=7, warmup_rounds=1)
