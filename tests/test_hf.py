@@ -82,6 +82,18 @@ def test_saved_again(folder, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_options_of_transformers(folder, tmp_path):
+    open_folder = transformers.AutoModelForSemanticSegmentation.from_pretrained
+    model = open_folder(folder, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="dtype='bf16': give one of torch"):
+        open_folder(folder, dtype="bf16")
+    with pytest.raises(InputError, match="does not upload"):
+        model.save_pretrained(tmp_path / "model", push_to_hub=True)
+    model.save_pretrained(tmp_path / "model", is_main_process=False)
+    assert not (tmp_path / "model").exists()
+
+
 def test_folders_of_earlier_versions_still_open(folder, tmp_path):
     old = shutil.copytree(folder, tmp_path / "old")
     config = json.loads((old / "config.json").read_text())

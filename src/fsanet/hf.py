@@ -91,8 +91,13 @@ class FsaForSemanticSegmentation(transformers.PreTrainedModel):
                 ``token`` of the hub, and ``dtype``; others are ignored.
 
         Raises:
-            InputError: no network for semantic segmentation in it.
+            InputError: no network for semantic segmentation in it, or no such dtype.
         """
+        dtype = options.get("dtype", options.get("torch_dtype"))
+        if isinstance(dtype, str) and dtype != "auto":
+            named, dtype = dtype, getattr(torch, dtype, None)
+            if not isinstance(dtype, torch.dtype):
+                raise InputError(f"dtype={named!r}: give one of torch, such as bfloat16")
         names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         hub = {name: options[name] for name in names if options.get(name) is not None}
         network: Any = load_model(find_folder(source, **hub), task="semantic")
@@ -100,16 +105,24 @@ class FsaForSemanticSegmentation(transformers.PreTrainedModel):
             raise InputError(f"{source}: an exported network; give the folder it came from")
         content: Any = network._hub_mixin_config
         model: Any = cls(FsaConfig.from_dict(content | {"model_type": MODEL_TYPE}), network)
-        dtype = options.get("dtype", options.get("torch_dtype"))
-        if isinstance(dtype, str) and dtype != "auto":
-            dtype = getattr(torch, dtype)
         if isinstance(dtype, torch.dtype):
             model = model.to(dtype)
         return model.eval()
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
-        """Save the network as `fsanet.FsaNet.save_pretrained` does."""
-        self.network.save_pretrained(save_directory)
+        """Save the network as `fsanet.FsaNet.save_pretrained` does.
+
+        Args:
+            save_directory: the folder.
+            **options: of transformers; ``is_main_process=False`` saves nothing, others are ignored.
+
+        Raises:
+            InputError: ``push_to_hub`` is asked for, which `push_to_hub` itself does.
+        """
+        if options.get("push_to_hub"):
+            raise InputError("save_pretrained does not upload; call model.network.push_to_hub")
+        if options.get("is_main_process", True):
+            self.network.save_pretrained(save_directory)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, **unused: Any

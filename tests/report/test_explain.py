@@ -110,6 +110,21 @@ def correlation(one, other):
     return abs(np.corrcoef(one.flatten().numpy(), other.flatten().numpy())[0, 1])
 
 
+def with_statistics(net, image):
+    """The network with the batch statistics of an image, as any trained network has its own.
+
+    Without them the features of random networks share a large mean. It makes the direction onto
+    which bands are projected nearly the same everywhere, and the maps those of the image: between
+    seeds they correlated by 0.77 to 0.96, and by 0.22 to 0.68 with statistics.
+    """
+    norms = [one for one in net.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        net.train()(net.normalise(torch.stack([image, image.flip(-1)])))
+    return net.eval()
+
+
 @pytest.mark.parametrize(
     "similarity",
     ["dot", *(pytest.param(s, marks=pytest.mark.slow) for s in SIMILARITIES if s != "dot")],
@@ -117,16 +132,16 @@ def correlation(one, other):
 def test_random_weights_give_other_maps(image, similarity):
     """Sanity check of saliency maps (arXiv 1810.03292): they explain weights, not edges."""
     one, again, other = (
-        explain(network(seed, similarity=similarity), image, AT, steps=20) for seed in (1, 1, 2)
+        explain(with_statistics(network(seed, similarity=similarity), image), image, AT, steps=8)
+        for seed in (1, 1, 2)
     )
-    limits = {"bands": 0.9}  # they follow the image more than the weights
     for name, maps in {
         "rows": [e.rows[0] for e in (one, again, other)],
         "gradients": [e.gradients.map for e in (one, again, other)],
         "bands": [torch.stack([p.map for p in e.parts[1:]]) for e in (one, again, other)],
     }.items():
         assert correlation(maps[0], maps[1]) > 0.999, name
-        assert correlation(maps[0], maps[2]) < limits.get(name, 0.8), name
+        assert correlation(maps[0], maps[2]) < 0.7, name
 
 
 def test_rows_alone(net, found, image):
