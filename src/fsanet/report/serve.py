@@ -318,18 +318,14 @@ class Page:
                         with gr.Row():
                             mask = gr.DownloadButton("mask (PNG)", elem_id=f"mask-{number}")
                             summary = gr.DownloadButton("areas (JSON)", elem_id=f"json-{number}")
-                        row = gr.Image(
-                            show_label=False,
-                            elem_classes="drawn",
-                            format="png",
-                            interactive=False,
-                            buttons=["fullscreen"],
-                            elem_id=f"attention-{number}",
-                        )
-                        line = gr.Markdown(elem_id=f"line-{number}")
                         pictures.append(overlay)
                         shown += [overlay, legend, mask, summary]
-                        attention += [row, line]
+                        if len(self.models) > 1:
+                            attention += self._attention_parts(number)
+                if len(self.models) == 1:  # beside the classes, where another network would be
+                    with gr.Column(min_width=300):
+                        gr.Markdown("### What a pixel attends to")
+                        attention += self._attention_parts(0)
             one: dict[str, Any] = {
                 "concurrency_limit": 1,
                 "concurrency_id": "one",
@@ -350,6 +346,19 @@ class Page:
                 picture.select(click, [visit, k], attention, **one)
         blocks.queue(max_size=32)
         return blocks
+
+    def _attention_parts(self, number: int) -> list[Any]:
+        """The picture of what a pixel attends to, and the line below it."""
+        gr = self._gradio
+        row = gr.Image(
+            show_label=False,
+            elem_classes="drawn",
+            format="png",
+            interactive=False,
+            buttons=["fullscreen"],
+            elem_id=f"attention-{number}",
+        )
+        return [row, gr.Markdown(elem_id=f"line-{number}")]
 
 
 def legend_table(result: Segmentation) -> str:
