@@ -4,6 +4,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
 
@@ -117,3 +118,20 @@ def test_masks_there_and_back_to_the_bit(tmp_path):
     assert found.images[0].file == "x/a.jpg"
     assert [found.categories[a.category] for a in found.images[0].annotations] == names
     assert np.array_equal(masks(found).astype(bool), np.stack(given))
+
+
+def test_masks_as_datumaro_reads_them(tmp_path):
+    """With CVAT's own library, which is no dependency: `uv run --with datumaro pytest ...`."""
+    datumaro = pytest.importorskip("datumaro")
+    rng = np.random.default_rng(0)
+    given = [("car", rng.random((17, 23)) > 0.5), ("road", rng.random((17, 23)) > 0.9)]
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (23, 17)).save(tmp_path / "images" / "a.png")
+    content = cvat_document([CvatImage("a.png", 17, 23, given)], ["road", "car"])
+    (tmp_path / "a.xml").write_bytes(content)
+    data = datumaro.Dataset.import_from(str(tmp_path), "cvat")
+    labels = data.categories()[datumaro.AnnotationType.label]
+    (item,) = data
+    for shape, (name, mask) in zip(item.annotations, given, strict=True):
+        assert labels[shape.label].name == name
+        assert np.array_equal(np.asarray(shape.image).astype(bool), mask)

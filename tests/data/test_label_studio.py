@@ -102,3 +102,11 @@ def test_a_damaged_brush():
     code = encode_brush(np.eye(9, dtype=bool))
     with pytest.raises(ValueError, match=r"ends after|invalid literal"):
         decode_brush(code[: len(code) // 2], 9, 9)
+
+
+def test_brushes_as_label_studio_reads_them():
+    """With its own library: `uv run --with label-studio-converter pytest ...`."""
+    brush = pytest.importorskip("label_studio_converter.brush")
+    mask = np.random.default_rng(0).random((17, 23)) > 0.8
+    found = np.asarray(brush.decode_rle(encode_brush(mask))).reshape(17, 23, 4)[..., 3]
+    assert np.array_equal(found > 0, mask)
