@@ -150,17 +150,17 @@ def _passes(predictor: Predictor, files: list[Path]) -> list[tuple[Tensor, int]]
 
 
 def _run(predictor: Predictor, passes: list[tuple[Tensor, int]]) -> None:
-    with predictor.running():
+    with predictor.running() as network:
         for images, times in passes:
             for _ in range(times):
-                predictor.network(images)
+                network(images)
 
 
 def _time_steps(predictor: Predictor, files: list[Path], out: str) -> dict[str, float]:
     """Seconds per image of each step of prediction, one after the other, medians over images."""
     seconds: dict[str, list[float]] = {name: [] for name in STEPS}
     clock = Clock(predictor.device)
-    with predictor.running():
+    with predictor.running() as network:
         for file in [files[0], *files]:  # the first is the warm-up
             marks = [clock.mark()]
 
@@ -171,7 +171,7 @@ def _time_steps(predictor: Predictor, files: list[Path], out: str) -> dict[str, 
             done()
             inputs = predictor.model.normalise(image[None].to(predictor.device))
             done()
-            logits = predictor.network(inputs)
+            logits = network(inputs)
             done()
             mask = highest(logits)[0].cpu()
             done()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,6 +23,8 @@ from fsanet.models.exported import ExportedNetwork
 from fsanet.models.tiles import class_scores, window_starts
 
 __all__ = ["Masks", "Segmenter", "check_settings", "evaluating", "highest"]
+
+Network = Callable[[Tensor], Tensor]
 
 _MOST_SCALES = 64
 _LARGEST_SCALE = 64.0
@@ -154,12 +157,12 @@ class Segmenter:
             columns = len(window_starts(width, self.window[1], self.stride[1]))
             group = max(1, self.batch_size // columns)
         try:
-            with self.running():
+            with self.running() as network:
                 for first in range(0, batch, group):
                     part = slice(first, first + group)
                     for block in class_scores(
                         images[part],
-                        self._forward,
+                        partial(self._forward, network),
                         window=self.window,
                         stride=self.stride,
                         scales=[scale * factor for factor in self.scales],
@@ -190,26 +193,33 @@ class Segmenter:
         return Masks(ids, confidence, entropy)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """The network in evaluation mode, and no gradients."""
+    def running(self) -> Iterator[Network]:
+        """The network in evaluation mode, without gradients, and in `dtype` where that is safe.
+
+        Yields:
+            a function: normalised images (B, 3, H, W) -> logits (B, C, H, W).
+        """
         with evaluating(self.model), torch.inference_mode():
-            yield
+            yield partial(self._logits, self.network())
 
-    def network(self, images: Tensor) -> Tensor:
-        """Logits (B, C, H, W) of normalised images (B, 3, H, W), in `dtype` where it is safe."""
+    def network(self) -> nn.Module:
+        """What computes the logits, asked for in evaluation mode."""
+        return self.model
+
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         if self.dtype is None:
-            return cast(Tensor, self.model(images))
+            return cast(Tensor, network(images))
         with torch.autocast(images.device.type, self.dtype):
-            return cast(Tensor, self.model(images))
+            return cast(Tensor, network(images))
 
-    def _forward(self, tiles: Tensor, size: tuple[int, int]) -> Tensor:
+    def _forward(self, network: Network, tiles: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 (b, 3, h', w') -> float32 logits (b, C, h, w) where logits are kept."""
         device = self.device
         inputs = self.model.normalise(tiles.to(device, non_blocking=True))
         # Zero is the mean colour after normalisation.
         missing = (0, size[1] - tiles.shape[3], 0, size[0] - tiles.shape[2])
         inputs = F.pad(inputs, missing)  # (b, 3, h, w)
-        logits = self.network(inputs)
+        logits = network(inputs)
         if logits.shape[-2:] != inputs.shape[-2:]:
             raise ValueError(
                 f"the model gives logits of {tuple(logits.shape)} for images of "

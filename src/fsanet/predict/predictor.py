@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast, overload
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
 from fsanet.files import model_summary, write_json
+from fsanet.models.folding import Folding
 from fsanet.models.segmenter import Segmenter, check_settings
 from fsanet.predict.result import Instances, Segmentation
 
@@ -157,10 +159,18 @@ class ImagePredictor(ABC, Generic[Result]):
 class Predictor(Segmenter, ImagePredictor[Segmentation]):
     """Segments images of any size.
 
-    The arguments are those of `fsanet.models.segmenter.Segmenter`.
+    The arguments are those of `fsanet.models.segmenter.Segmenter`. Batch norms are folded into
+    convolutions, see `fsanet.models.folding.Folding`.
     """
 
     captions = "legend"
+
+    def network(self) -> nn.Module:
+        return self._folding.network()
+
+    @cached_property
+    def _folding(self) -> Folding:
+        return Folding(self.model)
 
     @property
     def settings(self) -> dict[str, Any]:
