@@ -11,7 +11,8 @@ import pytest
 
 import fsanet
 
-# Prints the packages imported once a layer is built, and once a photo is segmented.
+# Prints the packages imported once a layer is built, a photo is segmented, and a
+# training is set up.
 STEPS = """
 import json, sys
 def imported():
@@ -32,6 +33,8 @@ frozen = timm.layers.freeze_batch_norm_2d(torch.nn.BatchNorm2d(3))
 assert type(timm.layers.unfreeze_batch_norm_2d(frozen)) is torch.nn.BatchNorm2d
 from fsanet.models import MaskRcnnFsa
 detector = imported()
+assert main(["train", "--config", "demo", "--print-config"]) == 0
+training = imported()
 traced = timm.create_model("resnet10t", features_only=True, feature_cls="fx").eval()
 assert [x.shape[1] for x in traced(torch.ones(1, 3, 32, 32))] == [64, 64, 128, 256, 512]
 import torchvision
@@ -39,7 +42,10 @@ assert type(frozen) is torchvision.ops.FrozenBatchNorm2d
 assert torch.compiler.disable.__module__ == "torch.compiler"
 corners = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
 assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), corners, 2).mean() == 1
-print(json.dumps([layer, photo, detector, torch._dynamo.__file__]))
+from lightning.fabric.wrappers import OptimizedModule
+assert isinstance(torch.compile(torch.nn.Linear(1, 1)), OptimizedModule)
+assert not isinstance(torch.nn.Linear(1, 1), OptimizedModule)
+print(json.dumps([layer, photo, detector, training, torch._dynamo.__file__]))
 """
 
 
@@ -50,11 +56,12 @@ def test_what_is_imported(tmp_path):
         command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     )
     *lists, compiler = json.loads(done.stdout.splitlines()[-1])
-    layer, photo, detector = map(set, lists)
+    layer, photo, detector, training = map(set, lists)
     for_training = {"lightning", "torchmetrics", "transformers", "matplotlib"}
     for_compiling = {"torch._dynamo", "torch._inductor", "sympy", "triton"}
     assert not photo & (for_training | for_compiling | {"torchvision", "timm.data", "scipy"})
     assert not detector & (for_training | for_compiling)
+    assert not training & for_compiling
     assert Path(compiler).is_file()  # and not what stood in for it
     assert not layer & {*for_training, "jsonargparse", "torchvision", "timm", "huggingface_hub"}
     assert "PIL" not in layer

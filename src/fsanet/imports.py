@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["import_timm", "import_torchvision"]
+__all__ = ["import_lightning", "import_timm", "import_torchvision"]
 
 _COMPILER = ("torch._dynamo", "torch._dynamo.utils")
 _TORCHVISION = {
@@ -50,6 +50,15 @@ def import_timm() -> Any:
     return timm
 
 
+def import_lightning() -> Any:
+    """Import Lightning without ``torch.compile``, whose networks it only has to recognise."""
+    if "lightning" not in sys.modules:
+        with contextlib.suppress(ImportError, AttributeError), _replaced(_compiler()):
+            importlib.import_module("torchvision.tv_tensors")  # data modules have them
+            importlib.import_module("lightning")
+    return importlib.import_module("lightning")
+
+
 def import_torchvision() -> None:
     """Import torchvision without ``torch.compile``, which its roi_align asks about the device."""
     if "torchvision" not in sys.modules:
@@ -64,6 +73,7 @@ def _compiler() -> dict[str, ModuleType]:
     found = {name: ModuleType(name) for name in _COMPILER}
     for module in found.values():
         module.__dict__["is_compile_supported"] = _is_compile_supported
+        module.__dict__["OptimizedModule"] = _Later(_COMPILER[0], "OptimizedModule")
     return found
 
 

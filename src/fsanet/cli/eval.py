@@ -16,6 +16,10 @@ HELP = [Section("fsanet.cli.eval:evaluate_model", skip={"test"}), EVALUATION]
 
 
 def run(arguments: list[str]) -> int:
+    from fsanet.imports import import_lightning
+
+    import_lightning()
+
     from fsanet.cli.recipe import call_with_data
 
     return call_with_data(evaluate_model, arguments, tested_as_recipe=True)

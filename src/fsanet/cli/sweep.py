@@ -19,6 +19,10 @@ LOW = ["2", "4", "6", "8", "12", "16", "full"]
 
 
 def run(arguments: list[str]) -> int:
+    from fsanet.imports import import_lightning
+
+    import_lightning()
+
     from fsanet.cli.recipe import call_with_data
 
     return call_with_data(sweep, arguments)

@@ -42,7 +42,9 @@ HELP = [
 
 
 def run(arguments: list[str]) -> int:
-    import lightning
+    from fsanet.imports import import_lightning
+
+    lightning = import_lightning()
 
     from fsanet.cli.recipe import Recipe
     from fsanet.files import first_process
