@@ -1,6 +1,7 @@
-"""Peak memory of `fsanet predict --window` by image size, in a process of its own per image.
+"""Peak memory of `fsanet predict` by image size and window, in a process of its own per image.
 
     python benchmarks/predict_memory.py --megapixels 24 100 --window 512
+    python benchmarks/predict_memory.py --megapixels 4 --classes 150 --window none 512
 
 prints a table of resident memory at its highest, interpreter and network included. The network has
 random weights; the image is made here, so that nothing is downloaded. Linux only.
@@ -9,6 +10,7 @@ random weights; the image is made here, so that nothing is downloaded. Linux onl
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -62,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megapixels", type=float, nargs="+", default=[24, 100])
     parser.add_argument("--formats", nargs="+", default=["jpg", "png"])
-    parser.add_argument("--window", default="512")
+    parser.add_argument("--window", nargs="+", default=["512"], help="none: the image as a whole")
     parser.add_argument("--encoder", default="resnet10t")
     parser.add_argument("--classes", type=int, default=19)
     given, options = parser.parse_known_args()  # what is left goes to fsanet predict
@@ -74,17 +76,19 @@ def main() -> None:
         model = Path(folder, "model")
         network.save_pretrained(model)
         del network
-        print(f"{given.encoder}, {given.classes} classes, window {given.window}", *options)
-        print("| image | peak memory |\n|---|---|")
-        for size in given.megapixels:
-            for suffix in given.formats:
-                photo = Path(folder, f"photo.{suffix}")
-                side = round((size * 1e6) ** 0.5)
-                write_photo(photo, side)
-                where = [str(photo), "--model", str(model), "--out", f"{folder}/out"]
-                mib = peak([*where, "--window", given.window, "--device", "cpu", *options])
-                print(f"| {side} x {side} {suffix.upper()} | {mib:,.0f} MiB |", flush=True)
-                photo.unlink()
+        print(f"{given.encoder}, {given.classes} classes", *options)
+        print("| image | window | peak memory |\n|---|---|---|")
+        for size, suffix in itertools.product(given.megapixels, given.formats):
+            photo = Path(folder, f"photo.{suffix}")
+            side = round((size * 1e6) ** 0.5)
+            write_photo(photo, side)
+            where = [str(photo), "--model", str(model), "--out", f"{folder}/out", "--device", "cpu"]
+            for window in given.window:
+                mib = peak([*where, *([] if window == "none" else ["--window", window]), *options])
+                print(
+                    f"| {side} x {side} {suffix.upper()} | {window} | {mib:,.0f} MiB |", flush=True
+                )
+            photo.unlink()
 
 
 if __name__ == "__main__":

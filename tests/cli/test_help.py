@@ -97,7 +97,7 @@ def test_page_is_written_from_signature_and_docstring(monkeypatch):
     page = help_page("predict", HELP)
     assert page.startswith("usage: fsanet predict IMAGES ... --model MODEL [options]\n\nSegment ")
     assert "\n  --batch-size N          windows" in page
-    assert "\n  --dtype {bfloat16,float16}\n" in page
+    assert "\n  --dtype {auto,bfloat16,float16}\n" in page
     assert "\n  --[no-]overlay          write overlays\n" in page
     assert max(map(len, page.splitlines())) <= 80
 

@@ -14,7 +14,9 @@ from PIL import Image
 
 from fsanet.cli import main as cli
 from fsanet.models import FsaNet
+from fsanet.predict import precision
 from fsanet.predict.launch import is_launched
+from fsanet.predict.precision import Choice
 from fsanet.predict.predictor import Predictor
 
 
@@ -124,6 +126,7 @@ def test_sub_folders_and_resume(
         ("--window 1 2 3", "window"),
         ("--stride 8", "there is no window"),
         ("--dtype float64", "dtype"),
+        ("--dtype auto --devices 2", "--dtype auto: is for a single process"),
         ("--score 0.3", "score: for instance segmentation only"),
         ("--alpha 3", "alpha is 3.0"),
         ("--bath-size 3", "did you mean --batch-size"),
@@ -259,3 +262,47 @@ def test_cityscapes_export(
     (images / "photo.png").write_bytes((images / f"{names[0]}.png").read_bytes())
     assert cli.main([*arguments, "--cityscapes-export", str(file)]) == 2
     assert "photo.png: not named like an image of Cityscapes" in capsys.readouterr().err
+
+
+def test_faster_dtype_is_measured_once_and_kept(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(tmp_path / "images", ("a", "b"))
+    (images / "0.png").write_bytes(b"")
+    where = ["predict", str(images), "--model", str(model), "--out", str(tmp_path / "out")]
+    arguments = [*where, "--device", "cpu", "--no-overlay"]
+
+    def used() -> Any:
+        return json.loads((tmp_path / "out/summary.json").read_text())["settings"]["dtype"]
+
+    choices = {
+        "bfloat16": Choice((40, 50), float32=2.0, bfloat16=1.0, agreement=0.995),
+        None: Choice((40, 50), float32=2.0, bfloat16=1.0, agreement=0.994),
+    }
+    for dtype, choice in choices.items():
+        monkeypatch.setattr(precision, "choose_dtype", lambda *_, choice=choice, **__: choice)
+        cli.main([*arguments, "--dtype", "auto"])
+        name = dtype or "float32"
+        line = f"where {100 * choice.agreement:.3f} % have the same class: {name} is used"
+        assert line in capsys.readouterr().out
+        assert used() == dtype
+    assert Choice((40, 50), float32=1.0, bfloat16=2.0, agreement=1.0).dtype is None
+
+    monkeypatch.delattr(precision, "choose_dtype")  # a second measurement could differ
+    (images / "0.png").unlink()
+    cli.main([*arguments, "--dtype", "bfloat16"])
+    assert cli.main([*arguments, "--dtype", "auto", "--resume"]) == 0
+    assert used() == "bfloat16"
+
+
+def test_bfloat16_without_instructions_is_said_to_be_slow(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = str(pictures(tmp_path, ("photo",)) / "photo.png")
+    where = ["predict", photo, "--model", str(model), "--out", str(tmp_path / "out")]
+    for instructions in (False, True):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda found=instructions: found)
+        assert cli.main([*where, "--device", "cpu", "--dtype", "bfloat16"]) == 0
+        assert capsys.readouterr().err.count("is slower with it than in float32") == (
+            not instructions
+        )
