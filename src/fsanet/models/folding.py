@@ -73,7 +73,8 @@ class Folding:
         folded = _shallow_copy(self._network, copies)
         for fold in self._found[1]:
             conv, norm = copies[id(fold.conv)], copies[id(fold.norm)]
-            conv._parameters |= {"weight": fold.weight, "bias": fold.bias}  # type: ignore[dict-item]
+            weights: dict[str, Any] = {"weight": fold.weight, "bias": fold.bias}
+            conv._parameters |= weights
             norm.__dict__["forward"] = fold.forward
         return folded
 

@@ -64,7 +64,7 @@ def choose_dtype(
     dtypes = (None, torch.bfloat16)
     predictors = [Predictor(model, device=device, dtype=dtype) for dtype in dtypes]
     seconds: tuple[list[float], list[float]] = ([], [])
-    masks = []
+    masks: list[Tensor] = []
     for _ in range(_ROUNDS):
         masks = []
         for predictor, taken in zip(predictors, seconds, strict=True):
