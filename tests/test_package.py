@@ -61,7 +61,7 @@ def test_what_is_imported(tmp_path):
     for_compiling = {"torch._dynamo", "torch._inductor", "sympy", "triton"}
     assert not photo & (for_training | for_compiling | {"torchvision", "timm.data", "scipy"})
     assert not detector & (for_training | for_compiling)
-    assert not training & for_compiling
+    assert not training & (for_compiling - {"triton"})  # which Lightning counts FLOPs with
     assert Path(compiler).is_file()  # and not what stood in for it
     assert not layer & {*for_training, "jsonargparse", "torchvision", "timm", "huggingface_hub"}
     assert "PIL" not in layer
