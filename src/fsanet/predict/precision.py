@@ -69,7 +69,7 @@ def choose_dtype(
         masks = []
         for predictor, taken in zip(predictors, seconds, strict=True):
             start = time.perf_counter()
-            masks.append(predictor.masks(part)[0])  # on the CPU: whatever computes it is done
+            masks.append(predictor.masks(part).ids)  # on the CPU: whatever computes it is done
             taken.append(time.perf_counter() - start)
     same = (masks[0] == masks[1]).double().mean()
     size = (part.shape[2], part.shape[3])
