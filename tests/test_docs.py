@@ -58,6 +58,7 @@ def run_command(line):
     assert cli.main(arguments) == 0, line
 
 
+@pytest.mark.slow
 def test_explanation(tmp_path, monkeypatch, short_demo):
     pytest.importorskip("captum")
     done = run_commands("explanation.md", tmp_path, monkeypatch)

@@ -49,6 +49,7 @@ print(json.dumps([layer, photo, detector, training, torch._dynamo.__file__]))
 """
 
 
+@pytest.mark.slow
 def test_what_is_imported(tmp_path):
     command = [sys.executable, "-c", STEPS]
     environment = os.environ | {"PYTHONPATH": str(Path(fsanet.__file__).parents[1])}

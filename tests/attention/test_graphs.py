@@ -25,7 +25,7 @@ def random(height=20, width=24):
     ("similarity", "block"),
     [
         ("dot", "ccnet"),
-        ("linear_softmax", "nonlocal"),
+        pytest.param("linear_softmax", "nonlocal", marks=pytest.mark.slow),
         pytest.param("linear", "ccnet", marks=pytest.mark.slow),
         pytest.param("softmax", "nonlocal", marks=pytest.mark.slow),
     ],
@@ -91,7 +91,7 @@ def check_compiled(layer, x, **options):
     [
         ("dot", torch.channels_last),
         pytest.param("dot", torch.contiguous_format, marks=pytest.mark.slow),
-        ("linear_softmax", torch.contiguous_format),
+        pytest.param("linear_softmax", torch.contiguous_format, marks=pytest.mark.slow),
         pytest.param("linear_softmax", torch.channels_last, marks=pytest.mark.slow),
     ],
 )

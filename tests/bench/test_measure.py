@@ -50,6 +50,7 @@ def test_findings_and_problems():
     )
 
 
+@pytest.mark.slow
 def test_a_layer_in_a_fresh_process():
     settings = LayerSettings(layers=("sdpa",), sizes=((9, 7),), channels=8, batch=2)
     make = partial(make_layer, settings, "sdpa", (9, 7))

@@ -152,8 +152,8 @@ def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "options"),
     [(file.stem, "") for file in LARGE]
-    + ROWS[::20]
-    + [pytest.param(*r, marks=pytest.mark.slow) for i, r in enumerate(ROWS) if i % 20],
+    + ROWS[::40]
+    + [pytest.param(*r, marks=pytest.mark.slow) for i, r in enumerate(ROWS) if i % 40],
     ids=lambda value: value.replace("--model.", "").replace(" ", "-")[:60],
 )
 def test_whole_network_of_a_row(name, options):

@@ -240,7 +240,10 @@ def test_network(name):
 _QUERIES_AND_KEYS = ("qkv.w", "q_proj.w", "k_proj.w", "query.w", "key.w", "in_proj_w")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "timm ViT" else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS],
+)
 def test_coarse_keys(name):
     """Route "grid" with all points is route "tokens"; with fewer it computes less and is near."""
     network, options = made(name), GRIDLESS.get(name, {})

@@ -124,6 +124,7 @@ def test_trained_resumed_timed_and_drawn(peers, monkeypatch, tmp_path, capsys, n
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_training_steps_side_by_side(peers, monkeypatch, tmp_path, capsys, network_options):
     where = ["--scores", tmp_path, "--size", 32, 64, "--batch", 2, "--rounds", 2]
     options = [*network_options, f"--data.root={tmp_path}"]

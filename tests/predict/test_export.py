@@ -59,6 +59,7 @@ def test_torch_program(folder, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
 
 
+@pytest.mark.slow
 def test_onnx(folder, tmp_path):
     """Names, metadata, and the network's masks at sizes that are odd and were not traced."""
     pytest.importorskip("onnxscript")

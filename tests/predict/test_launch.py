@@ -166,7 +166,11 @@ ERROR = json.dumps({"message": {"message": "InputError: no x", "extraInfo": {"ti
             r"process 1 failed with exit code 3.* --resume goes on",
             marks=pytest.mark.slow,
         ),
-        ("[ $RANK = 0 ] && sleep 20 || kill -9 $$", r"process 1 failed with exit code -9"),
+        pytest.param(
+            "[ $RANK = 0 ] && sleep 20 || kill -9 $$",
+            r"process 1 failed with exit code -9",
+            marks=pytest.mark.slow,
+        ),
         (f"echo '{ERROR}' > $TORCHELASTIC_ERROR_FILE; exit 2", r"^no x$"),
     ],
     ids=["fails", "killed, the other is stopped", "bad input"],

@@ -293,7 +293,11 @@ class Many(Tiny):
     [
         ({}, 1.0),
         pytest.param({"stride": 16}, 1.0, marks=pytest.mark.slow),
-        ({"flip": True, "scales": (0.5, 1.0, 2.0)}, 2 * (0.5 + 1 + 2)),
+        pytest.param(
+            {"flip": True, "scales": (0.5, 1.0, 2.0)},
+            2 * (0.5 + 1 + 2),
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"confidence": True}, 1.0, marks=pytest.mark.slow),
     ],
 )

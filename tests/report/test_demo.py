@@ -14,6 +14,7 @@ from PIL import Image
 from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS
 from fsanet.errors import InputError
 from fsanet.models import FsaNet
+from fsanet.models.segmenter import Masks
 from fsanet.predict.predictor import Predictor
 from fsanet.report import demo as demo_module
 from fsanet.report import demo_recipe
@@ -139,6 +140,7 @@ def test_steps_follow_the_time_and_the_speed(monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(value, fresh[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_machine_that_gets_slower_stops_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,10 +180,10 @@ def test_look_alikes_against_a_loop() -> None:
         batch_size = 2
         done = 0
 
-        def masks(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        def masks(self, images: torch.Tensor) -> Masks:
             some = guesses[self.done : self.done + len(images)]
             self.done += len(images)
-            return torch.from_numpy(np.stack(some)).to(torch.uint8), None
+            return Masks(torch.from_numpy(np.stack(some)).to(torch.uint8), None, None)
 
     right = wrong = 0
     for guess, (_, mask) in zip(guesses, data.dataset("test"), strict=False):

@@ -6,6 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from fsanet.errors import InputError
 from fsanet.report.explain import attend_from
 from fsanet.report.serve import Page, ServedModel, legend_table
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install 'fsanet[serve]'")
+# Asked for without importing it, which takes seconds in each process that collects tests.
+pytestmark = pytest.mark.skipif(
+    find_spec("gradio") is None, reason="gradio is not installed: pip install 'fsanet[serve]'"
+)
 needs_browser = pytest.mark.skipif(
     find_browser() is None, reason="no Chromium on this machine: apt-get install chromium"
 )
