@@ -120,6 +120,7 @@ def run_page(page, folder, monkeypatch):
             run_command(line)
 
 
+@pytest.mark.slow
 def test_huggingface(tmp_path, monkeypatch, capsys, short_demo):
     pytest.importorskip("transformers")
     run_page("huggingface.md", tmp_path, monkeypatch)

@@ -39,6 +39,7 @@ def test_export_with_dynamic_size(similarity, block):
         torch.testing.assert_close(exported(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_of_bands_with_dynamic_size():
     layer = BandTreatments(
         [
@@ -89,7 +90,7 @@ def check_compiled(layer, x, **options):
 @pytest.mark.parametrize(
     ("similarity", "memory_format"),
     [
-        ("dot", torch.channels_last),
+        pytest.param("dot", torch.channels_last, marks=pytest.mark.slow),
         pytest.param("dot", torch.contiguous_format, marks=pytest.mark.slow),
         pytest.param("linear_softmax", torch.contiguous_format, marks=pytest.mark.slow),
         pytest.param("linear_softmax", torch.channels_last, marks=pytest.mark.slow),

@@ -151,7 +151,8 @@ def test_two_steps_and_an_evaluation(file, whole, trees, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(file.stem, "") for file in LARGE]
+    [(file.stem, "") for file in LARGE[:2]]
+    + [pytest.param(file.stem, "", marks=pytest.mark.slow) for file in LARGE[2:]]
     + ROWS[::40]
     + [pytest.param(*r, marks=pytest.mark.slow) for i, r in enumerate(ROWS) if i % 40],
     ids=lambda value: value.replace("--model.", "").replace(" ", "-")[:60],

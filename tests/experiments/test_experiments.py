@@ -116,6 +116,7 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
     assert "| plain | 2 | 37.50 | 17.68 | 25.00, 50.00 |" in out
 
 
+@pytest.mark.slow
 def test_sweep_of_a_segformer_as_transformers_saves_it(monkeypatch, capsys, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(num_labels=11)

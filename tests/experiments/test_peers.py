@@ -65,7 +65,13 @@ def peer(peers, name, weights=None):
     ).eval()
 
 
-@pytest.mark.parametrize("name", ["DeepLabV3Plus", "FPN", "PSPNet", "Unet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FPN",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("DeepLabV3Plus", "PSPNet", "Unet")),
+    ],
+)
 def test_peer(peers, weights, name, tmp_path):
     """Its logits are those of smp's own network, its encoder has the file's weights."""
     network = peer(peers, name, weights)

@@ -51,6 +51,7 @@ def write_features(cache):
         torch.save(content, cache / f"19-{split}.pt")
 
 
+@pytest.mark.slow
 def test_token_mixers_leave_scores_and_tables(monkeypatch, capsys, tmp_path):
     mixers = load(monkeypatch, "token_mixers")
     monkeypatch.setattr(mixers, "KEPT", (2, None))

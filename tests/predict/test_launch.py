@@ -190,6 +190,7 @@ def test_a_process_that_fails_is_reported(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_folder_in_use_starts_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The first process alone would be refused too late: the others would write meanwhile."""
     stub(monkeypatch, tmp_path, "touch started-$RANK")

@@ -219,7 +219,7 @@ def ten_steps(**options):
 @pytest.mark.parametrize(
     ("hook", "call", "saved"),
     [
-        ("on_train_start", 1, None),
+        pytest.param("on_train_start", 1, None, marks=pytest.mark.slow),
         pytest.param("on_before_optimizer_step", 1, 1, marks=pytest.mark.slow),
         ("on_train_batch_start", 4, 2),  # the second batch of a step
         pytest.param(
@@ -227,9 +227,9 @@ def ten_steps(**options):
         ),  # the next step is the last of the epoch, without validation
         pytest.param("on_train_epoch_end", 1, 4, marks=pytest.mark.slow),
         pytest.param("on_train_batch_start", 9, 5, marks=pytest.mark.slow),
-        ("on_before_backward", 15, 8),
+        pytest.param("on_before_backward", 15, 8, marks=pytest.mark.slow),
         pytest.param("on_validation_start", 1, 8, marks=pytest.mark.slow),
-        ("on_validation_batch_start", 3, 8),
+        pytest.param("on_validation_batch_start", 3, 8, marks=pytest.mark.slow),
         pytest.param("on_validation_end", 1, 8, marks=pytest.mark.slow),
         pytest.param("on_train_batch_start", 18, 9, marks=pytest.mark.slow),
         ("on_validation_batch_end", 6, 10),  # within the last epoch, which is a short one
