@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from functools import partial
 from random import Random
 
@@ -69,10 +70,18 @@ def test_interrupted_write_keeps_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
 
 
-def limited(bytes_):
+@contextmanager
+def limited(bytes_, monkeypatch):
     """Let this process write no file beyond a size, as if the disk were full."""
+    # Python 3.11 would keep cut bytecode of a module that is imported meanwhile (gh-126606).
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +94,11 @@ def limited(bytes_):
     ],
     ids=["once", "often", "torch", "image"],
 )
-def test_full_disk_leaves_the_old_file(tmp_path, write):
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, write):
     path = write_text(tmp_path / "kept", "old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        limited(10_000)
-        with pytest.raises(InputError, match=r"kept: cannot be written \(File too large\)"):
-            write_whole(path, write)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused = pytest.raises(InputError, match=r"kept: cannot be written \(File too large\)")
+    with limited(10_000, monkeypatch), refused:
+        write_whole(path, write)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
