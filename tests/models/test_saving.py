@@ -609,7 +609,8 @@ def test_conversion_that_cannot_be(tmp_path, edit, message):
         "a\0/b",
     ],
 )
-def test_name_that_is_neither_folder_nor_hub_id(name):
+def test_name_that_is_neither_folder_nor_hub_id(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     refused(name, "no such folder, and not a hub id")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
@@ -30,29 +29,17 @@ class Workers:
     def __init__(self, *, inline: bool = False) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.count = max(2, min(_MOST, cores or 1))
-        self._pool = None if inline else ThreadPoolExecutor(self.count, "fsanet")
+        self._threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(self.count, "fsanet", initializer=_compute_alone)
+        self._pool = None if inline else pool
 
     def __enter__(self) -> Self:
-        if self._pool is not None:
-            # Otherwise each thread would start a team of threads of its own. What torch is told
-            # here holds for the thread, and for those that start later: hence the second call.
-            threads = torch.get_num_threads()
-            ready = threading.Barrier(self.count + 1)
-
-            def start() -> None:
-                torch.set_num_threads(1)
-                torch.get_num_threads()  # the first call takes the number, later ones keep it
-                ready.wait()
-
-            for _ in range(self.count):
-                self._pool.submit(start)
-            ready.wait()
-            torch.set_num_threads(threads)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+            torch.set_num_threads(self._threads)  # of threads that start later
 
     def do(self, task: Callable[..., T], *arguments: Any, here: bool = False) -> Future[T]:
         """Run a task in a thread, or at once if ``here`` is set; its exception is in the future."""
@@ -64,3 +51,9 @@ class Workers:
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+def _compute_alone() -> None:
+    """Let this thread start no team of threads of its own."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # the first call takes the number, later ones keep it
