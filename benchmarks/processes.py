@@ -19,18 +19,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
 from fsanet.bench.tables import Grid, spread
-from fsanet.cli.main import user_error
+from fsanet.cli.main import user_errors
 from fsanet.cli.recipe import Recipe
 from fsanet.cost import Quartiles, ratios
 from fsanet.errors import InputError
-from fsanet.files import check_writable_file, environment, write_json, write_whole
+from fsanet.files import check_writable_file, environment, write_bytes, write_json
 
 WHAT = ("training", "prediction")
 Rates = dict[str, dict[str, dict[int, float]]]  # by what, contender and round, in images a second
@@ -161,7 +160,7 @@ def main() -> int:
     parser.add_argument("--json", help="write all numbers to this file")
     parser.add_argument("--figure", help="draw the ratios into this PNG file")
     given, options = parser.parse_known_args()
-    try:
+    with user_errors(parser.prog):
         if min(given.rounds, given.steps, *given.processes) < 1:
             raise InputError("--rounds, --steps, --processes: give at least 1")
         for file in filter(None, (given.json, given.figure)):
@@ -173,20 +172,11 @@ def main() -> int:
         if given.json:
             write_json(given.json, {"images_per_second": rates, "versions": about})
         if given.figure:
-            write_whole(given.figure, partial(_write, draw(rates, about)))
-    except Exception as error:
-        line = user_error(error)
-        if line is None:
-            raise
-        parser.exit(2, f"{parser.prog}: error: {line}\n")
+            write_bytes(given.figure, draw(rates, about))
     console = Console(width=180, highlight=False, markup=False)
     console.print(table(rates).markdown(), soft_wrap=True)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), soft_wrap=True)
     return 0
-
-
-def _write(content: bytes, stream: BinaryIO) -> None:
-    stream.write(content)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from fsanet.bench.tables import Grid, significant, spread
 from fsanet.bench.training import make_training_step
-from fsanet.cli.main import user_error
+from fsanet.cli.main import user_errors
 from fsanet.cli.recipe import Recipe
 from fsanet.cost import Quartiles, ratios
 from fsanet.cost.timing import strides
@@ -224,17 +224,12 @@ def main() -> int:
     parser.add_argument("--json", help="write all numbers to this file")
     given, options = parser.parse_known_args()
     torch.set_num_threads(given.threads)
-    try:
+    with user_errors(parser.prog):
         if given.steps < 1:
             raise InputError(f"--steps {given.steps}: give at least 1")
         found = measure(options, steps=given.steps, seconds=given.seconds)
         if given.json:
             write_json(given.json, asdict(found) | {"versions": environment()})
-    except Exception as error:
-        line = user_error(error)
-        if line is None:
-            raise
-        parser.exit(2, f"{parser.prog}: error: {line}\n")
     console = Console(width=180, highlight=False, markup=False)
     for grid in tables(found):
         console.print(grid.markdown(), soft_wrap=True)

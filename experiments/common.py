@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from fsanet.cli.main import user_error
+from fsanet.cli.main import user_errors
 from fsanet.errors import InputError
 from fsanet.files import check_writable, environment
 from fsanet.inputs import read_json
@@ -37,13 +37,8 @@ def main(description: str, commands: Mapping[str, tuple[Callable[..., None], Opt
         for option, keywords in options.items():
             command.add_argument(option, **keywords)
     arguments, arguments.rest = parser.parse_known_args()
-    try:
+    with user_errors(parser.prog):
         arguments.run(arguments)
-    except Exception as error:
-        line = user_error(error)
-        if line is None:
-            raise
-        parser.error(line)
     return 0
 
 

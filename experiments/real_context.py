@@ -31,6 +31,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from common import (
+    Parser,
     cost_of_training,
     evidence_parser,
     mean_and_spread,
@@ -91,13 +92,19 @@ class Cut(NamedTuple):
 CUTS = {19: Cut(2), 43: Cut(2, 2), 107: Cut(3, 2), 267: Cut(5)}
 
 
-def main() -> int:
+def cached_parser(description: str, *, scores: str, steps: int) -> Parser:
+    """The options of experiments on the cached features of :func:`load_split`."""
     parser = evidence_parser(
-        __doc__, data="../shared/data/camvid", scores="docs/evidence/real_context", steps=400
+        description, data="../shared/data/camvid", scores=f"docs/evidence/{scores}", steps=steps
     )
     parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
-    parser.add_argument("--figure", type=Path, default=Path("docs/images/real_context.png"))
     parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
+    return parser
+
+
+def main() -> int:
+    parser = cached_parser(__doc__, scores="real_context", steps=400)
+    parser.add_argument("--figure", type=Path, default=Path("docs/images/real_context.png"))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument(
         "--receptive-fields", type=int, nargs="+", choices=CUTS, default=list(CUTS), dest="fields"

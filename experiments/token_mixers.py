@@ -22,21 +22,29 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from common import (
-    evidence_parser,
     figures,
     mean_and_spread,
     measure,
     percent,
     print_cost,
-    whole,
 )
-from real_context import CHANNELS, CUTS, GRID, KEPT, Split, fit, load_split, pointwise, score
+from real_context import (
+    CHANNELS,
+    CUTS,
+    GRID,
+    KEPT,
+    Split,
+    cached_parser,
+    fit,
+    load_split,
+    pointwise,
+    score,
+)
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerModel
@@ -47,12 +55,8 @@ from fsanet.files import environment, write_json
 
 
 def main() -> int:
-    parser = evidence_parser(
-        __doc__, data="../shared/data/camvid", scores="docs/evidence/token_mixers", steps=500
-    )
-    parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
+    parser = cached_parser(__doc__, scores="token_mixers", steps=500)
     parser.add_argument("--receptive-field", type=int, choices=CUTS, default=19, dest="field")
-    parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     _, results = measure(parser, run_all)
     print_tables(results)

@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import evidence_parser, mean_and_spread, measure, print_environment, whole
-from real_context import SIZE, Head, Split, load_split, score, train_head
+from common import mean_and_spread, measure, print_environment, whole
+from real_context import SIZE, Head, Split, cached_parser, load_split, score, train_head
 from torch import Tensor
 
 from fsanet.data import CamVid
@@ -40,12 +40,8 @@ CHOICES = ("random", "uncertain")
 
 
 def main() -> int:
-    parser = evidence_parser(
-        __doc__, data="../shared/data/camvid", scores="docs/evidence/uncertain", steps=400
-    )
-    parser.add_argument("--cache", type=Path, default=Path("runs/real_context"))
+    parser = cached_parser(__doc__, scores="uncertain", steps=400)
     parser.add_argument("--figure", type=Path, default=Path("docs/images/uncertain.png"))
-    parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--first", type=whole(1), default=20, help="images drawn at random")
     parser.add_argument("--doublings", type=whole(1), default=3)
     options, results = measure(parser, run_all)

@@ -47,6 +47,7 @@ __all__ = [
     "model_summary",
     "read_checkpoint",
     "read_weights",
+    "write_bytes",
     "write_json",
     "write_text",
     "write_whole",
@@ -258,9 +259,14 @@ def _lock_file(file: Path, message: str) -> BinaryIO | None:
     return None
 
 
+def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview) -> Path:
+    """Write bytes with `write_whole`."""
+    return write_whole(path, lambda stream: stream.write(content))
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text with `write_whole`."""
-    return write_whole(path, lambda stream: stream.write(text.encode()))
+    return write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
@@ -269,7 +275,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     File names that are not UTF-8 hold surrogates, which become escapes that JSON readers undo.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_whole(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 # --- reading weights --------------------------------------------------------------------

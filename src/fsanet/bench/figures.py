@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from fsanet.bench.compare_layers import LayerReport, LayerRow, LayerSettings
 from fsanet.bench.grow_layers import AXES, Growth, GrowthReport, Point
 from fsanet.bench.measure import Timing
-from fsanet.files import write_whole
+from fsanet.files import write_bytes
 from fsanet.report.figures import LIGHT, new_figure, png, style
 
 __all__ = ["draw_growth", "draw_scaling", "write_figures", "write_growth"]
@@ -65,18 +64,11 @@ def write_growth(report: GrowthReport, folder: str | Path) -> list[Path]:
 
 
 def _write_all(drawn: Mapping[str, bytes], folder: str | Path) -> list[Path]:
-    return [
-        write_whole(Path(folder) / f"{name}.png", partial(_write, content))
-        for name, content in drawn.items()
-    ]
+    return [write_bytes(Path(folder) / f"{name}.png", content) for name, content in drawn.items()]
 
 
 def _milliseconds(timing: Timing | None) -> float | None:
     return None if timing is None else 1e3 * timing.seconds.median
-
-
-def _write(content: bytes, stream: BinaryIO) -> None:
-    stream.write(content)
 
 
 def draw_scaling(report: LayerReport, *, axis: str, value: Value) -> bytes:

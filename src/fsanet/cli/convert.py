@@ -107,7 +107,7 @@ def convert(
     from fsanet.convert.calibration import error_table
     from fsanet.convert.conversion import to_json
     from fsanet.convert.saved import save_like
-    from fsanet.files import environment, write_json, write_whole
+    from fsanet.files import environment, write_bytes, write_json
     from fsanet.report.conversion import network_inputs
     from fsanet.report.figures import draw_calibration
 
@@ -124,7 +124,7 @@ def convert(
         found = choose_k(network, inputs, tolerance=calibrate, metric=metric, **options)
         picture = folder / "calibration.png"
         write_json(folder / "calibration.json", found.as_dict())
-        write_whole(picture, lambda stream: stream.write(draw_calibration(found)))
+        write_bytes(picture, draw_calibration(found))
         print(f"{found.table()}\ndrawn in {picture}\n")
         if not found.k:
             raise InputError(

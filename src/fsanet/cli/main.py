@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fsanet.cli.help import requested_help
 from fsanet.errors import InputError, one_line, printable
 from fsanet.signals import Interrupted, handled
 
-__all__ = ["main"]
+__all__ = ["main", "user_error", "user_errors"]
 
 _COMMANDS = {
     "demo": "train on built-in scenes for two minutes, evaluate, predict, write a report",
@@ -101,6 +101,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+@contextlib.contextmanager
+def user_errors(program: str) -> Iterator[None]:
+    """End a program with one line and exit code 2 on errors that `user_error` has a line for."""
+    try:
+        yield
+    except Exception as error:
+        line = user_error(error)
+        if line is None:
+            raise
+        print(f"{program}: error: {line}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def user_error(error: BaseException) -> str | None:

@@ -80,7 +80,7 @@ class Folding:
 
 
 def _shallow_copy(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
-    """The module and those within it anew, around the same tensors; ``copies`` by their ids."""
+    """Copy a module and its submodules, sharing their tensors; ``copies`` holds them by the id."""
     if id(module) not in copies:
         made = copies[id(module)] = copy.copy(module)
         made._parameters = module._parameters.copy()

@@ -117,17 +117,17 @@ class FsaHead(nn.Module):
         merges: list[nn.Module] = []
         finer = finer or {}
         for stride, fine in finer.items():
-            merged = decoder_channels * stride // 8 if 2 in finer else decoder_channels
+            merged = max(1, decoder_channels * stride // 8) if 2 in finer else decoder_channels
             merges.append(
                 Merge(
                     channels,
                     fine,
                     width=max(1, decoder_channels * {8: 3, 4: 2, 2: 1}[stride] // 8),
-                    channels=max(1, merged),
+                    channels=merged,
                     align_corners=align_corners,
                 )
             )
-            channels = max(1, merged)
+            channels = merged
         # Without any, no empty list is printed, which would change the fingerprint of old networks.
         self.merges = nn.ModuleList(merges) if merges else ()
         self.dropout = nn.Dropout2d(dropout)

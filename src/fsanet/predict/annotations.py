@@ -22,7 +22,7 @@ from fsanet.data.label_studio import encode_brush
 from fsanet.data.masks import read_mask
 from fsanet.data.shapes import decode_masks, encode_masks, mask_tools
 from fsanet.errors import InputError, check_range
-from fsanet.files import write_json, write_text, write_whole
+from fsanet.files import write_bytes, write_json, write_text
 from fsanet.inputs import read_json
 
 __all__ = ["AnnotationFormat", "most_uncertain", "write_annotations"]
@@ -77,7 +77,7 @@ def write_annotations(out: str | Path, format: AnnotationFormat) -> Path:
             ],
             list(names.values()),
         )
-        return write_whole(out / "annotations.xml", lambda stream: stream.write(document))
+        return write_bytes(out / "annotations.xml", document)
     if format == "labelstudio":
         return write_json(out / "tasks.json", _tasks(out))
     mask_tools()  # raises if it is missing

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fsanet import __version__
 from fsanet.convert import load_model
 from fsanet.errors import InputError
-from fsanet.files import check_writable_file, write_whole
+from fsanet.files import check_writable_file, write_bytes
 from fsanet.models import MaskRcnnFsa
 from fsanet.models.exported import SMALLEST, Description, ExportedNetwork, import_extra
 
@@ -182,7 +182,7 @@ def export_network(
         else:
             content.write(_onnx_file(program, description, argmax=argmax, preprocess=preprocess))
             got = _run_onnx(content.getvalue(), other)
-    write_whole(file, lambda stream: stream.write(content.getbuffer()))
+    write_bytes(file, content.getbuffer())
     if argmax:
         return (got != want).float().mean().item()
     return ((got - want).abs().max() / want.abs().max()).item()
@@ -228,7 +228,7 @@ def _export_detector(
     onnx = import_extra("onnx", "onnx")
     written = _with_metadata(onnx.load_model_from_string(content.getvalue()), about)
     got = _run_onnx(written, other, "scores")
-    write_whole(file, lambda stream: stream.write(written))
+    write_bytes(file, written)
     if got.shape != want.shape:
         return 1.0
     return (got - want).abs().max().item() if len(got) else 0.0

@@ -30,8 +30,9 @@ class Workers:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.count = max(2, min(_MOST, cores or 1))
         self._threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(self.count, "fsanet", initializer=_compute_alone)
-        self._pool = None if inline else pool
+        self._pool = None
+        if not inline:
+            self._pool = ThreadPoolExecutor(self.count, "fsanet", initializer=_compute_alone)
 
     def __enter__(self) -> Self:
         return self

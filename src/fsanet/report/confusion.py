@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from fsanet.files import write_json, write_text, write_whole
+from fsanet.files import write_bytes, write_json, write_text
 from fsanet.metrics.confusion import Scores, class_rows, markdown_table, percent
 
 __all__ = ["HOW_TESTED", "draw_confusion", "write_scores"]
@@ -48,7 +48,7 @@ def write_scores(scores: Scores, out: Path, about: dict[str, Any]) -> list[Path]
         write_text(out / "classes.md", table),
         write_text(out / "classes.csv", _csv(rows)),
         write_text(out / "confusion.csv", _csv(header + counts)),
-        write_whole(out / "confusion.png", lambda stream: stream.write(picture)),
+        write_bytes(out / "confusion.png", picture),
         write_json(out / "scores.json", content),  # last: if it exists, all of them do
     ]
 

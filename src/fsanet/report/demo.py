@@ -17,7 +17,7 @@ from torch import Tensor
 from fsanet.data import SceneData
 from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS
 from fsanet.errors import InputError, check_ranges
-from fsanet.files import environment, write_json, write_whole
+from fsanet.files import environment, write_bytes, write_json, write_whole
 from fsanet.metrics.confusion import Scores
 from fsanet.models import FsaNet
 from fsanet.predict.predictor import Predictor
@@ -133,7 +133,7 @@ def run_demo(
     settings = _settings(data, trained.steps, planned, seed)
     histories = {name: read_history(run.out / "metrics.csv") for name, run in runs.items()}
     curves = draw_curves(histories)
-    write_whole(out / "curves.png", lambda stream: stream.write(curves))
+    write_bytes(out / "curves.png", curves)
     rows = zip(
         *(scores.classes, data.palette, scores.iou, scores.accuracy, scores.pixels),
         other.scores.iou,

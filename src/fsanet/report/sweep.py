@@ -17,7 +17,7 @@ from torch import nn
 
 from fsanet.convert.variants import Variant, evaluate_variants
 from fsanet.errors import InputError
-from fsanet.files import environment, first_process, write_json, write_text, write_whole
+from fsanet.files import environment, first_process, write_bytes, write_json, write_text
 from fsanet.metrics.confusion import Scores, markdown_table
 from fsanet.report.figures import draw_sweep
 
@@ -166,7 +166,7 @@ class Sweep:
         versions = ", ".join(f"{name} {value}" for name, value in environment().items())
         text = f"{title}\n\n{markdown_table(self.table(variants))}\n\n{versions}\n"
         write_text(self.out / "sweep.md", text)
-        write_whole(self.out / "sweep.png", lambda stream: stream.write(picture))
+        write_bytes(self.out / "sweep.png", picture)
 
     def _retrained_miou(self, name: str) -> list[float]:
         """mIoU of each seed."""
