@@ -117,6 +117,9 @@ class Peer(SegmentationNetwork):
         return list(self.encoder(images))[1:]  # the first one is the image
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.coarse_logits(images)
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, 3, H, W)`` to logits ``(B, num_classes, H, W)``.
 
         Images are padded with the mean colour at the bottom and on the right where need be.
@@ -128,7 +131,9 @@ class Peer(SegmentationNetwork):
             logits = interpolate(logits, padded.shape[-2:], mode="bilinear")
         return logits[..., :height, :width]
 
-    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, None]:
+    def forward_with_auxiliary(
+        self, images: Tensor, features: list[Tensor] | None = None
+    ) -> tuple[Tensor, None]:
         return self(images), None
 
 

@@ -71,8 +71,15 @@ def _unraisable(found: Any) -> None:
     if not isinstance(found.exc_value, Interrupted):
         _State.unraisable(found)
         return
+    threading.Thread(target=_send_again, args=(found.exc_value.number,)).start()
+    # Last: raised any earlier, its exception would be lost in this function as well.
     _State.received = None
-    threading.Timer(0.01, os.kill, (os.getpid(), found.exc_value.number)).start()
+
+
+def _send_again(number: int) -> None:
+    while _State.received is not None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
 
 
 def install() -> None:

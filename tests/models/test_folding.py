@@ -85,7 +85,7 @@ class Branches(SegmentationNetwork):
 
         self.with_own_norm_norm = Own(3)
 
-    def forward(self, x):
+    def coarse_logits(self, x):
         x = self.statistics_of_batch(self.pair(x))
         y = self.taken_twice(x)
         x = torch.cat([self.taken_twice_norm(y), y]).sum(0, keepdim=True)

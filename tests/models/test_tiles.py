@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,17 +110,18 @@ def test_windows_of_several_images_share_a_batch() -> None:
 @pytest.mark.parametrize("source", [(11, 7), (30, 12), (3, 40), (1, 1), (64, 5)])
 @pytest.mark.parametrize("size", [(11, 7), (5, 9), (24, 3), (1, 1), (9, 40)])
 @pytest.mark.parametrize("piece", [1, 4, 100])
+@pytest.mark.parametrize("align_corners", [False, True])
 def test_resized_rows_equal_interpolation_of_the_whole(
-    source: tuple[int, int], size: tuple[int, int], piece: int
+    source: tuple[int, int], size: tuple[int, int], piece: int, align_corners: bool
 ) -> None:
     whole = torch.randn(2, 3, *source, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(whole, size, mode="bilinear", align_corners=False)
+    expected = F.interpolate(whole, size, mode="bilinear", align_corners=align_corners)
 
     def arriving() -> Iterator[torch.Tensor]:
         for start in range(0, source[0], 3):
             yield whole[:, :, start : start + 3]
 
-    rows = ResizedRows(arriving(), source, size)
+    rows = ResizedRows(arriving(), source, size, align_corners)
     taken = [rows.take(y, min(y + piece, size[0])) for y in range(0, size[0], piece)]
     torch.testing.assert_close(torch.cat(taken, 2), expected, rtol=1e-4, atol=1e-5)
 
@@ -153,6 +155,7 @@ def column_model(tiles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def scores(images: torch.Tensor, forward: Any, **options: Any) -> torch.Tensor:
     """All blocks of `class_scores` put together, each pixel in exactly one of them."""
+    options = {"band": images.shape[2], "align_corners": False} | options
     blocks = list(class_scores(images, forward, **options))
     count, _, height, width = images.shape
     whole = torch.empty(count, blocks[0].scores.shape[1], height, width)
@@ -252,17 +255,10 @@ def test_whole_image_views_by_their_definition(flip: bool, scales: tuple[float, 
                 torch.from_numpy(logits).double(), (14, 9), mode="bilinear", align_corners=False
             )
             expected.append(softmax(back[0].numpy()))
-    (block,) = class_scores(
-        images,
-        column_model,
-        window=None,
-        stride=None,
-        scales=scales,
-        flip=flip,
-        batch_size=1,
-        probabilities=True,
-    )
-    np.testing.assert_allclose(block.scores[0].numpy(), np.mean(expected, axis=0), atol=1e-5)
+    options = {"window": None, "stride": None, "scales": scales, "flip": flip, "batch_size": 1}
+    for band in (1, 5, 14):
+        got = scores(images, column_model, **options, band=band, probabilities=True)
+        np.testing.assert_allclose(got[0].numpy(), np.mean(expected, axis=0), atol=1e-5)
     # The definition tells a mirrored row axis from a mirrored column axis.
     if flip:
         assert np.abs(expected[0] - expected[1][:, ::-1]).max() > 0.1
@@ -284,17 +280,34 @@ def test_windowed_views_equal_whole_views_of_a_pixelwise_model() -> None:
 
 def test_a_single_view_keeps_its_logits() -> None:
     images = torch.full((1, 3, 4, 4), 250, dtype=torch.uint8)
-    (block,) = class_scores(
-        images,
-        column_model,
-        window=None,
-        stride=None,
-        scales=(1.0,),
-        flip=False,
-        batch_size=1,
-        probabilities=False,
-    )
-    torch.testing.assert_close(block.scores, column_model(images, (4, 4)))
+    options = {"window": None, "stride": None, "scales": (1.0,), "flip": False, "batch_size": 1}
+    for band in (1, 3, 4):
+        got = scores(images, column_model, **options, band=band, probabilities=False)
+        torch.testing.assert_close(got, column_model(images, (4, 4)))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("window", [None, (9, 8)])
+def test_coarse_logits_are_upsampled_by_bands(window: Any, align_corners: bool) -> None:
+    """Equal to logits that the model upsamples itself, at several scales and mirrored."""
+    images = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (2, 3, 23, 17), np.uint8))
+    resize = partial(F.interpolate, mode="bilinear", align_corners=align_corners)
+
+    def coarse(tiles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return F.adaptive_avg_pool2d(column_model(tiles, size), (size[0] // 4 + 1, 5))
+
+    def fine(tiles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return resize(coarse(tiles, size), size)
+
+    for scales, flip in [((1.0,), False), ((0.5, 1.0, 1.5), True)]:
+        options = {"window": window, "stride": window, "scales": scales, "flip": flip}
+        options |= {"batch_size": 2, "probabilities": flip, "align_corners": align_corners}
+        expected = scores(images, fine, **options)
+        for band in (1, 6, 22, 23):
+            got = scores(images, coarse, **options, band=band)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+            if (window, band, flip) == (None, 23, False):  # upsampled at once
+                assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("pixels", [1, 40, 2**20])

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.tiny import thin_fsanet
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsanet.errors import InputError
-from fsanet.models import MaskRcnnFsa
+from fsanet.models import MaskRcnnFsa, segmenter
 from fsanet.predict.predictor import Detector, Predictor, make_predictor
 from fsanet.predict.result import Segmentation
 
@@ -315,6 +316,26 @@ def test_memory_does_not_grow_with_the_height(options: dict[str, Any], widths: f
     assert peaks[1] <= peaks[0] * 1.05
     # The bound of the docstring, in bands; the whole would be 32 of them.
     assert peaks[1] < 4 * widths * (4 * len(Many.classes) * window * width)
+
+
+@pytest.mark.parametrize("views", [{}, {"scales": (0.5, 1.0), "flip": True, "confidence": True}])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_logits_are_upsampled_by_bands(
+    monkeypatch: pytest.MonkeyPatch, views: dict[str, Any], align_corners: bool
+) -> None:
+    model = thin_fsanet(num_classes=40, align_corners=align_corners)
+    image = np.random.default_rng(0).integers(0, 256, (510, 120, 3), dtype=np.uint8)
+    logits = 4 * 40 * 510 * 120  # bytes
+    with LiveBytes() as live:
+        expected = Predictor(model, **views)(image)
+    assert live.peak > logits
+    monkeypatch.setattr(segmenter, "_BAND_VALUES", 2**16)
+    with LiveBytes() as live:
+        found = Predictor(model, **views)(image)
+    assert live.peak < logits / 2
+    assert (found.mask == expected.mask).double().mean() > 0.999
+    if found.confidence is not None and expected.confidence is not None:
+        torch.testing.assert_close(found.confidence, expected.confidence)
 
 
 def test_the_instrument_sees_a_whole_image_accumulator() -> None:

@@ -197,27 +197,17 @@ class FsaNet(SegmentationNetwork):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""
-        return self._logits(self.encoder(images), images)
+    def head_logits(self, features: list[Tensor]) -> Tensor:
+        return self.head(features[-1], *(features[index] for index in self.finer))
 
     def forward_with_auxiliary(
         self, images: Tensor, features: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute logits of the head and the auxiliary head, both ``(B, num_classes, H, W)``.
-
-        Used in training. The second is None if the network has no auxiliary head. Of images whose
-        ``features`` are given, only the size matters.
-        """
-        features = self.encoder(images) if features is None else features
-        logits = self._logits(features, images)
+        features = self.encoder_features(images) if features is None else features
+        logits, _ = super().forward_with_auxiliary(images, features)
         if self.auxiliary is None:
             return logits, None
         return logits, self.upsample(self.auxiliary(features[-2]), images)
-
-    def _logits(self, features: list[Tensor], images: Tensor) -> Tensor:
-        finer = [features[index] for index in self.finer]
-        return self.upsample(self.head(features[-1], *finer), images)
 
 
 def _finer_features(encoder: str, strides: Sequence[int], finest: int) -> dict[int, int]:

@@ -274,9 +274,32 @@ class SegmentationNetwork(nn.Module, SavedNetwork, tags=["semantic-segmentation"
         }
         write_text(save_directory / "preprocessor_config.json", json.dumps(processor, indent=2))
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``."""
+        return self.upsample(self.coarse_logits(images), images)
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        """Compute what `forward` upsamples: logits ``(B, num_classes, h, w)`` of the last layer."""
+        return self.head_logits(self.encoder_features(images))
+
     def encoder_features(self, images: Tensor) -> list[Tensor]:
         """The features of all stages of the encoder for normalised images, finest first."""
         return list(self.encoder(images))  # type: ignore[operator]
+
+    def head_logits(self, features: list[Tensor]) -> Tensor:
+        """Map `encoder_features` to the `coarse_logits`."""
+        raise NotImplementedError
+
+    def forward_with_auxiliary(
+        self, images: Tensor, features: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute logits of the head and the auxiliary head, both ``(B, num_classes, H, W)``.
+
+        Used in training. The second is None if the network has no auxiliary head. Of images whose
+        ``features`` are given, only the size matters.
+        """
+        features = self.encoder_features(images) if features is None else features
+        return self.upsample(self.head_logits(features), images), None
 
     def normalise(self, images: Tensor) -> Tensor:
         """Convert plain images to what ``forward`` expects.

@@ -182,8 +182,8 @@ class SegformerFsa(SegmentationNetwork):
         """The attention block of the decode head."""
         return getattr(self.decode_head.activation, "attention", None)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images ``(B, in_channels, H, W)`` to logits ``(B, num_classes, H, W)``.
+    def encoder_features(self, images: Tensor) -> list[Tensor]:
+        """The features of the four stages of the encoder for normalised images, finest first.
 
         Raises:
             InputError: images too small for the key reduction of the first stage.
@@ -194,23 +194,11 @@ class SegformerFsa(SegmentationNetwork):
                 f"images of {height} x {width} pixels are too small for SegFormer: "
                 f"give at least {_SMALLEST} x {_SMALLEST}"
             )
-        return self._logits(self.encoder_features(images), images)
-
-    def encoder_features(self, images: Tensor) -> list[Tensor]:
-        """The features of the four stages of the encoder for normalised images, finest first."""
         return list(self.segformer(images, output_hidden_states=True).hidden_states)
 
-    def forward_with_auxiliary(
-        self, images: Tensor, features: list[Tensor] | None = None
-    ) -> tuple[Tensor, None]:
-        """Return the logits and None, because SegFormer has no auxiliary head.
-
-        Of images whose ``features`` are given, only the size matters.
-        """
-        return self(images) if features is None else self._logits(features, images), None
-
-    def _logits(self, features: list[Tensor], images: Tensor) -> Tensor:
-        return self.upsample(self.decode_head(features), images)  # from (B, num_classes, h, w)
+    def head_logits(self, features: list[Tensor]) -> Tensor:
+        logits: Tensor = self.decode_head(features)
+        return logits
 
     @classmethod
     def from_transformers(cls, source: str | Path, **options: Any) -> Self:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fsanet.cost.memory import is_out_of_memory
 from fsanet.errors import InputError
 from fsanet.models.exported import ExportedNetwork
+from fsanet.models.saving import SegmentationNetwork
 from fsanet.models.tiles import class_scores, window_starts
 
 __all__ = ["Masks", "Segmenter", "check_settings", "evaluating", "highest"]
@@ -30,6 +31,7 @@ _MOST_SCALES = 64
 _LARGEST_SCALE = 64.0
 _LARGEST_BATCH = 4096
 _ARGMAX_PIXELS = 2**20
+_BAND_VALUES = 2**22  # logits of a band of rows: larger ones would leave the cache
 _MOST_PIXELS = 2**29  # of a scaled image
 
 
@@ -54,7 +56,9 @@ class Segmenter:
     With a window, the logits of an image never exist as a whole: besides the forward pass, at
     most four bands of (C, window height, scaled width) float32 are held for each view (a scale, or
     its mirror image). None of this grows with the height of the image; only the image itself and
-    its uint8 mask do. A batch of images multiplies it by at most ``batch_size``.
+    its uint8 mask do. A batch of images multiplies it by at most ``batch_size``. Without a window,
+    logits of one of our networks are upsampled by bands of rows as well; those of its last layer
+    are held for each view.
 
     Args:
         model: network with ``model(images) -> logits`` at the size of the images, ``normalise``,
@@ -158,13 +162,19 @@ class Segmenter:
             group = max(1, self.batch_size // columns)
         try:
             with self.running() as network:
+                # Logits that the network makes at full size are no smaller in bands.
+                bands = isinstance(network, SegmentationNetwork) and not network._compiled_call_impl
+                run = cast(Network, network.coarse_logits if bands else network)
+                band = _BAND_VALUES // max(1, len(self.model.classes) * min(group, batch) * width)
                 for first in range(0, batch, group):
                     part = slice(first, first + group)
                     for block in class_scores(
                         images[part],
-                        partial(self._forward, network),
+                        partial(self._forward, run),
                         window=self.window,
                         stride=self.stride,
+                        band=max(1, band) if bands else height,
+                        align_corners=getattr(network, "align_corners", False),
                         scales=[scale * factor for factor in self.scales],
                         flip=self.flip,
                         batch_size=self.batch_size,
@@ -193,34 +203,30 @@ class Segmenter:
         return Masks(ids, confidence, entropy)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Network]:
-        """The network in evaluation mode, without gradients, and in `dtype` where that is safe.
+    def running(self) -> Iterator[nn.Module]:
+        """The `network` in evaluation mode, without gradients, and in `dtype` where that is safe.
 
         Yields:
-            a function: normalised images (B, 3, H, W) -> logits (B, C, H, W).
+            It maps normalised images (B, 3, H, W) to logits (B, C, H, W).
         """
-        with evaluating(self.model), torch.inference_mode():
-            yield partial(self._logits, self.network())
+        half = self.dtype is not None
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=half)
+        with evaluating(self.model), torch.inference_mode(), autocast:
+            yield self.network()
 
     def network(self) -> nn.Module:
         """What computes the logits, asked for in evaluation mode."""
         return self.model
 
-    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        if self.dtype is None:
-            return cast(Tensor, network(images))
-        with torch.autocast(images.device.type, self.dtype):
-            return cast(Tensor, network(images))
-
-    def _forward(self, network: Network, tiles: Tensor, size: tuple[int, int]) -> Tensor:
-        """uint8 (b, 3, h', w') -> float32 logits (b, C, h, w) where logits are kept."""
+    def _forward(self, run: Network, tiles: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 (b, 3, h', w'), padded to size -> float32 logits of ``run`` where they are kept."""
         device = self.device
         inputs = self.model.normalise(tiles.to(device, non_blocking=True))
         # Zero is the mean colour after normalisation.
         missing = (0, size[1] - tiles.shape[3], 0, size[0] - tiles.shape[2])
         inputs = F.pad(inputs, missing)  # (b, 3, h, w)
-        logits = network(inputs)
-        if logits.shape[-2:] != inputs.shape[-2:]:
+        logits = run(inputs)
+        if run is self.model and logits.shape[-2:] != inputs.shape[-2:]:
             raise ValueError(
                 f"the model gives logits of {tuple(logits.shape)} for images of "
                 f"{tuple(inputs.shape)}; they must have the size of the images"
