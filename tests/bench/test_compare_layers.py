@@ -94,3 +94,14 @@ def test_flops_of_one_layer_by_size_and_batch():
     assert found.flops == found.flops_by_hand == 2 * 2 * n * (8 * 12 + n * 8 + 32)
     assert found.parameters == 4 * 8 * 4 + 2 * 8  # four projections, batch norm
     assert LayerRow(case, 9, 7, found).positions == n
+
+
+def test_layout_of_the_map():
+    settings = LayerSettings(layers=("dot-R1",), sizes=((4, 5),), channels=8)
+    for name, layout in [
+        ("dot-R1", torch.contiguous_format),
+        ("dot-R1-channels-last", torch.channels_last),
+    ]:
+        subject = module.make_layer(settings, name, (4, 5))
+        assert subject.x.is_contiguous(memory_format=layout)
+        assert subject.call(subject.x).is_contiguous(memory_format=layout)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Case:
         make: builds the layer from the number of channels.
         ours: whether it is this library's method.
         compiled: whether it runs through ``torch.compile``.
+        channels_last: whether its map is stored with the channel innermost.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     make: Callable[[int], nn.Module]
     ours: bool = False
     compiled: bool = False
+    channels_last: bool = False
 
     def build(self, channels: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
         """The layer, on a device and with parameters of a dtype."""
@@ -96,6 +98,12 @@ CASES: tuple[Case, ...] = (
     _frequency("dot", 2),
     _frequency("dot", 4),
     Case("dot-R1-inplace", "frequency attention, dot, R=1, in place", InPlace, ours=True),
+    replace(
+        _frequency("dot", 1),
+        name="dot-R1-channels-last",
+        title="frequency attention, dot, R=1, of a map in channels-last layout",
+        channels_last=True,
+    ),
     _frequency("linear_softmax", 1),
     _frequency("linear_softmax", 2),
     _frequency("linear_softmax", 4),

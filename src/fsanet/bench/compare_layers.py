@@ -271,5 +271,7 @@ def make_layer(settings: LayerSettings, name: str, size: tuple[int, int]) -> Sub
     module = case.build(settings.channels, settings.device, settings.torch_dtype)
     shape = settings.batch, settings.channels, *size
     x = torch.randn(shape, device=settings.device, dtype=settings.torch_dtype)
+    if case.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     call: Any = torch.compile(module, dynamic=False) if case.compiled else module
     return Subject(module, call, x)
