@@ -28,12 +28,13 @@ data=${DATA:-local/camvid} weights=${WEIGHTS:-local/mobilenetv2_100.safetensors}
 out=docs/evidence/gpu runs=runs/gpu device=cuda accelerator=gpu training=()
 seeds=(0 1 2) networks=(FsaNet FsaNet-no-attention DeepLabV3Plus FPN PSPNet Unet)
 layers=(floor softmax sdpa paper-R1 dot-R1 dot-R2 linear_softmax-R1) sizes=(97x97 129x129 256x512)
+fused=(floor sdpa dot-R1 dot-R1-inplace dot-R1-channels-last)
 encoder=resnet101s image=769x769 peers=() bench=()
 if [ $mode = smoke ]; then
   out=runs/gpu-smoke/evidence runs=runs/gpu-smoke device=cpu accelerator=cpu
   training=(--batch 1 --rounds 1)
   seeds=(0) networks=(FsaNet FPN) peers=(--steps 2) bench=(--rounds 1 --seconds 5)
-  layers=(floor dot-R1) sizes=(9x9) encoder=resnet10t image=65x65
+  layers=(floor dot-R1) fused=(floor dot-R1) sizes=(9x9) encoder=resnet10t image=65x65
 fi
 failed=0
 
@@ -61,12 +62,15 @@ tests=("$python" -m pytest -m gpu -n 0)
 [ $mode = smoke ] && tests+=(--collect-only -q)
 part tests "${tests[@]}"
 
-# 2. What the layers cost
+# 2. What the layers cost, and ours with the Triton kernels
 for dtype in float32 bfloat16; do
   for batch in 1 8; do
     part "layers-$dtype-batch$batch" "$python" -m fsanet bench --device $device --dtype $dtype \
       --batch $batch --layers "${layers[@]}" --sizes "${sizes[@]}" --json "$out/layers-$dtype-batch$batch.json" \
       ${bench[@]+"${bench[@]}"}
+    part "triton-$dtype-batch$batch" env FSANET_TRITON=1 "$python" -m fsanet bench --device $device \
+      --dtype $dtype --batch $batch --layers "${fused[@]}" --sizes "${sizes[@]}" \
+      --json "$out/triton-$dtype-batch$batch.json" ${bench[@]+"${bench[@]}"}
   done
 done
 
