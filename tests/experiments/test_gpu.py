@@ -39,6 +39,7 @@ def reach(*_, **__):
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_each_part_parses(monkeypatch, tmp_path, command):
+    command = command[2:] if command[:2] == ["env", "FSANET_TRITON=1"] else command
     assert command[0] == "python"
     if command[1:3] == ["-m", "pytest"]:
         assert command[3:] == ["-m", "gpu", "-n", "0"]
@@ -73,7 +74,7 @@ def test_each_part_parses(monkeypatch, tmp_path, command):
 
 def test_parts_are_chosen_by_name_and_wrong_options_refused():
     lines = script("--dry-run", "bfloat16").stdout.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert all("bfloat16" in line for line in lines)
     wrong = script("--wet-run")
     assert wrong.returncode == 2
