@@ -80,7 +80,7 @@ class CommandParser(ArgumentParser):
         """
         try:
             options = self.parse_args(self.translate(arguments), namespace=base)
-            self.validate(options, skip_none=False)
+            self.validate(options, skip_unset=False)
             return options
         except Exception as error:  # whatever it is, the options have caused it
             _, _, unknown = str(error).partition("nrecognized arguments: --")

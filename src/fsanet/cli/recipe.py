@@ -555,7 +555,7 @@ def check_nulls(section: str, options: Namespace) -> None:
     parser, one = CommandParser(), find_class(section, options.class_path)
     parser.add_class_arguments(one, section, skip=set(FROM_DATA) if section == "model" else None)
     try:
-        parser.validate(Namespace({section: options.init_args}), skip_none=False)
+        parser.validate(Namespace({section: options.init_args}), skip_unset=False)
     except Exception as error:
         raise InputError(parse_message(error)) from error
 
