@@ -87,8 +87,10 @@ def class_scores(
         "batch_size": batch_size,
         "align_corners": align_corners,
     }
-    if window is not None and not softmax and scales[0] == 1:
-        yield from sliding_blocks(images, forward, **options)
+    if window is not None and looks == [(1, False)]:
+        for block in sliding_blocks(images, forward, **options):
+            yield block._replace(scores=_average([block.scores], softmax))
+            del block  # freed before the next is made
         return
 
     def view(scale: float, mirror: bool) -> ResizedRows:
