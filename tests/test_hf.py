@@ -82,6 +82,21 @@ def test_saved_again(folder, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_a_config_saved_alone(folder, tmp_path):
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = shutil.copytree(folder, tmp_path / "model")
+    config.save_pretrained(model)  # over the one of the network
+    load_model(model)
+    assert json.loads((model / "config.json").read_text()) == json.loads(
+        (folder / "config.json").read_text()
+    )
+    config.save_pretrained(tmp_path / "alone")
+    again = transformers.AutoConfig.from_pretrained(tmp_path / "alone")
+    assert again.id2label == config.id2label == dict(enumerate(NAMES))
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        transformers.AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "alone")
+
+
 def test_options_of_transformers(folder, tmp_path):
     open_folder = transformers.AutoModelForSemanticSegmentation.from_pretrained
     model = open_folder(folder, dtype="bfloat16")

@@ -11,6 +11,7 @@ Shapes: B images, C classes, (H, W) image.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -60,6 +61,12 @@ class FsaConfig(transformers.PreTrainedConfig):
             label2id={name: index for index, name in enumerate(classes)},
         )
         return (config, kwargs) if unused else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the file, so that ``save_pretrained`` writes what was read."""
+        return super().to_dict() if self.saved is None else copy.deepcopy(self.saved)
+
+    to_diff_dict = to_dict
 
 
 class FsaForSemanticSegmentation(transformers.PreTrainedModel):
