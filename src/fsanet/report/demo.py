@@ -25,7 +25,7 @@ from fsanet.report.demo_recipe import (
     BATCH,
     RECOMMENDED_STEPS,
     TASK,
-    StopOverdue,
+    StopEarly,
     affordable_steps,
     demo_data,
     demo_network,
@@ -105,25 +105,27 @@ def run_demo(
         planned = affordable_steps(list(networks.values()), device, minutes * 60, began)
         say(f"By a short measurement, there is time for {planned} training steps of each.")
     runs: dict[str, TrainingResult] = {}
-    todo = planned
-    for number, (name, network) in enumerate(networks.items(), 1):
+    for name, network in networks.items():
         say(f"Training {name} ...")
-        now = time.perf_counter()
-        overdue = now + 1.1 * (began + 60 * minutes - now) / (3 - number)
+        stop = StopEarly()
+        if name == WITHOUT:  # as many steps, or the comparison would say nothing
+            stop = StopEarly(steps=runs[WITH].steps)
+        elif steps is None:
+            now = time.perf_counter()
+            stop = StopEarly(deadline=now + 0.55 * (began + 60 * minutes - now))
         runs[name] = train_demo(
             network,
-            demo_data(seed, todo),
+            demo_data(seed, planned),
             out / FOLDERS[name],
             seed=seed,
-            steps=todo,
+            steps=planned,
             progress=progress,
             log_every=2,
             accelerator=device.type,
-            callbacks=[StopOverdue(overdue)] if steps is None else [],
+            callbacks=[stop],
         )
-        if runs[name].steps < todo:
-            say(f"Slower than measured: stopped after {runs[name].steps} of {todo} steps.")
-            todo = runs[name].steps
+        if name == WITH and runs[name].steps < planned:
+            say(f"Slower than measured: stopped after {runs[name].steps} of {planned} steps.")
     trained = runs[WITH]
     say("Evaluating on unseen scenes ...")
     data = demo_data(seed, planned)

@@ -39,7 +39,7 @@ SIZE = (64, 160)  # (H, W) of a scene
 LENGTHS = {"train": 800, "val": 40, "test": 100}
 BATCH = 8
 VALIDATIONS = 8
-MIN_STEPS, MAX_STEPS = 200, 1500  # fewer are no demo; StopOverdue keeps the time all the same
+MIN_STEPS, MAX_STEPS = 200, 1500  # fewer are no demo; StopEarly keeps the time all the same
 RECOMMENDED_STEPS = 300
 
 
@@ -89,15 +89,20 @@ def train_demo(
     return train(task, data, out=out, steps=steps, seed=seed, overwrite=True, **options)
 
 
-class StopOverdue(Callback):
-    """Ends training early where other work has slowed the machine down since it was measured."""
+class StopEarly(Callback):
+    """Ends training before its last step.
 
-    def __init__(self, deadline: float) -> None:
-        """Stop when ``time.perf_counter()`` has passed ``deadline``."""
-        self.deadline = deadline
+    Args:
+        steps: stop after this many.
+        deadline: stop when ``time.perf_counter()`` has passed it, where other work has slowed the
+            machine down since it was measured.
+    """
+
+    def __init__(self, *, steps: float = math.inf, deadline: float = math.inf) -> None:
+        self.steps, self.deadline = steps, deadline
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        if time.perf_counter() > self.deadline:
+        if trainer.global_step >= self.steps or time.perf_counter() > self.deadline:
             trainer.should_stop = True
 
 
