@@ -1,9 +1,11 @@
 """`fsanet eval` tests a run as its recipe says, unless told otherwise."""
 
 import json
+import shutil
 
 import pytest
 import yaml
+from PIL import Image
 
 from fsanet.cli import main as cli
 
@@ -55,6 +57,20 @@ def test_command_line_wins(run, tmp_path):
     found = how_tested(run, tmp_path, "--scales", "1.0", "--split", "test", "--flip", "false")
     assert (found["scales"], found["split"], found["flip"]) == ([1.0], "test", False)
     assert found["window"] == 64
+
+
+def test_a_model_folder_on_a_folder_of_images(run, tmp_path, capsys):
+    """A copied model knows no data; they are named as for `fsanet train`, in any order."""
+    model = shutil.copytree(run / "model", tmp_path / "copied")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "images/a.png")
+    Image.new("L", (64, 48)).save(tmp_path / "masks/a.png")
+    (tmp_path / "test.txt").write_text("a\n")
+    given = ["eval", str(model), f"--data.root={tmp_path}", "--data.num-classes", "7"]
+    assert cli.main([*given, "--accelerator=cpu"]) == 0
+    assert cli.main([*given, "--accelerator=cpu", "--data", "FolderData"]) == 0
+    assert capsys.readouterr().out.count("mIoU") == 2
 
 
 def test_what_is_wrong_with_the_test_is_told_before_the_training(tmp_path, capsys):

@@ -308,7 +308,7 @@ def call_with_data(
     run = run_config(Path(model), data="--data.class_path" not in options) if model else {}
     data = run.get("data", {}).get("class_path")
     if data is None and "--data.class_path" not in options and any(map(of_data, tokens)):
-        tokens.append(f"--data.class_path={class_path(FolderData)}")
+        tokens.insert(0, f"--data.class_path={class_path(FolderData)}")
     parser.set_defaults({"split": kind_of(options.get("--data.class_path") or data).split})
     recorded = run.get("test", {}) if tested_as_recipe else {}
     known = {name: value for name, value in recorded.items() if name in testing}
@@ -459,7 +459,10 @@ def section_mapping(section: str, value: Any) -> dict[str, Any]:
 
 
 def spell_out(tokens: Sequence[str]) -> list[str]:
-    """Options with one token for each entry of a section, and with classes that are known."""
+    """Options with one token for each entry of a section, and with classes that are known.
+
+    Classes come first: jsonargparse needs them before their arguments.
+    """
     result = []
     for token in tokens:
         name, equals, value = token.partition("=")
@@ -477,7 +480,7 @@ def spell_out(tokens: Sequence[str]) -> list[str]:
             raise InputError(f"{name}: only --model and --data name a class")
         else:
             result.append(token)
-    return result
+    return sorted(result, key=lambda token: ".class_path" not in token.partition("=")[0])
 
 
 class UnknownClass(InputError):
