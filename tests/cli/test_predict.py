@@ -56,7 +56,7 @@ def test_one_photo(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     command = ["predict", str(photo), "--model", str(model), "--out", str(tmp_path / "out")]
     assert cli.main([*command, "--device", "cpu"]) == 0
     (said,) = capsys.readouterr().out.splitlines()
-    assert said.startswith("1 images in ")
+    assert said.startswith("1 image in ")
     assert said.endswith(f"results in {tmp_path / 'out'}")
     with Image.open(tmp_path / "out/photo_mask.png") as mask:
         expected = Predictor(FsaNet.from_pretrained(model / "model"))(photo).mask.numpy()
@@ -98,7 +98,7 @@ def test_sub_folders_and_resume(
     arguments = ["predict", str(images), "--model", str(model), "--out", str(out)]
     arguments += ["--device", "cpu"]
     assert cli.main([*arguments, "--no-recursive", "--resume"]) == 0  # nothing was done yet
-    assert "1 images in" in capsys.readouterr().out
+    assert "1 image in" in capsys.readouterr().out
     assert cli.main([*arguments, "--resume"]) == 0
     shown = capsys.readouterr()
     assert "2 images in" in shown.out

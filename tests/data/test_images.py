@@ -437,6 +437,15 @@ def test_list_images(tree: Path) -> None:
     ]
 
 
+def test_patterns_that_no_shell_has_replaced(tree: Path) -> None:
+    assert list_images(tree / "*.png") == [tree / "b.png"]
+    assert list_images(tree / "**/*.png") == [tree / "b.png", tree / "sub/a.png"]
+    (tree / "[b].png").touch()  # the file of this name, not b.png
+    assert list_images(tree / "[b].png") == [tree / "[b].png"]
+    with pytest.raises(InputError, match=r"\*\.bmp: no such file or folder"):
+        list_images(tree / "*.bmp")
+
+
 def test_locate_images_keeps_the_place_below_the_folder(tree: Path) -> None:
     located = dict(locate_images([tree, tree / "notes.txt"]))
     assert located[tree / "sub/a.png"] == Path("sub/a.png")

@@ -91,7 +91,7 @@ def predict(
     """Segment images and folders of images, or find instances in them; or in the frames of a video.
 
     Args:
-        images: image files, and folders of images; or videos.
+        images: image files, folders of images, and patterns such as 'photos/*.jpg'; or videos.
         model: run folder, model folder, hub id, or an .onnx file of fsanet export.
         out: folder for masks, overlays and summaries; for one video also the video to write.
         cityscapes_export: zip file for the Cityscapes test server, from the masks in --out, or
@@ -261,6 +261,10 @@ def _folder(out: Path | None, cityscapes_export: Path | None) -> Path:
     return Path(f"{cityscapes_export}.parts") if out is None else out
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 _FINISHING = ("out", "cityscapes_export", "format", "uncertain")
 
 
@@ -296,9 +300,9 @@ def _finish(
 
         for image, entropy in most_uncertain(folder, uncertain):
             print(f"{entropy:.4f}  {image}")
-    what = f"{summary['images']} images"
+    what = _count(summary["images"], "image")
     if "instances" in summary:
-        what = f"{summary['instances']} instances on {what}"
+        what = f"{_count(summary['instances'], 'instance')} on {what}"
     before = f" ({summary['done_before']} of them before)" if summary["done_before"] else ""
     where = cityscapes_export or folder
     print(f"{what} in {summary['seconds']:.1f} s{before}; results in {where}")

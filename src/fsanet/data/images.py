@@ -6,6 +6,8 @@ see the same pixels for the same image.
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import stat
 import sys
@@ -119,7 +121,8 @@ def list_images(
 
     Args:
         paths: one path or several. A file is taken as it is; a folder is searched for files with a
-            suffix of ``IMAGE_SUFFIXES`` (in any case) that are not hidden.
+            suffix of ``IMAGE_SUFFIXES`` (in any case) that are not hidden; a pattern, such as
+            ``photos/*.jpg``, stands for the files and folders that it matches.
         recursive: also search sub-folders.
 
     Raises:
@@ -138,13 +141,21 @@ def locate_images(
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
     found: dict[str, tuple[Path, Path]] = {}
-    for root in map(Path, paths):
+    for root in itertools.chain.from_iterable(map(_matches, paths)):
         for file in _files_below(root, recursive):
             relative = Path(file.name) if file == root else file.relative_to(root)
             found.setdefault(os.path.realpath(file), (file, relative))
     if not found:
         raise InputError("no image given; name at least one image file or folder")
     return sorted(found.values())
+
+
+def _matches(path: str | os.PathLike[str]) -> list[Path]:
+    """The path itself, or what a pattern matches that no shell has replaced by its files."""
+    text = os.fspath(path)
+    if glob.has_magic(text) and not os.path.lexists(text):
+        return [*map(Path, sorted(glob.glob(text, recursive=True)))] or [Path(text)]
+    return [Path(text)]
 
 
 def _files_below(root: Path, recursive: bool) -> list[Path]:
