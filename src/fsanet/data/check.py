@@ -171,7 +171,8 @@ def check_data(
         check_range("num_classes", num_classes, 1, 255)
     notes: list[str] = []
     if module is not None:
-        layout, splits = type(module).__name__, _module_splits(module, num_classes)
+        layout = type(module).__name__
+        splits, notes = _module_splits(module, num_classes)
     else:
         layout, splits, notes = _layout_splits(root, layout, sbd=sbd, num_classes=num_classes)
     report = Report(escaped(str(root)), layout, quick, subset, notes=notes)
@@ -198,21 +199,19 @@ def _layout_splits(
         if guessed is None:
             raise
         found = labelled_folder.LabelledFolder(root, **guessed)  # type: ignore[arg-type]
-        notes = [labelled_folder.guess_note(guessed)]
-        if found.splits() == [None]:
-            notes[0] += "; no splits: train with --data.val-fraction 0.2"
-        if found.classes is not None:
-            notes.append(f"{len(found.classes)} colours: {', '.join(found.classes)}")
+        notes = [labelled_folder.guess_note(guessed), *labelled_folder.folder_notes(found)]
         return "folder", labelled_folder.splits_to_check(found, options["num_classes"]), notes
     if layout not in LAYOUTS:
         raise InputError(f"layout {layout!r}: use one of {', '.join(LAYOUTS)}")
     return layout, LAYOUTS[layout].splits(root, **options), []
 
 
-def _module_splits(module: Any, num_classes: int | None) -> list[Split]:
-    """The splits of a data module; any id is right where its number of classes is not known."""
-    if isinstance(getattr(module, "folder", None), labelled_folder.LabelledFolder):
-        return labelled_folder.splits_to_check(module.folder, num_classes)
+def _module_splits(module: Any, num_classes: int | None) -> tuple[list[Split], list[str]]:
+    """The splits of a data module, and remarks; any id is right if their number is not known."""
+    folder = getattr(module, "folder", None)
+    if isinstance(folder, labelled_folder.LabelledFolder):
+        splits = labelled_folder.splits_to_check(folder, num_classes)
+        return splits, labelled_folder.folder_notes(folder)
     splits = []
     for stage in ("train", "val", "test"):
         dataset = module.make_dataset(stage)
@@ -223,7 +222,7 @@ def _module_splits(module: Any, num_classes: int | None) -> list[Split]:
             )
         found = partial(Listing, dataset.pairs)
         splits.append(Split(stage, found, ids=dataset.ids, read_labels=dataset.read_labels))
-    return splits
+    return splits, []
 
 
 def _list_all(splits: list[Split], report: Report) -> list[Listing]:

@@ -67,7 +67,11 @@ def test_wrong_shapes_stop_a_training_and_are_listed_by_a_check(shapes, coco_con
 def test_a_check_finds_the_annotations(shapes):
     report = check_data(shapes.root, workers=0)
     assert report.ok
-    assert "read as --data.annotations 'shapes.json'; no splits" in report.notes[0]
+    notes = ("read as --data.annotations 'shapes.json'", "no splits: train with", "classes: 0 b")
+    assert all(note.startswith(part) for note, part in zip(report.notes, notes, strict=False))
+    given = FolderData(shapes.root, annotations="shapes.json", val_fraction=0.5)
+    report = check_data(shapes.root, module=given, workers=0)
+    assert report.notes[0] == "classes: 0 background, 1 cat, 2 dog"
 
 
 def test_splits_by_name(shapes, coco_content):

@@ -43,7 +43,8 @@ def list_split(root: Path, split: str | None) -> Listing:
         if not (base / name).is_dir():
             hint = _splits_hint(base) if split is None else ""
             raise MissingData(
-                f"{base}: no folder {name}/ in it; images/ and masks/ are needed{hint}",
+                f"{base}: no folder {name}/ in it; images/ and masks/ are needed, unless options "
+                f"say what to read (--data.images and --data.masks, or --data.annotations){hint}",
                 LAYOUT.guide(root),
             )
     images = _images(base / "images")

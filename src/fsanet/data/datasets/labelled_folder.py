@@ -38,7 +38,7 @@ from fsanet.data.masks import (
     read_instances,
     read_mask,
 )
-from fsanet.errors import InputError, check_range
+from fsanet.errors import InputError, check_range, printable
 from fsanet.inputs import file_errors
 
 
@@ -246,6 +246,17 @@ def guess_options(root: Path) -> dict[str, str] | None:
 def guess_note(options: Mapping[str, str]) -> str:
     """A line that says by which options of `FolderData` a folder was read."""
     return "read as " + " ".join(f"--data.{name} '{text}'" for name, text in options.items())
+
+
+def folder_notes(folder: LabelledFolder) -> list[str]:
+    """What `fsanet data check` remarks about a folder: missing splits, and classes found there."""
+    notes = []
+    if folder.splits() == [None]:
+        notes.append("no splits: train with --data.val-fraction 0.2")
+    if folder.classes is not None:
+        names = (f"{index} {printable(name)}" for index, name in enumerate(folder.classes))
+        notes.append(f"classes: {', '.join(names)}")
+    return notes
 
 
 def splits_to_check(folder: LabelledFolder, num_classes: int | None) -> list[Split]:
