@@ -87,6 +87,13 @@ def test_table(folder, tmp_path, capsys, monkeypatch, two_backends):
     assert float(rows["PyTorch"][4]) == 100
 
 
+def test_missing_images_are_found_before_the_export(tmp_path, capsys):
+    """Which takes a minute for a large network; this one is missing, too, and not asked for."""
+    missing = str(tmp_path / "photos")
+    assert main(["export", str(tmp_path / "network"), "--compare", missing]) == 2
+    assert f"{missing}: no such file or folder" in capsys.readouterr().err
+
+
 def test_labels_that_do_not_fit_are_one_line(folder, tmp_path, two_backends):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()

@@ -49,6 +49,9 @@ def export(
             raise InputError(f"--compare needs an .onnx file, and --out is {out}")
         if fixed:
             raise InputError("--compare feeds whole images of their own sizes; leave out --fixed")
+        from fsanet.data.images import list_images
+
+        list_images(compare)  # one that is missing is found before the export
     with tempfile.TemporaryDirectory() as folder:
         file = out or str(Path(folder, "model.onnx"))
         _export(model, file, size=size, fixed=fixed, argmax=argmax, preprocess=preprocess)
