@@ -178,6 +178,11 @@ def test_files(net, found, tmp_path):
     assert content["integrated_gradients"]["completeness_error"] == found.gradients.error
     page = report.read_text()
     assert f"Why pixel 100,30 is {found.outcome.class_at_pixel}" in page
+    present = {one for part in found.parts for one in part.without.mask.unique().tolist()}
+    present |= {*found.result.mask.unique().tolist(), *found.no_attention.mask.unique().tolist()}
+    legend = page.partition('<ul class="legend">')[2].partition("</ul>")[0]
+    assert legend.count("<li>") == len(present)
+    assert all(f"</i>{found.result.classes[index]}</li>" in legend for index in present)
     assert page.count("<img") == page.count('src="data:image/png;base64,')
     with Image.open(report.parent / "attention-1.png") as picture:
         assert picture.width == 4 * 136  # enlarged by whole numbers

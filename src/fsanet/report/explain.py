@@ -572,7 +572,7 @@ def write_explanation(
     for number, (name, outcome) in enumerate(dropped, 1):
         changed = _mark_changes(one.result, outcome)
         pictures[f"without-{number}.png"] = changed
-        changes.append((f"without {name}: {percent(outcome.changed)} changed", changed))
+        changes.append((f"without {name} ({percent(outcome.changed)} changed)", changed))
     sections = [
         Section(
             "Attention",
@@ -627,7 +627,11 @@ def write_explanation(
         ],
         classes=[],
         sections=[
-            Section("The pixel", [], [("pixel", pixel), ("prediction", pictures["overlay.png"])]),
+            Section(
+                "The pixel",
+                pictures=[("pixel", pixel), ("prediction", pictures["overlay.png"])],
+                legend=_legend(one.result, [outcome.mask for _, outcome in dropped]),
+            ),
             *sections,
         ],
         settings={
@@ -652,6 +656,12 @@ def _mark_changes(result: Segmentation, outcome: Outcome) -> Image.Image:
     mask = torch.where(outcome.mask == result.mask, unchanged, outcome.mask)
     marked = Segmentation(mask, result.classes, result.palette, grey)
     return marked.overlay(alpha=0.8, legend=False)
+
+
+def _legend(result: Segmentation, others: Sequence[Tensor]) -> list[tuple[str, Any]]:
+    """Names and colours of the classes in a result, and in other masks of the image."""
+    present = torch.stack([result.mask, *others]).unique().tolist()
+    return [(result.classes[index], result.palette[index]) for index in present]
 
 
 def _attention_text(one: Explanation) -> list[str]:
@@ -694,7 +704,7 @@ def _band_text(one: Explanation) -> list[str]:
         text.append(f"The attention sees frequencies {band}; all others pass by it.")
     text.append(
         "At the pixel itself: "
-        + ", ".join(f"{part.name} {100 * part.at_pixel:.1f} %" for part in one.parts)
+        + ", ".join(f"{part.name} ({100 * part.at_pixel:.1f} %)" for part in one.parts)
         + "."
     )
     return text

@@ -44,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: paragraphs, pictures with a line below each, a table.
+    """A part of the page: paragraphs, a legend, pictures with a line below each, a table.
 
     Attributes:
         title: heading.
@@ -52,6 +52,7 @@ class Section:
         pictures: (line below it, picture).
         header: of the table.
         rows: of the table; the first column is aligned left.
+        legend: names and colours of the classes in the pictures.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Section:
     pictures: Sequence[tuple[str, Image.Image]] = ()
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    legend: Sequence[tuple[str, Colour]] = ()
 
 
 @dataclass(frozen=True)
