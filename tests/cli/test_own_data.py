@@ -172,6 +172,8 @@ def test_the_labelling_loop(folder, capsys, monkeypatch, tmp_path, form):
     monkeypatch.chdir(folder)
     (given,) = commands("predict photos/*.jpg --model runs/mine --out predictions --format")
     given = [{"cvat": form}.get(word, word) for word in given]
+    small = ["predict", "photos/p0_mask.png", "--model", "runs/mine", "--out", str(tmp_path)]
+    run(capsys, [*small, "--entropy"])  # of an earlier run, and no part of this one
     shown, _ = run(capsys, [*given, "--out", str(tmp_path), "--no-overlay"])
     listed = (tmp_path / "uncertain.txt").read_text().splitlines()
     assert len(listed) == 5

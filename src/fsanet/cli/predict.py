@@ -265,13 +265,19 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-_FINISHING = ("out", "cityscapes_export", "format", "uncertain")
+_FINISHING = ("images", "recursive", "out", "cityscapes_export", "format", "uncertain")
 
 
 def _finish(
-    out: Path | None, cityscapes_export: Path | None, format: Any, uncertain: int | None
+    images: list[str],
+    recursive: bool,
+    out: Path | None,
+    cityscapes_export: Path | None,
+    format: Any,
+    uncertain: int | None,
 ) -> None:
     """Write the zip file if there is to be one, and print what was done."""
+    from fsanet.data.images import list_images
     from fsanet.predict.folder import remove_results
     from fsanet.predict.launch import this_process
 
@@ -294,11 +300,13 @@ def _finish(
     if format is not None:
         from fsanet.predict.annotations import write_annotations
 
-        print(f"annotations in {write_annotations(folder, format)}")
+        files = list_images(images, recursive=recursive)
+        print(f"annotations in {write_annotations(folder, format, images=files)}")
     if uncertain is not None:
         from fsanet.predict.annotations import most_uncertain
 
-        for image, entropy in most_uncertain(folder, uncertain):
+        files = list_images(images, recursive=recursive)
+        for image, entropy in most_uncertain(folder, uncertain, images=files):
             print(f"{entropy:.4f}  {image}")
     what = _count(summary["images"], "image")
     if "instances" in summary:

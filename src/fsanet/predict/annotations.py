@@ -9,7 +9,7 @@ or many can have predicted, and hold the masks to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +31,8 @@ AnnotationFormat = Literal["coco", "cvat", "labelstudio"]
 
 _LARGEST_JSON = 10**9  # bytes
 
+_Record = tuple[Path, dict[str, Any]]  # the JSON file of an image, and its content
+
 
 class _Shape(NamedTuple):
     """A mask of an image: its category, bool (H, W), and score, if it has one."""
@@ -47,7 +49,9 @@ class _Image(NamedTuple):
     shapes: list[_Shape]
 
 
-def write_annotations(out: str | Path, format: AnnotationFormat) -> Path:
+def write_annotations(
+    out: str | Path, format: AnnotationFormat, *, images: Iterable[str | Path] | None = None
+) -> Path:
     """Write the predictions in a folder as one annotation file beside them.
 
     A semantic prediction has one mask for each class but "background", an instance prediction one
@@ -58,11 +62,14 @@ def write_annotations(out: str | Path, format: AnnotationFormat) -> Path:
         out: folder that `predict_folder` wrote.
         format: "coco": ``annotations.json``, masks as RLE; "cvat": ``annotations.xml``, "CVAT for
             images 1.1"; "labelstudio": ``tasks.json``, brushes as predictions of tasks.
+        images: only these image files, by the paths they were predicted by; by default all, those
+            of earlier runs into the same folder among them.
 
     Raises:
         InputError: the folder holds no predictions, or faster-coco-eval is not installed.
     """
     out = Path(out)
+    records = _records(out, images)
     if format == "cvat":
         names = _category_names(out)
         document = cvat_document(
@@ -73,18 +80,20 @@ def write_annotations(out: str | Path, format: AnnotationFormat) -> Path:
                     image.width,
                     [(names[shape.category], shape.mask) for shape in image.shapes],
                 )
-                for image in _images(out, names)
+                for image in _images(out, records, names)
             ],
             list(names.values()),
         )
         return write_bytes(out / "annotations.xml", document)
     if format == "labelstudio":
-        return write_json(out / "tasks.json", _tasks(out))
+        return write_json(out / "tasks.json", _tasks(out, records))
     mask_tools()  # raises if it is missing
-    return write_json(out / "annotations.json", _coco(out))
+    return write_json(out / "annotations.json", _coco(out, records))
 
 
-def most_uncertain(out: str | Path, count: int) -> list[tuple[str, float]]:
+def most_uncertain(
+    out: str | Path, count: int, *, images: Iterable[str | Path] | None = None
+) -> list[tuple[str, float]]:
     """Images with the highest mean entropy in a folder of predictions, and write the list.
 
     ``uncertain.txt`` has one image a line, the most uncertain first.
@@ -92,6 +101,7 @@ def most_uncertain(out: str | Path, count: int) -> list[tuple[str, float]]:
     Args:
         out: folder that `predict_folder` wrote with ``entropy``.
         count: number of images.
+        images: see `write_annotations`.
 
     Returns:
         the image files with their mean entropy in nats.
@@ -100,7 +110,8 @@ def most_uncertain(out: str | Path, count: int) -> list[tuple[str, float]]:
         InputError: the folder holds no predictions with their entropy.
     """
     check_range("uncertain", count, 1, 10**9)
-    found = [(r["image"], r["mean_entropy"]) for _, r in _records(Path(out)) if "mean_entropy" in r]
+    records = (record for _, record in _records(Path(out), images))
+    found = [(one["image"], one["mean_entropy"]) for one in records if "mean_entropy" in one]
     if not found:
         raise InputError(f"{out}: no entropy in it; predict again with --entropy")
     found.sort(key=lambda entry: (-entry[1], entry[0]))
@@ -109,11 +120,14 @@ def most_uncertain(out: str | Path, count: int) -> list[tuple[str, float]]:
     return chosen
 
 
-def _records(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The JSON files of predicted images, in the order of their paths."""
+def _records(out: Path, images: Iterable[str | Path] | None) -> Iterator[_Record]:
+    """The JSON files of predicted images, of all or of these, in the order of their paths."""
+    chosen = None if images is None else {*map(str, images)}
     for file in sorted(out.rglob("*.json")):
         record = read_json(file, "result", _LARGEST_JSON)
-        if isinstance(record, dict) and "made" in record and "error" not in record:
+        if not isinstance(record, dict) or "made" not in record or "error" in record:
+            continue
+        if chosen is None or record["image"] in chosen:
             yield file, record
 
 
@@ -129,10 +143,10 @@ def _category_names(out: Path) -> dict[int, str]:
     return names
 
 
-def _images(out: Path, names: Mapping[int, str]) -> Iterator[_Image]:
+def _images(out: Path, records: Iterable[_Record], names: Mapping[int, str]) -> Iterator[_Image]:
     """The predicted images with their masks, of the categories that have names, one at a time."""
     empty = True
-    for file, record in _records(out):
+    for file, record in records:
         empty = False
         # The path below the folder of images: results keep its folders.
         name = (file.parent.relative_to(out) / Path(record["image"]).name).as_posix()
@@ -151,10 +165,10 @@ def _images(out: Path, names: Mapping[int, str]) -> Iterator[_Image]:
         raise InputError(f"{out}: no predictions in it; give the --out of fsanet predict")
 
 
-def _coco(out: Path) -> dict[str, Any]:
+def _coco(out: Path, records: Iterable[_Record]) -> dict[str, Any]:
     names = _category_names(out)
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
-    for number, image in enumerate(_images(out, names), 1):
+    for number, image in enumerate(_images(out, records, names), 1):
         images.append(
             {"id": number, "file_name": image.name, "height": image.height, "width": image.width}
         )
@@ -177,10 +191,10 @@ def _coco(out: Path) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _tasks(out: Path) -> list[dict[str, Any]]:
+def _tasks(out: Path, records: Iterable[_Record]) -> list[dict[str, Any]]:
     names = _category_names(out)
     tasks = []
-    for image in _images(out, names):
+    for image in _images(out, records, names):
         results = []
         for number, shape in enumerate(image.shapes):
             result: dict[str, Any] = {
