@@ -20,9 +20,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["ConsoleProgress"]
+__all__ = ["LINE_EVERY", "ConsoleProgress"]
 
-_LINE_EVERY = 30.0  # seconds
+#: Seconds between lines where there is no terminal.
+LINE_EVERY = 30.0
 
 
 class ConsoleProgress(Progress):
@@ -67,7 +68,7 @@ class ConsoleProgress(Progress):
         """As in rich; prints a line where there is no terminal and the last one is old."""
         super().update(task_id, **changes)
         now = self.get_time()
-        if not self._prints_lines or now - self._last_line < _LINE_EVERY:
+        if not self._prints_lines or now - self._last_line < LINE_EVERY:
             return
         self._last_line = now
         task = self._tasks[task_id]

@@ -174,6 +174,14 @@ def test_slow_network_waits_for_nothing(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("clock")
+def test_a_long_first_epoch_is_not_silent(tmp_path, capsys):
+    shares(0.0, 12.0, tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["3/16", "5/16", "8/16", "8/16", "16/16"]
+    assert "2.6 min left" in lines[0]
+
+
+@pytest.mark.usefixtures("clock")
 def test_logging_and_other_callbacks_are_not_waiting(tmp_path):
     class Busy(Callback):
         def on_train_batch_end(self, *args):

@@ -108,7 +108,7 @@ def test_second_evaluation_starts_from_nothing(net):
 
 
 def test_lines_where_no_bar_can_be_drawn(net, capsys, monkeypatch):
-    monkeypatch.setattr("fsanet.progress._LINE_EVERY", 0.0)
+    monkeypatch.setattr("fsanet.progress.LINE_EVERY", 0.0)
     evaluate(net, TinyData(val=3), split="val", accelerator="cpu")
     lines = [line for line in capsys.readouterr().err.splitlines() if "images" in line]
     assert [line.split(" images")[0] for line in lines[-3:]] == [

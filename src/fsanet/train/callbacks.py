@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import random
 import time
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from fsanet.data.batches import Loader
 from fsanet.files import first_process
-from fsanet.progress import ConsoleProgress
+from fsanet.progress import LINE_EVERY, ConsoleProgress
 
 __all__ = [
     "DepthwiseInFloat32",
@@ -157,6 +158,8 @@ def _faster_loading(data: Any) -> str:
 class EpochLines(Callback):
     """Prints one line per epoch, for consoles that cannot show a progress bar.
 
+    Within the first epoch, a line every half minute shows that the training goes on, and how fast.
+
     Args:
         steps: optimiser steps of the run.
         monitor: metric of validation to print.
@@ -167,11 +170,22 @@ class EpochLines(Callback):
         self.monitor = monitor
         self._start = time.perf_counter()
         self._first = 0
+        self._next: float = self._start  # time of the next line within the first epoch
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self._start, self._first = time.perf_counter(), trainer.global_step
+        self._next = self._start + LINE_EVERY
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        if time.perf_counter() >= self._next:
+            self._next += LINE_EVERY
+            self._print(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._next = math.inf
+        self._print(trainer)
+
+    def _print(self, trainer: lightning.Trainer) -> None:
         if not trainer.is_global_zero:
             return
         step, found = trainer.global_step, trainer.callback_metrics
