@@ -54,7 +54,9 @@ def export(
         list_images(compare)  # one that is missing is found before the export
     with tempfile.TemporaryDirectory() as folder:
         file = out or str(Path(folder, "model.onnx"))
-        _export(model, file, size=size, fixed=fixed, argmax=argmax, preprocess=preprocess)
+        about = _export(model, file, size=size, fixed=fixed, argmax=argmax, preprocess=preprocess)
+        if out is not None:  # else the file goes away again
+            print(*about, sep="\n")
         if compare is not None:
             _compare(model, file, compare)
     return 0
@@ -62,7 +64,8 @@ def export(
 
 def _export(
     model: str, out: str, *, size: tuple[int, int], fixed: bool, argmax: bool, preprocess: bool
-) -> None:
+) -> tuple[str, str]:
+    """Write the file; what it takes and gives, and how far it is from the network."""
     from fsanet.convert import load_model
     from fsanet.models import MaskRcnnFsa
     from fsanet.predict.export import check_target, export_network
@@ -76,18 +79,18 @@ def _export(
         takes = "uint8 0..255 (height, width, 3)"
         if not preprocess:
             takes = "floats 0..1 (3, height, width), not normalised"
-        print(f"{out}: takes one RGB image, {takes}; gives boxes, labels from 1, scores and masks")
-        print(f"{out}: largest difference of scores {difference:.1e}")
-        return
+        return (
+            f"{out}: takes one RGB image, {takes}; gives boxes, labels from 1, scores and masks",
+            f"{out}: largest difference of scores {difference:.1e}",
+        )
     takes = "uint8 0..255 (batch, height, width, 3)"
     if not preprocess:
         takes = "floats 0..1 (batch, 3, height, width), not normalised"
     gives = "class ids, uint8 (batch, height, width)" if argmax else "logits"
-    print(f"{out}: takes RGB images, {takes}; gives {gives}")
+    far = f"largest difference of logits {difference:.1e} of the largest logit"
     if argmax:
-        print(f"{out}: {100 * (1 - difference):.3f} % of pixels have the class of the network")
-    else:
-        print(f"{out}: largest difference of logits {difference:.1e} of the largest logit")
+        far = f"{100 * (1 - difference):.3f} % of pixels have the class of the network"
+    return f"{out}: takes RGB images, {takes}; gives {gives}", f"{out}: {far}"
 
 
 def _compare(model: str, file: str, images: list[str]) -> None:
@@ -95,7 +98,7 @@ def _compare(model: str, file: str, images: list[str]) -> None:
     from fsanet.predict.compare import compare_backends, table
     from fsanet.progress import ConsoleProgress
 
-    with ConsoleProgress("backends") as bar:
+    with ConsoleProgress() as bar:
 
         def watch(title: str, count: int) -> Callable[[str], None]:
             task = bar.add_task(title, total=count)
