@@ -30,7 +30,7 @@ from rich.console import Console
 
 from fsanet.bench.tables import Grid, significant, spread
 from fsanet.bench.training import make_training_step
-from fsanet.cli.main import user_errors
+from fsanet.cli.main import reuse_freed_memory, user_errors
 from fsanet.cli.recipe import Recipe
 from fsanet.cost import Quartiles, ratios
 from fsanet.cost.timing import strides
@@ -224,6 +224,7 @@ def main() -> int:
     parser.add_argument("--json", help="write all numbers to this file")
     given, options = parser.parse_known_args()
     torch.set_num_threads(given.threads)
+    reuse_freed_memory()  # as `fsanet train` does
     with user_errors(parser.prog):
         if given.steps < 1:
             raise InputError(f"--steps {given.steps}: give at least 1")

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -405,3 +406,30 @@ def test_warnings_are_one_line_that_needs_no_code(monkeypatch):
     assert ours.startswith("fsanet: warning: a step takes 64 images")
     assert ours.count("\n") == 1
     assert other == "fsanet: warning: not ours\n"
+
+
+def page_faults(environment):
+    """Pages that the system clears for blocks of the same sizes as those before."""
+    code = """
+import resource, numpy
+from fsanet.cli.main import reuse_freed_memory
+reuse_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(2):
+        numpy.ones(2**23), numpy.ones(2**22)  # 64 and 32 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return int(found.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_reused():
+    as_it_comes = {"MALLOC_TRIM_THRESHOLD_": "131072"}  # set by the user, so it stays
+    assert page_faults({}) < page_faults(as_it_comes) / 10
