@@ -20,6 +20,18 @@ def test_lines_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> 
     ]
 
 
+def test_one_phase_after_the_other(capfd: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    with ConsoleProgress(clock=lambda: now) as progress:
+        for title, count in [("warm-up", 3), ("rounds", 40)]:
+            step = progress.watch(title, count)
+            for _ in range(count):
+                now += 1
+                step("sdpa")
+        assert len(progress.tasks) == 1
+    assert capfd.readouterr().err.splitlines() == ["rounds 27/40 · 1/s · 0.2 min left"]
+
+
 def test_bar_on_a_terminal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

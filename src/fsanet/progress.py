@@ -45,6 +45,7 @@ class ConsoleProgress(Progress):
         self._unit = f" {unit}" if unit else ""
         self._prints_lines = shown and not console.is_terminal
         self._last_line = clock()
+        self._watched: TaskID | None = None
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -78,6 +79,14 @@ class ConsoleProgress(Progress):
         if task.time_remaining is not None:
             parts.append(f"{task.time_remaining / 60:.1f} min left")
         print(" · ".join(parts), file=sys.stderr, flush=True)
+
+    def watch(self, title: str, count: int) -> Callable[[str], None]:
+        """Show a phase of ``count`` steps, in place of the one before; see `fsanet.cost.Watch`."""
+        if self._watched is None:
+            self._watched = self.add_task(title, total=count)
+        task = self._watched
+        self.reset(task, total=count, description=title, current="")
+        return lambda name: self.update(task, advance=1, current=name)
 
 
 class _Rate(ProgressColumn):

@@ -106,6 +106,21 @@ def test_integrated_gradients_are_complete(found):
     assert found.gradients.error < 0.05
 
 
+def test_each_step_of_the_integral_is_reported(net, image):
+    phases = []
+
+    def watch(title, count):
+        phases.append([title, count, 0])
+
+        def step(name):
+            phases[-1][2] += 1
+
+        return step
+
+    explain(net, image, AT, steps=5, watch=watch)
+    assert phases == [["integrated gradients", 5, 5]]
+
+
 def correlation(one, other):
     return abs(np.corrcoef(one.flatten().numpy(), other.flatten().numpy())[0, 1])
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fsanet.bench.compare_layers import LayerReport
     from fsanet.bench.grow_layers import GrowthReport, Value
     from fsanet.bench.tables import Grid
-    from fsanet.cost import Watch
 
 HELP = [Section("fsanet.cli.bench:bench", skip={"command"})]
 
@@ -180,7 +179,7 @@ def bench(
             from fsanet.bench.compare_prediction import PredictionSettings, compare_prediction
 
             task = PredictionSettings(model=model, images=tuple(predict), **options)
-            found = compare_prediction(task, watch=_watch(progress))
+            found = compare_prediction(task, watch=progress.watch)
             save(found.as_dict(), tables.prediction_markdown(found, command=command))
             _print(progress, tables.prediction_grid(found), tables.steps_grid(found))
             _print(progress, tables.describe_prediction(found))
@@ -188,7 +187,7 @@ def bench(
         if model is not None:
             size = _size(image or "769x769", "image")
             settings = NetworkSettings(source=model, size=size, **attention, **options)
-            network = compare_networks(settings, watch=_watch(progress))
+            network = compare_networks(settings, watch=progress.watch)
             save(network.as_dict(), tables.network_markdown(network, command=command))
             _print(progress, tables.network_grid(network), tables.describe_network(network))
             return
@@ -207,7 +206,7 @@ def bench(
             if len(base.sizes) != 1:
                 raise InputError("--sizes: give one with --grow; --grow N=32x32,64x64 has several")
             axes = dict(_axis(text) for text in grow)
-            grown = grow_layers(base, axes, watch=_watch(progress), on_axis=on_axis)
+            grown = grow_layers(base, axes, watch=progress.watch, on_axis=on_axis)
             _print(progress, tables.describe_growth(grown))
             return
         if paper:
@@ -222,7 +221,7 @@ def bench(
                 backward=backward,
                 **options,
             ),
-            watch=_watch(progress),
+            watch=progress.watch,
             on_size=on_size,
         )
         claims = tables.paper_grid(report) if paper else None
@@ -257,17 +256,6 @@ def _axis(text: str) -> tuple[str, list[Value]]:
         else:
             raise InputError(f"--grow {text}: give positive whole numbers, such as {name}=2,4,8")
     return name, values
-
-
-def _watch(progress: Progress) -> Watch:
-    """One bar, which starts again at each phase."""
-    task = progress.add_task("", total=None)
-
-    def watch(title: str, count: int) -> Any:
-        progress.reset(task, total=count, description=title, current="")
-        return lambda name: progress.update(task, advance=1, current=name)
-
-    return watch
 
 
 def _print(progress: Progress, *parts: Grid | str) -> None:

@@ -46,6 +46,7 @@ def explain(
     from fsanet.errors import check_range
     from fsanet.files import check_writable
     from fsanet.predict.draw import percent
+    from fsanet.progress import ConsoleProgress
     from fsanet.report.explain import check_pixel, reduce_image, write_explanation
     from fsanet.report.explain import explain as explain_pixel
 
@@ -57,7 +58,16 @@ def explain(
     network = load_model(model, task="semantic").to(available_device(device))
     check_writable(out)
     pixels, pixel = reduce_image(pixels, pixel, max_side)
-    found = explain_pixel(network, pixels, pixel, layer=layer, steps=steps, gradients=gradients)
+    with ConsoleProgress() as progress:
+        found = explain_pixel(
+            network,
+            pixels,
+            pixel,
+            layer=layer,
+            steps=steps,
+            gradients=gradients,
+            watch=progress.watch,
+        )
     report = write_explanation(found, out, source=image, model=network)
     print(
         f"pixel {at} is {found.outcome.class_at_pixel} "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from fsanet.cli.help import Section
@@ -98,13 +97,8 @@ def _compare(model: str, file: str, images: list[str]) -> None:
     from fsanet.predict.compare import compare_backends, table
     from fsanet.progress import ConsoleProgress
 
-    with ConsoleProgress() as bar:
-
-        def watch(title: str, count: int) -> Callable[[str], None]:
-            task = bar.add_task(title, total=count)
-            return lambda name: bar.update(task, advance=1)
-
-        rows = compare_backends(model, file, images, watch=watch)
+    with ConsoleProgress() as progress:
+        rows = compare_backends(model, file, images, watch=progress.watch)
     header, *body = table(rows)
     print_table("", header, body)
 

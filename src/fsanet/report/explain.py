@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fsanet.attention import FrequencySelfAttention, SpatialSelfAttention, attention_row
 from fsanet.attention.block import AttentionBlock
 from fsanet.attention.dct import Band, split_frequencies
+from fsanet.cost import Watch, no_watch
 from fsanet.data.images import ImageSource, read_image
 from fsanet.errors import InputError, check_range
 from fsanet.files import environment, model_summary, write_json, write_whole
@@ -223,6 +224,7 @@ def explain(
     layer: str | None = None,
     steps: int = 50,
     gradients: bool = True,
+    watch: Watch = no_watch,
 ) -> Explanation:
     """Explain the class of a pixel.
 
@@ -234,6 +236,7 @@ def explain(
         layer: name of the attention layer; by default the last one.
         steps: points of the integral of integrated gradients.
         gradients: compute integrated gradients, which needs captum.
+        watch: is notified of each step of the integral.
 
     Raises:
         InputError: the pixel lies outside the image, the network has no such layer, or captum is
@@ -281,7 +284,9 @@ def explain(
                     )
                 )
             no_attention = outcome(skip=True)
-        found = _integrated_gradients(model, inputs, at, target, steps) if gradients else None
+        found = None
+        if gradients:
+            found = _integrated_gradients(model, inputs, at, target, steps, watch)
     return Explanation(
         result=Segmentation(
             mask=as_it_is.mask,
@@ -502,16 +507,22 @@ def _captum() -> Any:
 
 
 def _integrated_gradients(
-    model: nn.Module, inputs: Tensor, at: tuple[int, int], target: int, steps: int
+    model: nn.Module, inputs: Tensor, at: tuple[int, int], target: int, steps: int, watch: Watch
 ) -> Gradients:
     def logit(images: Tensor) -> Tensor:
         return model(images)[:, target, at[1], at[0]]
 
+    def watched(images: Tensor) -> Tensor:
+        for _ in images:
+            step("")
+        return logit(images)
+
     baseline = torch.zeros_like(inputs)  # the mean colour
     with torch.no_grad():
         difference = float(logit(inputs) - logit(baseline))
+    step = watch("integrated gradients", steps)
     with warnings.catch_warnings(action="ignore"):
-        found = _captum()(logit).attribute(
+        found = _captum()(watched).attribute(
             inputs, baseline, n_steps=steps, internal_batch_size=2, method="gausslegendre"
         )
     found = found.detach()[0].double()  # (3, H, W)
