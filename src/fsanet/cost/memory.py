@@ -123,7 +123,7 @@ def peak_resident_memory(run: Callable[[], object]) -> int:
     after = _bytes_in(status, "VmHWM:")
     if before is None or after is None:
         raise InputError(f"{status} has no line VmHWM, which peak resident memory is read from")
-    return after - before
+    return max(0, after - before)  # counters of threads may lag by some pages
 
 
 def available_memory() -> int | None:
