@@ -174,7 +174,9 @@ def _run(given: list[str]) -> int:
             print(page, end="")
             return 0
         silence_libraries()
-        if name != "bench":  # which measures what a program has that only imports the library
+        # `bench` measures what a program has that only imports the library; `predict --window`
+        # is for images that hardly fit into memory.
+        if name != "bench" and not any(one.startswith("--window") for one in given):
             reuse_freed_memory()
         return command.run(given[1:])
     if name in ("--help", "-h"):

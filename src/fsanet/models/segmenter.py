@@ -173,7 +173,7 @@ class Segmenter:
                         partial(self._forward, run),
                         window=self.window,
                         stride=self.stride,
-                        band=max(1, band) if bands else height,
+                        band=max(1, band) if bands or self.window else height,
                         align_corners=getattr(network, "align_corners", False),
                         scales=[scale * factor for factor in self.scales],
                         flip=self.flip,

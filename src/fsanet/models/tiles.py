@@ -64,7 +64,8 @@ def class_scores(
         images: uint8 (B, 3, H, W).
         forward: the model; see `Forward`.
         window, stride: pixels, (vertical, horizontal), or None for the whole image at once.
-        band: rows of a block where there is no window.
+        band: most rows of a block, except for the windows of a single view at the size of the
+            images.
         align_corners: how logits are upsampled to the size of what the model was fed.
         scales: factors the images are resized by.
         flip: add each scale mirrored.
@@ -104,14 +105,21 @@ def class_scores(
             return upsampled
         return ResizedRows(upsampled.bands(max(1, round(band * scale))), scaled, size)
 
-    step = band if stride is None else stride[0]
     views: Iterable[ResizedRows] = (view(*look) for look in looks)  # one after the other
-    if step < size[0]:
+    bands = list(_bands(size[0], size[0] if stride is None else stride[0], band))
+    if len(bands) > 1:
         views = list(views)  # all advance together
-    for start in range(0, size[0], step):
-        rows = slice(start, min(start + step, size[0]))
+    for rows in bands:
         pieces = (one.take(rows.start, rows.stop) for one in views)
         yield Block(every, rows, every, _average(pieces, softmax))
+
+
+def _bands(height: int, stride: int, band: int) -> Iterator[slice]:
+    """Rows 0..height, ``band`` at a time, and none across a multiple of ``stride``."""
+    for top in range(0, height, stride):
+        end = min(top + stride, height)
+        for start in range(top, end, band):
+            yield slice(start, min(start + band, end))
 
 
 def _average(pieces: Iterable[Tensor], softmax: bool) -> Tensor:
