@@ -174,9 +174,10 @@ def _run(given: list[str]) -> int:
             print(page, end="")
             return 0
         silence_libraries()
-        # `bench` measures what a program has that only imports the library; `predict --window`
-        # is for images that hardly fit into memory.
-        if name != "bench" and not any(one.startswith("--window") for one in given):
+        # `bench` measures what a program has that only imports the library, `bench --predict` what
+        # `predict` has; `--window` is for images that hardly fit into memory.
+        options = {one.partition("=")[0] for one in given}
+        if "--window" not in options and (name != "bench" or "--predict" in options):
             reuse_freed_memory()
         return command.run(given[1:])
     if name in ("--help", "-h"):
