@@ -220,9 +220,9 @@ def silence_libraries() -> None:
 def reuse_freed_memory() -> None:
     """Let glibc keep the memory of freed maps for the next ones, in this process.
 
-    Otherwise every block of more than 32 MiB comes from the system, which clears it page by page: a
-    fifth of the time of a training step on a CPU. Blocks of more than 256 MiB still do, so that the
-    memory of large images is given back. Settings of the environment (mallopt(3)) take precedence.
+    Otherwise every block of more than 32 MiB comes from the system, which clears it page by page.
+    Blocks of more than 256 MiB still do, so that the memory of large images is given back. Settings
+    of the environment (mallopt(3)) take precedence.
     """
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
         return
