@@ -21,6 +21,7 @@ from numba import njit, prange, set_num_threads
 
 from fsanet.attention import kernels
 from fsanet.attention.dct import Band, dct_bases
+from fsanet.bench.tables import spread
 from fsanet.cost.timing import Quartiles, Timed, ratios, time_calls
 from fsanet.files import environment
 
@@ -140,15 +141,9 @@ def main() -> None:
             timed = {name: Timed(way) for name, way in ways.items()}
             taken = time_calls(timed, device=torch.device("cpu"), rounds=given.rounds)
             for name, seconds in taken.items():
-                ms, gain = (
-                    Quartiles.of([*seconds.values()]),
-                    Quartiles.of(ratios(taken["eager"], seconds)),
-                )
-                print(
-                    f"| {size} | {operation} | {name} | {1e3 * ms.median:.2f} "
-                    f"({1e3 * ms.low:.2f} - {1e3 * ms.high:.2f}) | {gain.median:.2f} "
-                    f"({gain.low:.2f} - {gain.high:.2f}) |"
-                )
+                ms = spread(Quartiles.of([*seconds.values()]), 1e3)
+                gain = spread(Quartiles.of(ratios(taken["eager"], seconds)))
+                print(f"| {size} | {operation} | {name} | {ms} | {gain} |")
 
 
 if __name__ == "__main__":

@@ -297,17 +297,15 @@ def _finish(
             )
         if out is None and this_process().world_size == 1:  # else others may still read it
             remove_results(folder)
-    if format is not None:
-        from fsanet.predict.annotations import write_annotations
+    if format is not None or uncertain is not None:
+        from fsanet.predict.annotations import most_uncertain, write_annotations
 
         files = list_images(images, recursive=recursive)
-        print(f"annotations in {write_annotations(folder, format, images=files)}")
-    if uncertain is not None:
-        from fsanet.predict.annotations import most_uncertain
-
-        files = list_images(images, recursive=recursive)
-        for image, entropy in most_uncertain(folder, uncertain, images=files):
-            print(f"{entropy:.4f}  {image}")
+        if format is not None:
+            print(f"annotations in {write_annotations(folder, format, images=files)}")
+        if uncertain is not None:
+            for image, entropy in most_uncertain(folder, uncertain, images=files):
+                print(f"{entropy:.4f}  {image}")
     what = _count(summary["images"], "image")
     if "instances" in summary:
         what = f"{_count(summary['instances'], 'instance')} on {what}"
