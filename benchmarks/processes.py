@@ -144,7 +144,7 @@ def draw(rates: Rates, about: Mapping[str, str]) -> bytes:
         errors = [[g.median - g.low for g in gains], [g.high - g.median for g in gains]]
         axes.bar(range(len(gains)), medians, 0.6, color=LIGHT.first, yerr=errors, capsize=4)
         axes.set_xticks(range(len(gains)), [name.replace(", ", "\n") for name in found])
-        style(axes, f"{what}, images a second", LIGHT, grid="y")
+        style(axes, what, LIGHT, grid="y")
         axes.set_ylabel("times one process with one thread", color=LIGHT.ink)
     words = [f"{name} {about[name]}" for name in ("device", "torch", "commit") if name in about]
     figure.suptitle(", ".join(words), fontsize=8, color=LIGHT.ink)

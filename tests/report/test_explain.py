@@ -1,12 +1,10 @@
 """Explanations of a pixel: what the parts add up to, and that they follow the weights."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.layers import SIMILARITIES
 from support.tiny import draw_weights, small_fsanet
 
@@ -18,7 +16,6 @@ from fsanet.report.explain import (
     find_layer,
     grid_position,
     reduce_image,
-    write_explanation,
 )
 
 AT = (100, 30)  # x, y
@@ -174,33 +171,6 @@ def test_mode_and_weights_are_left(image):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not net.head.attention._forward_hooks
     assert all(parameter.grad is None for parameter in net.parameters())
-
-
-def test_files(net, found, tmp_path):
-    report = write_explanation(found, tmp_path / "why", source="a photo.jpg", model=net)
-    files = {path.name for path in report.parent.iterdir()}
-    content = json.loads((report.parent / "explanation.json").read_text())
-    assert files == {*content["files"], "explanation.json", "report.html"}
-    assert {"attention-1.png", "attention-2.png", "band-4.png", "gradients.png"} <= files
-    assert content["class"] == found.outcome.class_at_pixel
-    assert content["pixel"] == list(AT)
-    rows = torch.tensor([one["weights"] for one in content["attention"]])
-    torch.testing.assert_close(rows.double(), found.rows.double(), rtol=1e-5, atol=1e-9)
-    assert content["attention"][1]["sum"] == pytest.approx(1)
-    shares = content["attention"][0]["classes"].values()
-    assert sum(one["weight"] for one in shares) == pytest.approx(1)
-    assert sum(one["area"] for one in shares) == pytest.approx(1)
-    assert content["integrated_gradients"]["completeness_error"] == found.gradients.error
-    page = report.read_text()
-    assert f"Why pixel 100,30 is {found.outcome.class_at_pixel}" in page
-    present = {one for part in found.parts for one in part.without.mask.unique().tolist()}
-    present |= {*found.result.mask.unique().tolist(), *found.no_attention.mask.unique().tolist()}
-    legend = page.partition('<ul class="legend">')[2].partition("</ul>")[0]
-    assert legend.count("<li>") == len(present)
-    assert all(f"</i>{found.result.classes[index]}</li>" in legend for index in present)
-    assert page.count("<img") == page.count('src="data:image/png;base64,')
-    with Image.open(report.parent / "attention-1.png") as picture:
-        assert picture.width == 4 * 136  # enlarged by whole numbers
 
 
 def test_another_layer_and_no_layer(image):

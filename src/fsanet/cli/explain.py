@@ -47,8 +47,9 @@ def explain(
     from fsanet.files import check_writable
     from fsanet.predict.draw import percent
     from fsanet.progress import ConsoleProgress
-    from fsanet.report.explain import check_pixel, reduce_image, write_explanation
+    from fsanet.report.explain import check_pixel, reduce_image
     from fsanet.report.explain import explain as explain_pixel
+    from fsanet.report.explanation import write_explanation
 
     pixel = _pixel(at)
     check_range("max_side", max_side, 16, 100_000)
