@@ -5,14 +5,11 @@ import errno
 import json
 import os
 import re
-import resource
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import zipfile
-from contextlib import contextmanager
 from functools import partial
 from random import Random
 
@@ -20,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from support.disk import files_limited_to
 from torch import nn
 
 import fsanet.files
@@ -70,20 +68,6 @@ def test_interrupted_write_keeps_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
 
 
-@contextmanager
-def limited(bytes_, monkeypatch):
-    """Let this process write no file beyond a size, as if the disk were full."""
-    # Python 3.11 would keep cut bytecode of a module that is imported meanwhile (gh-126606).
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, resource.RLIM_INFINITY))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize(
     "write",
     [
@@ -94,10 +78,10 @@ def limited(bytes_, monkeypatch):
     ],
     ids=["once", "often", "torch", "image"],
 )
-def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, write):
+def test_full_disk_leaves_the_old_file(tmp_path, write):
     path = write_text(tmp_path / "kept", "old")
     refused = pytest.raises(InputError, match=r"kept: cannot be written \(File too large\)")
-    with limited(10_000, monkeypatch), refused:
+    with files_limited_to(10_000), refused:
         write_whole(path, write)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]

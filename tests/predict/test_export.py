@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.disk import files_limited_to
 from support.onnx_files import onnx_file
 from support.tiny import small_fsanet, thin_fsanet
 from timm.layers import Conv2dSame
@@ -218,15 +219,9 @@ def test_what_torch_cannot_store_is_said_and_leaves_nothing(tmp_path, monkeypatc
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    """A limit on the size of files, in place of a full disk; Python ignores its signal."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(InputError, match=r"net\.pt2: cannot be written \(File too large\)"):
-            export_network(Small(), tmp_path / "net.pt2", size=(64, 64))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = pytest.raises(InputError, match=r"net\.pt2: cannot be written \(File too large\)")
+    with files_limited_to(1000), refused:
+        export_network(Small(), tmp_path / "net.pt2", size=(64, 64))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.disk import files_limited_to
 from torch import Tensor, nn
 
 from fsanet.errors import InputError
@@ -277,16 +278,10 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_and_resume_goes_on(images: Path, tmp_path: Path) -> None:
-    """A limit on the size of files, in place of a full disk; Python ignores its signal."""
-    resource = pytest.importorskip("resource")
     predict(images, tmp_path / "whole")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(InputError, match=r"cannot be written \(File too large\)"):
-            predict(images, tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = pytest.raises(InputError, match=r"cannot be written \(File too large\)")
+    with files_limited_to(1000), refused:
+        predict(images, tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".*"))
     predict(images, tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
