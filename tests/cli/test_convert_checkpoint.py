@@ -30,7 +30,7 @@ def test_ccnet_with_the_papers_defaults(files, tmp_path, capsys):
     assert run(["--from", "ccnet", str(files / "ccnet.pth"), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "CCNet-lineage FsaNet, resnet50s" in printed
-    assert "assumed, as the file does not tell: similarity=dot, recurrence=2" in printed
+    assert "assumed, as the file does not say: similarity=dot, recurrence=2" in printed
     config = json.loads((out / "config.json").read_text())
     assert (config["k"], config["recurrence"], config["similarity"]) == (8, 2, "dot")
     assert config["block"] == "ccnet"

@@ -1,4 +1,4 @@
-"""`fsanet bench`: attention layers, or a whole network, measured side by side."""
+"""`fsanet bench`: measure attention layers or whole networks side by side."""
 
 from __future__ import annotations
 
@@ -73,16 +73,16 @@ def bench(
 
     Args:
         command: the command line, for the reports.
-        layers: names of layers; by default all of them, and a wrong name lists them.
+        layers: names of layers; by default all of them (a wrong name lists them).
         sizes: height x width of the maps; by default 97x97 128x128 128x256 256x512.
         channels: channels of the maps.
         baseline: layer that speed-ups refer to; by default sdpa.
         backward: measure forward + backward too; --no-backward leaves it out.
         paper: compare with the paper's claims, at its sizes, 97x97 and 129x129, and with its
             baseline, which stores the N x N matrix.
-        grow: measure how cost grows along one axis at a time: N, batch, channels, k, R, of a map of
-            one size, 64x64 by default; --grow N k=4,8,16 chooses the values of k. All five take
-            about ten minutes on two cores.
+        grow: measure how cost grows along one axis at a time, N, batch, channels, k or R, from a
+            map of 64x64 by default; --grow N k=4,8,16 chooses the values of k. All five take about
+            ten minutes on two cores.
         figures: folder to draw time and memory against N, or along each axis of --grow, into.
         model: measure a whole network instead, without, with regular and with frequency attention;
             a timm encoder (resnet101s if none is given) or the folder of a saved FsaNet.
@@ -101,10 +101,10 @@ def bench(
         dtype: dtype of parameters and input.
         threads: threads of CPU operators; by default as many as torch uses.
         rounds: largest number of rounds; by default 20, for a network 10, with --predict 5.
-        seconds: time for the rounds of one size; by default 60, of one value with --grow 3, for a
-            network 120, with --predict 600.
-        limit_seconds: leave out what takes longer than this for a forward pass; by default 20, with
-            --grow 8, for a network 120.
+        seconds: time in seconds for all rounds of one size; by default 60, for a network 120, with
+            --predict 600, for one value of --grow 3.
+        limit_seconds: leave out what takes more seconds for a forward pass; by default 20, for a
+            network 120, with --grow 8.
     """
     from fsanet.cli.parsing import available_device
     from fsanet.errors import check_range

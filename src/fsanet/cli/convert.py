@@ -58,8 +58,8 @@ def convert(
 ) -> int:
     """Replace the attention of a trained network, with its weights and without retraining.
 
-    --eval and --calibrate test networks, and take the options of fsanet eval for it; a run folder
-    knows its own data. With --from, a published checkpoint is opened instead.
+    --eval and --calibrate test networks with the options of fsanet eval; a run folder knows its own
+    data. With --from, a published checkpoint is opened instead.
 
     Args:
         model: run folder, model folder, or a SegFormer of transformers.
@@ -167,7 +167,7 @@ def convert_checkpoint(
 ) -> int:
     """Convert a published checkpoint into a folder for fsanet.load_model.
 
-    What the weights do not tell is assumed as in the paper's recipes unless it is given. ccnet:
+    What the weights do not determine is taken from the paper's recipes unless it is given. ccnet:
     dot, k=8, recurrence 2. mmseg, the paper's FSA head: dot, k=5, recurrence 2. mmseg, its own
     non-local networks: regular softmax attention, recurrence 1; --k makes it frequency attention.
     Corners are aligned for Cityscapes only.
@@ -220,7 +220,7 @@ def convert_checkpoint(
     )
     if network.assumed:
         values = ", ".join(f"{name}={value}" for name, value in network.assumed.items())
-        print(f"assumed, as the file does not tell: {values}")
+        print(f"assumed, as the file does not say: {values}")
     for name in network.left_out:
         print(f"left out: {name}")
     if not arguments["aux_channels"]:

@@ -21,7 +21,7 @@ HELP = [
         skip={"module"},
         note="--data CLASS --data.NAME VALUE ...: read ROOT with these options of fsanet train, as "
         "in --data.images '*.jpg' --data.masks '{stem}_mask.png' (--data.help FolderData lists "
-        "them); --plugin FILE brings classes of your own",
+        "them); --plugin FILE adds classes of your own",
     )
 ]
 
@@ -99,7 +99,7 @@ def data(
     it. The exit code is 0 if nothing is wrong, else 2.
 
     stats: sizes of the images, the share of each class in the pixels, the images in which it
-    occurs, and a contact sheet of labelled images.
+    occurs, and a contact sheet of labelled images (--sheet).
 
     Args:
         action: check or stats.
@@ -107,8 +107,8 @@ def data(
         layout: kind of data set; by default recognised from the folder.
         quick: compare names and numbers only, without reading an image.
         subset: accept a part of the published data.
-        sbd: for voc, the folder of SBD if it is elsewhere.
-        num_classes: for folder, ids 0 to N-1 and 255 are valid.
+        sbd: with --layout voc, the folder of SBD if it is not below ROOT.
+        num_classes: with --layout folder, number of classes; ids 0 to N-1 and 255 are valid.
         workers: processes that read; by default one per core, up to 8.
         show: number of problems to print.
         json: file to write all findings to.

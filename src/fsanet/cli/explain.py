@@ -31,12 +31,12 @@ def explain(
     Args:
         image: image file.
         model: run folder, model folder, or hub id.
-        at: the pixel, as X,Y.
+        at: the pixel as X,Y, from the left and from the top.
         out: folder to write to.
         layer: name of the attention layer (default: the last one).
         steps: points of the integral of integrated gradients.
         gradients: compute integrated gradients; --no-gradients leaves them out.
-        max_side: a longer image is first reduced until its longer side has this many pixels.
+        max_side: a larger image is first reduced until its longer side has this many pixels.
         max_pixels: images with more pixels are refused before they are decoded.
         device: device such as cpu, cuda:1 or mps (default: a GPU if there is one).
     """

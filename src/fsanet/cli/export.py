@@ -24,9 +24,10 @@ def export(
 
     The file takes RGB images of any height and width from 64 pixels, as floats in 0..1 of shape
     (batch, 3, height, width), and gives logits. The normalisation is part of it. It is run once and
-    compared with the network. An .onnx file has classes, colours and what it takes in its metadata;
-    `fsanet predict --model FILE.onnx` and `fsanet eval` run it. A network for instances takes one
-    image, and gives boxes, labels, scores and masks; only other programs run such a file.
+    compared with the network. The metadata of an .onnx file holds classes, colours and the input
+    format; `fsanet predict --model FILE.onnx` and `fsanet eval` run it. A network for instances
+    takes one image, and gives boxes, labels, scores and masks; fsanet itself does not run such a
+    file.
 
     Args:
         model: run folder, model folder, or hub id.

@@ -69,7 +69,7 @@ EVALUATION = Section(
     "how the network is tested, and on which data",
     skip={"model", "data"},
     note="--data CLASS --data.root DIR ...: data of a network that is not in a run folder; "
-    "--data.help lists the classes, --data.help CLASS their options, and --plugin FILE brings "
+    "--data.help lists the classes, --data.help CLASS their options, and --plugin FILE adds "
     "classes of your own",
 )
 

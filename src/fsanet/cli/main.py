@@ -30,14 +30,14 @@ __all__ = ["main", "reuse_freed_memory", "user_error", "user_errors"]
 _COMMANDS = {
     "demo": "train on built-in scenes for two minutes, evaluate, predict, write a report",
     "train": "train a network from a recipe and options",
-    "eval": "mIoU or average precision of a trained network on a split",
+    "eval": "score a trained network on a split: mIoU or average precision",
     "predict": "segment images: masks, overlays, class areas",
     "convert": "replace the attention of a trained network, or open a published checkpoint",
-    "sweep": "which frequencies a trained network needs: table and figure",
-    "bench": "attention layers or whole networks side by side: FLOPs, memory, time",
+    "sweep": "find which frequencies a trained network needs: table and figure",
+    "bench": "measure attention layers or whole networks: FLOPs, memory, time",
     "export": "write a trained network as one ONNX or torch.export file",
-    "explain": "why a pixel got its class: attention, frequencies, integrated gradients",
-    "serve": "a page in the browser: drop an image, see its classes, click a pixel",
+    "explain": "show why a pixel got its class: attention, frequencies, gradients",
+    "serve": "open a page in the browser: drop an image, see its classes, click a pixel",
     "data": "check a data set on disk, or show what it consists of (stats)",
 }
 _USAGE = """\

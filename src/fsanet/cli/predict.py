@@ -88,14 +88,14 @@ def predict(
     smooth: float = 0.0,
     **options: Any,
 ) -> bool:
-    """Segment images and folders of images, or find instances in them; or in the frames of a video.
+    """Segment images, folders of images or the frames of videos, or find instances in them.
 
     Args:
         images: image files, folders of images, and patterns such as 'photos/*.jpg'; or videos.
         model: run folder, model folder, hub id, or an .onnx file of fsanet export.
         out: folder for masks, overlays and summaries; for one video also the video to write.
-        cityscapes_export: zip file for the Cityscapes test server, from the masks in --out, or
-            from temporary ones.
+        cityscapes_export: zip file to write for the Cityscapes test server; without --out, masks
+            and overlays are not kept.
         resume: keep what an earlier run with the same model and settings has finished.
         recursive: search sub-folders; --no-recursive leaves them out.
         device: device of a single process, such as cpu, cuda:1 or mps (default: a GPU if there is
@@ -103,7 +103,7 @@ def predict(
         accelerator: kind of device for several processes: cpu, gpu or auto.
         devices: processes per machine, auto for one per GPU, or indices of GPUs such as 0,2.
         num_nodes: number of machines.
-        strategy: accepted for uniformity with fsanet train.
+        strategy: has no effect; accepted because fsanet train has it.
         dtype: compute in half precision where that is safe; auto measures float32 and bfloat16 on
             an image, and takes the faster one if 99.5 % of the pixels have the same class.
         runtime: what runs an .onnx file.
@@ -112,7 +112,7 @@ def predict(
             annotations.xml (cvat) or tasks.json (labelstudio).
         uncertain: list this many images worth labelling next, those with the highest mean entropy
             of the class probabilities, in uncertain.txt.
-        smooth: of a video, weight of the frames before in the class of a pixel, 0 to 0.999.
+        smooth: for videos, weight of the previous frames in the class of a pixel, 0 to 0.999.
 
     Returns:
         Whether everything is done and this process has to report it.

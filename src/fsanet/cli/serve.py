@@ -20,13 +20,14 @@ def serve(
     """Serve a page on this machine: drop an image, see its classes, click a pixel.
 
     The page shows the mask over the image, the area of each class, and what a clicked pixel attends
-    to; k can be changed without retraining, and mask and areas downloaded. It is reached from this
-    machine only, loads nothing from elsewhere, and keeps no upload. Ctrl-C ends it.
+    to; k can be changed without retraining, and mask and areas can be downloaded. The page can be
+    reached only from this machine, loads nothing from elsewhere, and keeps no upload. Ctrl-C ends
+    it.
 
     Args:
         model: run folder, model folder, or hub id.
         compare: a second network, shown beside the first.
-        port: of 127.0.0.1.
+        port: port on 127.0.0.1.
         window: side of the sliding window in pixels, or height and width (default: whole images).
         max_file_mb: largest upload in megabytes.
         max_pixels: images with more pixels are refused before they are decoded.

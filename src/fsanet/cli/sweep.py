@@ -45,7 +45,7 @@ def sweep(
     """Evaluate a trained network with other frequencies in its attention.
 
     The network is evaluated as trained, without its attention, and with every k and band, without
-    retraining. With --retrain, a network is also trained with each of them. A sweep that was
+    retraining. With --retrain, a network is also trained for each of these. A sweep that was
     interrupted continues where it stopped.
 
     Args:
@@ -57,7 +57,7 @@ def sweep(
         match: pattern for the names of the attention layers to change.
         out: output folder; by default MODEL/sweep.
         json: file to also write all numbers to.
-        retrain: recipe to train each of them with, too.
+        retrain: recipe to also train a network for each k and band with.
         steps: optimiser steps of each training.
         seeds: one training for each seed; by default 0.
     """

@@ -1,7 +1,7 @@
 """Published checkpoints as networks of this library.
 
 There are three kinds: the paper's CCNet-lineage network, the paper's MMSegmentation head, and
-MMSegmentation's own non-local networks (docs/checkpoints.md, docs/method.md sections 3 to 7).
+MMSegmentation's own non-local networks (docs/checkpoints.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Names and conventions of published networks, and the sizes that follow from their weights.
 
-There are two lineages (docs/method.md, sections 3 and 5): the paper's CCNet one, and
+There are two lineages (docs/checkpoints.md): the paper's CCNet one, and
 MMSegmentation. The non-local networks of MMSegmentation and the paper's own head for it share
 their names.
 """

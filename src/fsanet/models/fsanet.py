@@ -67,7 +67,7 @@ class FsaNet(SegmentationNetwork):
     Raises:
         InputError: invalid options, an unknown encoder, or weights that do not match it.
 
-    Source: arXiv 2211.15595, section IV; recipes in docs/method.md.
+    Source: arXiv 2211.15595, section IV; recipes in docs/recipes.md.
 
     >>> import torch
     >>> model = FsaNet("resnet10t", num_classes=5, head_channels=32, aux_channels=0).eval()

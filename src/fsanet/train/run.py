@@ -123,16 +123,17 @@ def train(
         out: run folder.
         steps: optimiser steps in total; the learning-rate schedule ends there.
         val_every: epochs between validations.
-        sync_batchnorm: compute batch statistics over all GPUs, except in frozen norms. Not
-            available on CPU, where it has no effect.
+        sync_batchnorm: compute batch statistics over all GPUs, except in frozen norms; no effect on
+            a CPU.
         global_batch: images per optimiser step, over all processes, that `lr` was chosen for; a
             warning is given if this training has another number. None: no comparison.
         gradient_clip: largest norm of the gradient; None for no limit.
         cache_features: with frozen stages (`task.freeze`), compute their features once for all
-            training images, resized by these factors, and train on them; see docs/training.md.
+            training images, resized by these factors, and train on them; see docs/fine_tuning.md.
         init_from: start from the weights of this network: a run folder, or anything else that
             `fsanet.load_model` opens. Weights that it lacks, or has in another shape (such as those
-            of other classes), start as they are, and are listed. `resume` does not read it again.
+            of other classes), are initialised from scratch and listed. `resume` does not read it
+            again.
         seed: seed of dropout and all other randomness outside the data module.
         resume: continue the run in `out`.
         overwrite: delete the run in `out` first.

@@ -38,15 +38,15 @@ class SegmentationTask(lightning.LightningModule):
         decay_norms: False exempts norms, biases and gates from weight decay.
         head_lr_multiplier: factor on the learning rate outside the encoder.
         encoder_lr_multiplier: factor on the learning rate of the encoder.
-        layer_decay: further factor for each stage of the encoder from the head on, as in timm:
+        layer_decay: further factor per stage of the encoder, counted from the head, as in timm:
             0.5 halves the rate of the last stage, quarters that of the one before it, ...
         freeze: how many stages of the encoder do not train, or "encoder" for all. Their batch
             norms and dropout stay in evaluation mode; nothing is computed for their gradients.
         ema: decay of an exponential moving average of all weights and batch statistics, such as
             0.999. Evaluation, the best weights and the saved network then use the average. It
             forgets faster at first: the decay of update n is at most (1 + n) / (10 + n).
-        channels_last: keep the network in channels-last memory format, which convolutions on CPUs
-            and on GPUs with tensor cores are faster in.
+        channels_last: keep the network in channels-last memory format, in which convolutions are
+            often faster.
         warmup_steps: optimiser steps of linear warm-up.
         warmup_ratio: the warm-up starts at this fraction of `lr`.
 
