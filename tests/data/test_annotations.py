@@ -82,6 +82,15 @@ def test_wrong_file_is_named_with_the_place(write, coco_content, edit, line):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("counts", [[600], "hb0"])
+def test_a_size_in_floats_is_that_size(write, coco_content, counts):
+    coco_content["annotations"][1]["segmentation"] = {"size": [20.0, 30.0], "counts": counts}
+    coco_content["annotations"][1] |= {"iscrowd": 0, "bbox": [0, 0, 30, 20]}
+    text = json.dumps(coco_content)
+    with pytest.raises(InputError, match="covers no pixel"):  # all 600 are outside
+        read_annotations(write(json.loads(text)))
+
+
 def test_unreadable_files(tmp_path):
     with pytest.raises(InputError, match=r"none.json: no such annotation file"):
         read_annotations(tmp_path / "none.json")

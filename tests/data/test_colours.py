@@ -85,6 +85,8 @@ def test_a_colour_that_is_not_in_the_table_is_named(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.png: 3 % of the pixels .*: \(1, 2, 3\); add"):
         ColourTable(("a",), {(0, 0, 0): 0}).read(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: 100 % of the pixels"):
+        ColourTable(("a",), {(9, 9, 9): 0}).read(tmp_path / "a.png")
 
 
 def test_counting_colours(tmp_path):

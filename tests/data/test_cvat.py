@@ -82,6 +82,14 @@ def test_z_order_then_the_order_of_the_file(read):
             image('<mask label="car" rle="1, 2" left="0" top="0" width="3" height="2"/>'),
             "3 pixels of 6",
         ),
+        # The sum of these runs is 6 modulo 2**64, which led compiled code beyond its memory.
+        (
+            image(
+                '<mask label="car" rle="9223372036854775807, 9223372036854775807, 8" left="0" '
+                'top="0" width="3" height="2"/>'
+            ),
+            "rle counts 18446744073709551622 pixels of 6",
+        ),
         (image('<mask label="car" rle="6" left="29" top="0" width="3" height="2"/>'), "out of the"),
         (image('<polygon label="car" points="1,2;x,3;4,5"/>'), "could not convert"),
         (image('<box label="car" xtl="nan" ytl="0" xbr="4" ybr="4"/>'), "xtl=nan"),
@@ -95,6 +103,14 @@ def test_wrong_files(read, text, line):
         read(text)
     assert line in str(error.value)
     assert "annotations.xml" in str(error.value)
+
+
+def test_masks_are_counted_before_they_are_drawn(read, monkeypatch):
+    """A line of XML may stand for a mask of 200 megapixels."""
+    monkeypatch.setattr("fsanet.data.cvat.encode_masks", lambda masks: pytest.fail("drawn"))
+    mask = '<mask label="car" rle="200000000" left="0" top="0" width="20000" height="10000"/>'
+    with pytest.raises(InputError, match=r"a\.jpg: 21 masks of 20000x10000 pixels take 4 GB"):
+        read(f'<image name="a.jpg" width="20000" height="10000">{21 * mask}</image>')
 
 
 def test_no_document_type(read):

@@ -22,7 +22,7 @@ import numpy as np
 from fsanet.data.cvat import cvat_as_coco
 from fsanet.data.images import check_pixels
 from fsanet.data.label_studio import label_studio_as_coco
-from fsanet.data.shapes import MASK_BYTES, mask_tools
+from fsanet.data.shapes import check_masks, mask_tools
 from fsanet.errors import InputError, printable
 from fsanet.inputs import read_json
 
@@ -166,13 +166,10 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
             (empty if isinstance(error, _Empty) else faults).append(text)
     for number, shapes in found.items():
         image = images[number]
-        size = len(shapes) * image["height"] * image["width"]
-        if size > MASK_BYTES:
-            faults.append(
-                f"{path}: image {number}: {len(shapes)} masks of {image['width']}x"
-                f"{image['height']} pixels take {size / 1e9:.0f} GB; at most "
-                f"{MASK_BYTES / 1e9:.0f} GB are read"
-            )
+        try:
+            check_masks(len(shapes), image["height"], image["width"], f"{path}: image {number}")
+        except InputError as error:
+            faults.append(str(error))
             shapes.clear()
     file = CocoFile(
         {number: entry["name"] for number, entry in sorted(categories.items())},
@@ -285,9 +282,10 @@ def _rle(shape: Any, height: int, width: int) -> Any:
             raise ValueError("RLE counts are not a list of run lengths, or text; correct it")
         if sum(runs) != height * width:
             raise ValueError(f"RLE counts {sum(runs)} pixels of {height * width}")
+        size = [height, width]  # equal, but of whole numbers, which the compiled code needs
         if isinstance(counts, str):
             return {"size": size, "counts": counts.encode()}
-        return mask_tools().frPyObjects(shape, height, width)
+        return mask_tools().frPyObjects({"size": size, "counts": runs}, height, width)
     if not isinstance(shape, list) or not shape:
         raise ValueError("segmentation is neither a list of polygons nor RLE")
     for polygon in shape:

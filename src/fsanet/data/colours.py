@@ -77,7 +77,7 @@ class ColourTable:
             colours = ", ".join(_shown(_colour(int(values[i]))) for i in order)
             more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
             raise InputError(
-                f"{path}: {100 * missing.mean():.2g} % of the pixels have colours that are not in "
+                f"{path}: {100 * missing.mean():.3g} % of the pixels have colours that are not in "
                 f"the colour table: {colours}{more}; add them to it, as 'ignore' if they have no "
                 "class"
             )

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from fsanet.data.images import check_pixels
-from fsanet.data.shapes import ellipse, encode_masks, run_lengths, turned
+from fsanet.data.shapes import check_masks, ellipse, encode_masks, run_lengths, turned
 from fsanet.errors import InputError, one_line, printable
 from fsanet.inputs import read_text
 
@@ -63,6 +63,7 @@ def cvat_as_coco(path: str | Path) -> tuple[dict[str, Any], list[str]]:
         except ValueError as error:
             raise InputError(f"{where} has no height or width (whole numbers)") from error
         check_pixels(height, width, where)
+        check_masks(len(image.findall("mask")), height, width, where)
         name = image.get("name")
         images.append({"id": index, "file_name": name, "height": height, "width": width})
         # A stable sort: shapes of one z_order stay in the order of the file.
@@ -128,12 +129,14 @@ def _segmentation(shape: ElementTree.Element, height: int, width: int) -> Any:
             raise ValueError(
                 f"box {left}, {top}, {w}, {h} reaches out of the {width}x{height} image"
             )
-        runs = np.array([int(run) for run in shape.get("rle", "").split(",")], dtype=np.int64)
-        if (runs < 0).any() or runs.sum() != w * h:
-            raise ValueError(f"rle counts {runs.sum()} pixels of {w * h}")
-        inside = np.repeat(np.arange(len(runs)) % 2, runs).reshape(h, w)
+        runs = [int(run) for run in shape.get("rle", "").split(",")]
+        if min(runs) < 0 or sum(runs) != w * h:  # in Python's integers, which never wrap
+            raise ValueError(f"rle counts {sum(runs)} pixels of {w * h}, or has a run below 0")
+        values = (np.arange(len(runs)) % 2).astype(np.uint8)
         mask = torch.zeros(1, height, width, dtype=torch.uint8)
-        mask[0, top : top + h, left : left + w] = torch.from_numpy(inside)
+        mask[0, top : top + h, left : left + w] = torch.from_numpy(
+            np.repeat(values, runs).reshape(h, w)
+        )
         return encode_masks(mask)[0]
     raise ValueError("is no shape that is read (polygon, box, ellipse, mask)")
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fsanet.data.images import IMAGE_SUFFIXES, check_pixels
-from fsanet.data.shapes import ellipse, encode_masks, run_lengths, turned
+from fsanet.data.shapes import check_masks, ellipse, encode_masks, run_lengths, turned
 from fsanet.errors import InputError, one_line, printable
 
 __all__ = ["decode_brush", "encode_brush", "image_name", "label_studio_as_coco"]
@@ -58,7 +58,7 @@ def label_studio_as_coco(content: Any, path: str | Path) -> tuple[dict[str, Any]
             continue
         try:
             name = _image_of(task)
-            shapes, size = [], None
+            shapes, size = list[tuple[str, Any]](), None
             for result in done[0].get("result") or []:
                 kind = result.get("type")
                 if kind not in _SHAPES:
@@ -66,6 +66,7 @@ def label_studio_as_coco(content: Any, path: str | Path) -> tuple[dict[str, Any]
                     continue
                 size = int(result["original_height"]), int(result["original_width"])
                 check_pixels(*size, where)
+                check_masks(len(shapes) + 1, *size, where)
                 labels = result["value"][kind]
                 if not isinstance(labels, list) or not labels or not isinstance(labels[0], str):
                     raise ValueError("a shape without a label")

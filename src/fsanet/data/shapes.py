@@ -22,6 +22,7 @@ from fsanet.errors import InputError
 
 __all__ = [
     "MASK_BYTES",
+    "check_masks",
     "decode_masks",
     "ellipse",
     "encode_masks",
@@ -48,6 +49,16 @@ def mask_tools() -> ModuleType:
             "instance segmentation needs faster-coco-eval: pip install faster-coco-eval"
         ) from error
     return mask
+
+
+def check_masks(count: int, height: int, width: int, where: str) -> None:
+    """Raise `InputError` if so many masks of one image take more than `MASK_BYTES`."""
+    size = count * height * width
+    if size > MASK_BYTES:
+        raise InputError(
+            f"{where}: {count} masks of {width}x{height} pixels take {size / 1e9:.0f} GB; at most "
+            f"{MASK_BYTES / 1e9:.0f} GB are read"
+        )
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:

@@ -74,6 +74,32 @@ def test_missing_image(folder):
         InstanceDataset(folder, folder / "instances.json")
 
 
+@pytest.mark.parametrize("name", ["../elsewhere/a.png", "/elsewhere/a.png", "b/../../a.png"])
+def test_images_outside_of_the_folder(folder, coco_content, name):
+    """An annotation file may come from anyone, and leads to no file but those of its images."""
+    coco_content["images"][0]["file_name"] = name
+    (folder / "instances.json").write_text(json.dumps(coco_content))
+    with pytest.raises(InputError, match=r"a\.png: lies outside of .*below the image folder"):
+        InstanceDataset(folder, folder / "instances.json")
+
+
+def test_paths_that_stay_in_the_folder(folder, coco_content):
+    coco_content["images"][0]["file_name"] = str(folder / "b.png")
+    coco_content["images"][1]["file_name"] = "b/../a.png"
+    (folder / "b").mkdir()
+    (folder / "instances.json").write_text(json.dumps(coco_content))
+    assert len(InstanceDataset(folder, folder / "instances.json")) == 3
+
+
+def test_ids_that_are_too_large_for_labels(folder, coco_content):
+    coco_content["categories"][0]["id"] = 2**40
+    coco_content["annotations"] = []
+    (folder / "instances.json").write_text(json.dumps(coco_content))
+    assert InstanceDataset(folder, folder / "instances.json").category_ids[-1] == 2**40
+    with pytest.raises(InputError, match="category id 1099511627776: label_by=id takes ids up to"):
+        InstanceDataset(folder, folder / "instances.json", label_by="id")
+
+
 def test_image_of_another_size(folder):
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(folder / "a.png")
     data = InstanceDataset(folder, folder / "instances.json")

@@ -64,6 +64,13 @@ def test_wrong_shapes_stop_a_training_and_are_listed_by_a_check(shapes, coco_con
     assert check_data(shapes.root, module=data, workers=0).problems[0].kind == "annotation"
 
 
+def test_an_image_that_is_listed_twice(shapes, coco_content):
+    coco_content["images"].append(coco_content["images"][0] | {"id": 99})
+    (shapes.root / "shapes.json").write_text(json.dumps(coco_content))
+    with pytest.raises(InputError, match=r"is listed twice; join its shapes, or remove one"):
+        load(shapes.root)
+
+
 def test_a_check_finds_the_annotations(shapes):
     report = check_data(shapes.root, workers=0)
     assert report.ok
@@ -85,6 +92,9 @@ def test_splits_by_name(shapes, coco_content):
     assert data.dataset("val").names == ["photos/b"]
     with pytest.raises(MissingData, match=r"test\.json: no such annotation file"):
         data.dataset("test")
+    absolute = FolderData(shapes.root, annotations=str(shapes.root / "{split}.json"))
+    assert absolute.folder.splits() == ["train", "val"]
+    assert absolute.dataset("val").names == ["photos/b"]
 
 
 @pytest.mark.parametrize("given", ["photos/a.png", "other/photos/a.png", "a.png", "0f1e2d3c-a.png"])

@@ -1,6 +1,7 @@
 """Images and masks by patterns of names, random splits, and what is guessed from a folder."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ def test_lists_of_names(flat):
         (FLAT | {"images": "*.tif"}, r"no image is named *.tif; the folder has 10 *.jpg, 10 *.png"),
         (FLAT | {"masks": "{stem}.png"}, "none of 10 images has a mask: that of p0.jpg would be"),
         (FLAT | {"images": "/*.jpg"}, "not a pattern of names below"),
+        (FLAT | {"images": "/{split}/*.jpg"}, "not a pattern of names below"),
+        (FLAT | {"images": "***/{split}"}, "not a pattern of names below"),
         (FLAT | {"test_fraction": 0.2}, "test_fraction needs val_fraction"),
         (FLAT | {"val_fraction": 1.5}, "val_fraction=1.5: must be at most 0.99"),
         (FLAT | {"masks_of": "instances", "colours": "auto"}, "leave out colours"),
@@ -81,7 +84,7 @@ def test_lists_of_names(flat):
 )
 def test_wrong_options(flat, options, line):
     with pytest.raises(InputError) as error:
-        names(flat.root, None, **options)
+        names(flat.root, LabelledFolder(flat.root, **options).splits()[0], **options)
     assert line in str(error.value)
 
 
@@ -170,3 +173,13 @@ def test_guesses(write, files, found):
     for file in files:
         write.image(file)
     assert guess_patterns(write.root) == found
+
+
+def test_a_guess_takes_time_with_the_number_of_files(tmp_path):
+    """The names of numbered images are parts of one another, in hundreds of ways."""
+    for number in range(6000):
+        (tmp_path / f"{number}.jpg").touch()
+        (tmp_path / f"{number}_mask.png").touch()
+    started = time.process_time()
+    assert guess_patterns(tmp_path) == ("*.jpg", "{stem}_mask.png")
+    assert time.process_time() - started < 1.0

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from fsanet.inputs import file_errors
 
 _COUNTS = {"train": 118287, "val": 5000}
 _NUM_CATEGORIES = 80
+_LARGEST_LABEL = 10_000
 
 
 class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
@@ -63,6 +65,10 @@ class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
             annotations if isinstance(annotations, CocoFile) else read_annotations(annotations)
         )
         ids = sorted(self.file.categories)
+        if label_by == "id" and ids[-1] > _LARGEST_LABEL:
+            raise InputError(
+                f"category id {ids[-1]}: label_by=id takes ids up to {_LARGEST_LABEL}; use rank"
+            )
         self.category_ids = tuple(ids if label_by == "rank" else range(1, ids[-1] + 1))
         self.classes = tuple(
             self.file.categories.get(number, "N/A") for number in self.category_ids
@@ -70,7 +76,13 @@ class InstanceDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self.label_of = {number: i + 1 for i, number in enumerate(self.category_ids)}
         self.names = [image.file for image in self.file.images]
         self.image_paths = [self.root / name for name in self.names]
+        home = os.path.abspath(self.root)
         for path in self.image_paths:
+            if not Path(os.path.abspath(path)).is_relative_to(home):
+                raise InputError(
+                    f"{path}: lies outside of {self.root}; the images that annotations list are "
+                    "files below the image folder"
+                )
             if not path.is_file():
                 raise InputError(
                     f"{path}: no such image, but the annotations list it; check the image folder"

@@ -80,6 +80,10 @@ def list_shapes(
             text = f"{file}: image {image.file}: {count} below {root}"
             problems.append(Problem("no image", str(file), text))
             continue
+        if matches[0] in taken:
+            text = f"{file}: image {image.file}: is listed twice; join its shapes, or remove one"
+            problems.append(Problem("annotation", str(file), text))
+            continue
         taken.add(matches[0])
         empty += not image.annotations
         path = found[matches[0]]

@@ -27,7 +27,7 @@ from fsanet.data.datasets.folder import (
     lists_in,
     split_names,
 )
-from fsanet.data.datasets.patterns import guess_patterns, list_pattern, random_split
+from fsanet.data.datasets.patterns import guess_patterns, list_pattern, matching, random_split
 from fsanet.data.masks import (
     IGNORE,
     Colour,
@@ -191,10 +191,9 @@ class LabelledFolder:
         return any("{split}" in text for text in (self.images, self.annotations) if text)
 
     def _has(self, split: str) -> bool:
-        text = self.annotations or self.images or ""
-        if "{split}" not in text:
-            text = self.images or ""
-        return any(self.root.glob(text.replace("{split}", split)))
+        if self.annotations is not None and "{split}" in self.annotations:
+            return self._found(self.annotations.replace("{split}", split)).is_file()
+        return bool(matching(self.root, str(self.images).replace("{split}", split)))
 
     def _found(self, file: str) -> Path:
         """A file given from the root or from the current folder."""

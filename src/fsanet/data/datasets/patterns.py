@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fsanet.data.images import IMAGE_SUFFIXES
 from fsanet.data.masks import MASK_SUFFIXES
 from fsanet.errors import InputError
 
-__all__ = ["find_images", "guess_patterns", "list_pattern", "random_split"]
+__all__ = ["find_images", "guess_patterns", "list_pattern", "matching", "random_split"]
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
@@ -29,14 +30,8 @@ def find_images(root: Path, pattern: str) -> dict[str, Path]:
     """
     if not root.is_dir():
         raise MissingData(f"{root}: no such folder; check the path of the data set")
-    try:
-        paths = sorted(root.glob(pattern))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"images={pattern!r}: not a pattern of names below {root}, such as '*.jpg' ({error})"
-        ) from error
     images: dict[str, Path] = {}
-    for path in paths:
+    for path in matching(root, pattern):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         name = path.relative_to(root).with_suffix("").as_posix()
@@ -49,6 +44,20 @@ def find_images(root: Path, pattern: str) -> dict[str, Path]:
     if not images:
         raise MissingData(f"{root}: no image is named {pattern}{_endings_hint(root)}")
     return images
+
+
+def matching(root: Path, pattern: str) -> list[Path]:
+    """What a pattern of images matches below a folder, sorted.
+
+    Raises:
+        InputError: it is no pattern.
+    """
+    try:
+        return sorted(root.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"images={pattern!r}: not a pattern of names below {root}, such as '*.jpg' ({error})"
+        ) from error
 
 
 def list_pattern(root: Path, images: str, masks: str) -> Listing:
@@ -146,6 +155,8 @@ def guess_patterns(root: Path) -> tuple[str, str] | None:
         if path.suffix.lower() in IMAGE_SUFFIXES | MASK_SUFFIXES:
             folder = path.parent.relative_to(root).as_posix()
             groups.setdefault((folder, path.suffix), []).append(path.stem)
+    largest = {*sorted(groups, key=lambda group: -len(groups[group]))[:_MOST_GROUPS]}
+    groups = {group: stems for group, stems in groups.items() if group in largest}
     best: tuple[int, str, str] | None = None
     for (folder, suffix), stems in groups.items():
         for (other, ending), labels in groups.items():
@@ -167,18 +178,26 @@ def guess_patterns(root: Path) -> tuple[str, str] | None:
     return None if best is None else best[1:]
 
 
+_MOST_GROUPS, _MOST_AFFIXES = 64, 8  # that are looked at, so that time grows with the files alone
 _MASK_WORD = re.compile(r"mask|label|annot|seg|gt|truth", re.IGNORECASE)
 
 
-def _affixes(stems: Sequence[str], labels: Sequence[str]) -> set[tuple[str, str]]:
-    """What stands before and after the name of an image in those of masks, by the first images."""
-    return {
+def _affixes(stems: Sequence[str], labels: Sequence[str]) -> list[tuple[str, str]]:
+    """What stands before and after the name of an image in those of masks, by the first images.
+
+    The most frequent and shortest come first, of which a few are enough: a short name such as "1"
+    is part of most others.
+    """
+    found = Counter(
         (before, after)
         for stem in stems[:3]
         for label in labels
         if stem in label
         for before, _, after in [label.partition(stem)]
-    }
+    )
+    return sorted(found, key=lambda affix: (-found[affix], len("".join(affix)), affix))[
+        :_MOST_AFFIXES
+    ]
 
 
 def _endings_hint(root: Path) -> str:
