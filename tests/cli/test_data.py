@@ -12,6 +12,27 @@ from fsanet.cli import main as cli
 from fsanet.data.check import LAYOUTS
 
 
+@pytest.fixture
+def coco_file():
+    """Writes a folder of one image with a shape of each category."""
+    pytest.importorskip("faster_coco_eval")
+
+    def write(folder, names):
+        Image.new("RGB", (30, 20)).save(folder / "a.png")
+        image = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
+        boxes = [[4 * i, 2, 4 * i + 3, 2, 4 * i + 3, 9] for i in range(len(names))]
+        shapes = [
+            {"id": i, "image_id": 1, "category_id": i, "segmentation": [box]}
+            for i, box in enumerate(boxes, 1)
+        ]
+        categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+        content = {"images": [image], "annotations": shapes, "categories": categories}
+        (folder / "a.json").write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
 def run(capsys, *arguments):
     code = cli.main(["data", "check", *map(str, arguments)])
     out, err = capsys.readouterr()
@@ -90,3 +111,26 @@ def test_bad_options(tmp_path, capsys, arguments, line):
     code, _, err = run(capsys, tmp_path, *arguments)
     assert code == 2
     assert line in err
+
+
+def test_statistics_of_class_names_that_hold_anything(tmp_path, capsys, coco_file):
+    """Names of an annotation file are not printed as they are, and are no matter of memory."""
+    names = ("a\x1b[31m\n", "b" * 100_000)
+    root = coco_file(tmp_path, names)
+    arguments = [str(root), "--data.annotations", "a.json", "--workers", "1"]
+    code = cli.main(["data", "stats", *arguments, "--sheet", str(tmp_path / "sheet.png")])
+    out, _ = capsys.readouterr()
+    assert code == 0
+    assert "a\\x1b[31m\\n" in out
+    assert "\x1b" not in out
+    assert "b" * 101 not in out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width < 3000
+
+
+@pytest.mark.parametrize("workers", ["-1", "100000000"])
+def test_statistics_with_so_many_workers(tmp_path, capsys, coco_file, workers):
+    root = coco_file(tmp_path, ["a"])
+    arguments = ["data", "stats", str(root), "--data.annotations", "a.json", "--workers", workers]
+    assert cli.main(arguments) == 2
+    assert f"workers={workers}: must be" in capsys.readouterr().err

@@ -101,6 +101,8 @@ def test_long_names_widen_the_canvas() -> None:
     long = render.overlay(mask, PALETTE, legend=[("a" * 80, (1, 2, 3), 0.5)])
     assert short.width == 400
     assert long.width > 500
+    endless = render.overlay(mask, PALETTE, legend=[("a" * 100_000, (1, 2, 3), 0.5)])
+    assert endless.width < 1.5 * long.width
 
 
 def test_control_characters_of_names_are_written_out() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fsanet.cli.help import Section
-from fsanet.errors import InputError, check_range
+from fsanet.errors import InputError, check_range, printable
 
 if TYPE_CHECKING:
     from fsanet.data.check import Report
@@ -238,13 +238,13 @@ def _print_stats(
             f"{100 * stats.pixels[i] / own:.2f} % ({stats.images_with[i]})"
             for stats, own in zip(found, scored, strict=True)
         ]
-        table.add_row(str(i), classes[i], *row)
+        table.add_row(str(i), printable(classes[i]), *row)
     console.print(table)
     if ignore is not None and total[ignore]:
         share = 100 * total[ignore] / sum(total)
         console.print(f"{share:.2f} % of all pixels have no label ({ignore})")
     for stats in found:
-        absent = [classes[i] for i in occurring if total[i] and not stats.pixels[i]]
+        absent = [printable(classes[i]) for i in occurring if total[i] and not stats.pixels[i]]
         if absent:
             console.print(f"note: {stats.name} has no pixel of {', '.join(absent)}")
     all_scored = max(1, sum(stats.scored(ignore) for stats in found))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fsanet.data.labelled import LabelledImages
+from fsanet.data.sampling import check_workers
 
 __all__ = ["SplitStats", "count_classes", "labelled_item"]
 
@@ -70,8 +71,9 @@ def count_classes(
         progress: called as ``progress(done, total)``.
 
     Raises:
-        InputError: an item cannot be read.
+        InputError: an item cannot be read, or there are too many workers.
     """
+    check_workers(workers)
     stats = SplitStats(name, len(dataset))
 
     def read(index: int) -> tuple[tuple[int, int], np.ndarray]:

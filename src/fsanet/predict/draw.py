@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fsanet.data.masks import Colour, class_palette
-from fsanet.errors import InputError, escaped
+from fsanet.errors import InputError, printable
 
 Entry = tuple[str, Colour, float]  # name, colour, fraction of the image
 Array = np.ndarray[Any, Any]
@@ -194,7 +194,7 @@ def _legend(size: tuple[int, int], entries: Sequence[Entry], below: bool) -> Arr
     letters = int(min(40, max(12, min(width, height) / 24)))  # their height
     type_face = font(letters)
     pad, row = letters // 2, round(letters * 1.6)
-    labels = [(escaped(name), colour, percent(share)) for name, colour, share in entries]
+    labels = [(printable(name), colour, percent(share)) for name, colour, share in entries]
     name_width = max(math.ceil(type_face.getlength(name)) for name, _, _ in labels)
     share_width = max(math.ceil(type_face.getlength(share)) for _, _, share in labels)
     # Swatch, gap, name, gap, share, gap before the next column.
@@ -344,7 +344,7 @@ def _write_at_box(
     colour: Colour,
     size: tuple[int, int],
 ) -> None:
-    text = escaped(text)
+    text = printable(text)
     face = font(int(min(28, max(10, min(size) / 32))))
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=face)
     width, height = right - left + 6, bottom - top + 6
