@@ -98,6 +98,34 @@ def hidden_operator(model):
     )
 
 
+def operator_of_a_library(model):
+    """Of a function's domain, but none of the functions."""
+    inner = onnx.helper.make_node("Identity", ["x"], ["y"])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model.functions.append(
+        onnx.helper.make_function("com.microsoft", "Mine", ["x"], ["y"], [inner], opset)
+    )
+    model.graph.node[0].domain = "com.microsoft"
+
+
+def function(model):
+    inner = onnx.helper.make_node("Identity", ["x"], ["y"])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model.functions.append(onnx.helper.make_function("own", "Mine", ["x"], ["y"], [inner], opset))
+
+
+def endless(model):
+    model.graph.node.append(onnx.helper.make_node("Loop", ["trips", "go"], ["x"]))
+
+
+def sizes(*axes):
+    def change(model):
+        for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim, axes, strict=True):
+            axis.dim_value = size
+
+    return change
+
+
 def two_outputs(model):
     model.graph.output.append(model.graph.output[0])
 
@@ -116,6 +144,11 @@ def wrong_rank(model):
         (keep_outside, {}, "keeps data in another file"),
         (own_operator, {}, "uses Conv of evil, which is not an operator of the ONNX standard"),
         (hidden_operator, {}, "uses Read of evil"),
+        (operator_of_a_library, {}, "uses Conv of com.microsoft"),
+        (function, {}, "has a function, Mine; fsanet export writes neither loops nor functions"),
+        (endless, {}, "has Loop; fsanet export writes neither"),
+        (sizes(-3, 3, 64, 64), {}, "axes of"),
+        (sizes(1, 3, 30_000, 30_000), {}, "30000x30000 pixels, more than the limit"),
         (two_outputs, {}, "1 inputs and 2 outputs"),
         (no_metadata, {}, "no metadata of fsanet"),
         (wrong_rank, {}, "3 axes; expected 4"),
@@ -159,6 +192,25 @@ def test_a_file_that_says_something_else_than_it_does(tmp_path):
     file = onnx_file(tmp_path / "ids.onnx", output="class ids", classes=["a"], palette=colours[:1])
     with pytest.raises(InputError, match="which has no name"):
         Predictor(load_model(file))(image())
+
+
+def test_ids_of_any_whole_type(tmp_path):
+    def as_uint16(model):
+        model.graph.node[-1].attribute[0].i = onnx.TensorProto.UINT16
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT16
+
+    file = onnx_file(tmp_path / "net.onnx", change=as_uint16, output="class ids")
+    np.testing.assert_array_equal(Predictor(load_model(file))(image()).mask, classes_of(image()))
+
+
+def test_what_a_runtime_logs_is_not_printed(tmp_path, capfd):
+    def no_groups(model):
+        model.graph.node[0].attribute.append(onnx.helper.make_attribute("group", 0))
+
+    network = load_model(onnx_file(tmp_path / "net.onnx", change=no_groups))
+    with pytest.raises(InputError, match="onnxruntime: "):
+        Predictor(network)(image())
+    assert capfd.readouterr().err == ""
 
 
 def test_options_that_the_file_decides(tmp_path):

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsanet.cost.memory import is_out_of_memory
+from fsanet.data.images import check_pixels
 from fsanet.data.masks import class_palette
 from fsanet.errors import InputError, one_line, printable
 from fsanet.inputs import open_file
@@ -127,6 +128,7 @@ class ExportedNetwork(nn.Module):
         # (batch, height, width), None where any will do
         channels_last = self.description.input.startswith("uint8")
         self.sizes = [graph_input[axis] for axis in ((0, 1, 2) if channels_last else (0, 2, 3))]
+        check_pixels(self.sizes[1] or 1, self.sizes[2] or 1, str(file))  # images are padded to it
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.classes = tuple(self.description.classes)
         self.num_classes = len(self.classes)
@@ -202,10 +204,11 @@ class ExportedNetwork(nn.Module):
             )
         if self.description.output == "logits":
             return result.float()
+        result = result.long()
         if int(result.max()) >= self.num_classes:
             raise InputError(f"{self.file}: gives class {int(result.max())}, which has no name")
         ids = torch.arange(self.num_classes)[:, None, None]
-        return (result.long()[:, None] == ids).float()  # (B, C, H, W)
+        return (result[:, None] == ids).float()  # (B, C, H, W)
 
     def _missing(self, height: int, width: int) -> tuple[int, int, int, int]:
         """What is added on the left, on the right, at the top and at the bottom."""
@@ -229,7 +232,8 @@ def read_onnx(file: Path) -> tuple[bytes, list[int | None], Description]:
 
     Raises:
         InputError: no regular file of at most 2 GB, not ONNX, not with one input and one output,
-            data in other files, operators beyond the ONNX standard, or no metadata of fsanet.
+            data in other files, operators beyond the ONNX standard, loops, functions, or no
+            metadata of fsanet.
     """
     if file.suffix.lower() == ".pt2":
         raise InputError(
@@ -244,17 +248,23 @@ def read_onnx(file: Path) -> tuple[bytes, list[int | None], Description]:
         inputs, outputs = list(model.graph.input), list(model.graph.output)
     except Exception as error:  # of protobuf
         raise InputError(f"{file}: damaged, or not an ONNX file") from error
-    own = {"", "ai.onnx", *(function.domain for function in model.functions)}
     for message in _messages(model):
         kind = type(message).__name__
         if kind == "TensorProto" and (message.external_data or message.data_location):
             raise InputError(
                 f"{file}: keeps data in another file; give a file that holds its weights itself"
             )
-        if kind == "NodeProto" and message.domain not in own:
+        if kind == "NodeProto" and message.domain not in ("", "ai.onnx"):
             raise InputError(
                 f"{file}: uses {printable(message.op_type)} of {printable(message.domain)}, which "
                 "is not an operator of the ONNX standard"
+            )
+        # Loops may never end, and functions that call others twice are as long as one likes.
+        loop = kind == "NodeProto" and message.op_type in ("Loop", "Scan")
+        if loop or kind == "FunctionProto":
+            what = printable(message.op_type if loop else f"a function, {message.name}")
+            raise InputError(
+                f"{file}: has {what}; fsanet export writes neither loops nor functions"
             )
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [one for one in inputs if one.name not in weights]
@@ -267,6 +277,8 @@ def read_onnx(file: Path) -> tuple[bytes, list[int | None], Description]:
     axes = [axis.dim_value or None for axis in inputs[0].type.tensor_type.shape.dim]
     if len(axes) != 4:
         raise InputError(f"{file}: its input has {len(axes)} axes; expected 4")
+    if any(axis is not None and axis < 1 for axis in axes):
+        raise InputError(f"{file}: its input has axes of {axes}; expected sizes from 1")
     return content, axes, description
 
 
@@ -290,7 +302,7 @@ def _start_onnxruntime(content: bytes, runtime: Runtime) -> Any:
         providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", *providers]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors, which are raised as well
+    options.log_severity_level = 4  # errors are raised
     session = onnxruntime.InferenceSession(content, options, providers=providers)
     (name,) = [one.name for one in session.get_inputs()]
     return lambda images: session.run(None, {name: images})[0]
