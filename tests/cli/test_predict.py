@@ -155,6 +155,11 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_whose_name_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "a\udcff.png", "--model", "nowhere", "--out", "out"]) == 2
+    assert r"a\udcff.png: is not UTF-8 text; give the folder" in capsys.readouterr().err
+
+
 def test_an_output_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", "a.png", "--model", "nowhere"]) == 2
     assert "--out is missing" in capsys.readouterr().err

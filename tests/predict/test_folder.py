@@ -185,6 +185,41 @@ def test_results_below_the_input_are_not_read_again(tmp_path: Path) -> None:
         predict(tmp_path / "out/a_mask.png", tmp_path / "out")
 
 
+def test_files_that_are_no_results_are_not_replaced(tmp_path: Path) -> None:
+    """Masks to train on have the names of predicted ones."""
+    out = tmp_path / "out"
+    write(tmp_path / "photos" / "a.png", 0)
+    write(tmp_path / "photos" / "x" / "b.png", 0)
+    (out / "x").mkdir(parents=True)
+    for file in (out / "a_mask.png", out / "x" / "b.json"):
+        file.write_text("mine")
+        with pytest.raises(InputError, match=rf"{file.name}: is there already, and is no result"):
+            predict(tmp_path / "photos", out)
+        assert file.read_text() == "mine"
+        file.unlink()
+    predict(tmp_path / "photos", out)
+    predict(tmp_path / "photos", out)  # what is there now are results
+
+
+def test_classes_of_one_name_are_counted_apart(images: Path, tmp_path: Path) -> None:
+    model = TinyNet()
+    expected = predict(images, tmp_path / "apart", model)["classes"]
+    model.classes = ("same", "same", "other")
+    for resume in (False, True):
+        found = predict(images, tmp_path / "out", model, resume=resume)["classes"]
+        assert [c["pixels"] for c in found] == [c["pixels"] for c in expected]
+
+
+def test_nan_is_an_error_of_the_image(images: Path, tmp_path: Path) -> None:
+    model = TinyNet()
+    with torch.no_grad():
+        model.layer.weight.fill_(1e38)
+    for option in ("confidence", "entropy"):
+        summary = predict(images, tmp_path / option, model, **{option: True})
+        assert summary["images"] == 0
+        assert all("gives nan for an image of" in one["error"] for one in summary["failed"][:1])
+
+
 def test_settings_reach_the_predictor_and_the_drawing(tmp_path: Path) -> None:
     image = write(tmp_path / "a.png", 1, (20, 30))
     out = tmp_path / "out"

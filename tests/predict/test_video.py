@@ -1,6 +1,8 @@
 """Videos: each mask is the still's, and the clip keeps its frames, size and rate."""
 
 import resource
+import shutil
+import struct
 import sys
 from fractions import Fraction
 from itertools import pairwise
@@ -113,6 +115,88 @@ def test_smoothing(folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"flicker: {before:.2f} % of pixels" in said
     assert f"{after:.2f} % after smoothing" in said
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_frames_are_upright(folder, tmp_path, turns):
+    """As telephones write them: frames as the sensor has them, and by how much to turn them."""
+    matrices = {1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
+    a, b, c, d = (value << 16 for value in matrices[turns])
+    content = bytearray((folder / "clip.mp4").read_bytes())
+    start = content.index(b"tkhd") + 4 + 40
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content)
+    arguments = ["--model", folder / "network", "--out", tmp_path / "out"]
+    assert predict(tmp_path / "turned.mp4", *arguments) == 0
+    predictor = Predictor(load_model(folder / "network"))
+    given = [np.rot90(frame, turns) for frame in frames_of(folder / "clip.mp4")[0]]
+    assert frames_of(tmp_path / "out/turned.mp4")[0][0].shape == given[0].shape
+    for frame, mask in zip(given, masks_in(tmp_path / "out", "turned"), strict=True):
+        np.testing.assert_array_equal(mask, predictor(frame.copy()).mask.numpy())
+
+
+def test_one_bad_video_does_not_stop_the_others(folder, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    shutil.copy(folder / "clip.mp4", tmp_path / "b.mp4")
+    files = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    assert predict(*files, "--model", folder / "network", "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1 of 2 videos are incomplete, the first: " in line
+    assert len(masks_in(tmp_path / "out", "b")) == 7
+
+
+def test_two_videos_of_one_name_are_not_written_over_each_other(folder, tmp_path, capsys):
+    (tmp_path / "x").mkdir()
+    for name in ("x/Clip.mkv", "clip.mp4"):
+        shutil.copy(folder / "clip.mp4", tmp_path / name)
+    files = [tmp_path / "x/Clip.mkv", tmp_path / "clip.mp4"]
+    assert predict(*files, "--model", folder / "network", "--out", tmp_path / "out") == 2
+    assert "have one name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_printed_without_control_characters(folder, tmp_path, capsys):
+    shutil.copy(folder / "clip.mp4", tmp_path / "a\n\x1b[31m.mp4")
+    arguments = ["--model", folder / "network", "--out", tmp_path / "out"]
+    assert predict(tmp_path / "a\n\x1b[31m.mp4", *arguments) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "\x1b" not in line
+
+
+def write_still(file, size):
+    with av.open(file, "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *size, "bgr0"
+        pixels = np.zeros((*size, 3), np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_sound(file):
+    with av.open(file, "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.rate, frame.pts = 44100, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda file: write_still(file, (16, 17_000)), "cannot be encoded as H.264"),
+        (write_sound, "it has no pictures"),
+        (lambda file: file.write_bytes(b""), "cannot be read as a video"),
+    ],
+)
+def test_videos_that_are_refused(folder, tmp_path, capsys, make, message):
+    file = tmp_path / "clip.mkv"
+    make(file)
+    arguments = ["--model", folder / "network", "--out", tmp_path / "out", "--window", 64]
+    assert predict(file, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not [*(tmp_path / "out").glob("*")]
 
 
 def test_a_truncated_file_ends_with_the_frames_it_had(folder, tmp_path, capsys):

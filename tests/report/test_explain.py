@@ -187,6 +187,14 @@ def test_wrong_pixels_and_no_captum(image, monkeypatch):
         explain(network(), image, AT)
 
 
+def test_weights_that_give_nan(image):
+    broken = network()
+    with torch.no_grad():
+        broken.head.classify.weight.fill_(3e38)
+    with pytest.raises(InputError, match="gives nan or infinity for this image"):
+        explain(broken, image, AT, gradients=False)
+
+
 def test_grid_and_reduction(image):
     assert grid_position((0, 0), (56, 136), (7, 17)) == (0, 0)
     assert grid_position((135, 55), (56, 136), (7, 17)) == (6, 16)

@@ -142,6 +142,11 @@ class CommandParser(ArgumentParser):
             not action.option_strings and _takes(action) == "texts" for action in self._actions
         )
         if takes_many and positionals:
+            for text in positionals:
+                if text != text.encode(errors="ignore").decode():
+                    raise InputError(
+                        f"{text}: is not UTF-8 text; give the folder that it is in, or rename it"
+                    )
             positionals = [json.dumps(positionals)]
         return positionals + options
 

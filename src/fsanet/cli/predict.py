@@ -8,11 +8,12 @@ import math
 import signal
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fsanet.cli.help import Section
-from fsanet.errors import InputError, check_range
+from fsanet.errors import InputError, check_range, escaped
 
 if TYPE_CHECKING:
     import torch
@@ -222,6 +223,10 @@ def _check_videos(options: dict[str, Any]) -> None:
         raise InputError("--dtype auto: is for images; give bfloat16 or float16, or leave it out")
     files, out = options["images"], _folder(options["out"], None)
     others = [file for file in files if not is_video(file)]
+    stems = Counter(Path(file).stem.casefold() for file in files)
+    twice = [file for file in files if stems[Path(file).stem.casefold()] > 1]
+    if twice and not others:
+        raise InputError(f"{twice[0]}, {twice[1]}: have one name; give each a folder of its own")
     if others or (len(files) > 1 and is_video(out)):
         what = f"{others[0]} is no video" if others else f"--out {out} is one file"
         raise InputError(f"several inputs, and {what}; give videos alone, and a folder as --out")
@@ -232,17 +237,22 @@ def _predict_videos(model: Any, files: list[str], out: Path, options: dict[str, 
     from fsanet.convert import load_model
     from fsanet.predict.video import predict_video
 
-    network, incomplete = load_model(model), []
+    network, incomplete = load_model(model), list[str]()
     for file in files:
-        result = predict_video(network, file, out, **options)
-        print(_about(result))
+        try:
+            result = predict_video(network, file, out, **options)
+        except InputError as error:  # the others are predicted all the same
+            incomplete.append(str(error))
+            continue
+        print(escaped(_about(result)))
         if result.problem is not None:
             incomplete.append(
                 f"{file}: ends after {result.frames} frames ({result.problem}), which are in "
                 f"{result.file}"
             )
     if incomplete:
-        raise InputError("; ".join(incomplete))
+        several = f"{len(incomplete)} of {len(files)} videos are incomplete, the first: "
+        raise InputError((several if len(files) > 1 else "") + incomplete[0])
 
 
 def _about(result: VideoResult) -> str:
@@ -297,7 +307,7 @@ def _finish(
             )
         if out is None and this_process().world_size == 1:  # else others may still read it
             remove_results(folder)
-    if format is not None or uncertain is not None:
+    if summary["images"] and (format is not None or uncertain is not None):
         from fsanet.predict.annotations import most_uncertain, write_annotations
 
         files = list_images(images, recursive=recursive)
@@ -305,7 +315,7 @@ def _finish(
             print(f"annotations in {write_annotations(folder, format, images=files)}")
         if uncertain is not None:
             for image, entropy in most_uncertain(folder, uncertain, images=files):
-                print(f"{entropy:.4f}  {image}")
+                print(f"{entropy:.4f}  {escaped(image)}")
     what = _count(summary["images"], "image")
     if "instances" in summary:
         what = f"{_count(summary['instances'], 'instance')} on {what}"

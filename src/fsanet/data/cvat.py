@@ -8,6 +8,7 @@ Source of the format: https://docs.cvat.ai/docs/dataset_management/formats/forma
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from fsanet.data.images import check_pixels
 from fsanet.data.shapes import check_masks, ellipse, encode_masks, run_lengths, turned
-from fsanet.errors import InputError, one_line, printable
+from fsanet.errors import InputError, escaped, one_line, printable
 from fsanet.inputs import read_text
 
 __all__ = ["CvatImage", "cvat_as_coco", "cvat_document"]
@@ -163,10 +164,11 @@ def cvat_document(images: Sequence[CvatImage], classes: Sequence[str]) -> bytes:
     labels = ElementTree.SubElement(task, "labels")
     for name in classes:
         label = ElementTree.SubElement(labels, "label")
-        ElementTree.SubElement(label, "name").text = name
+        ElementTree.SubElement(label, "name").text = _in_xml(name)
     for index, image in enumerate(images):
         size = {"width": str(image.width), "height": str(image.height)}
-        node = ElementTree.SubElement(root, "image", {"id": str(index), "name": image.name, **size})
+        about = {"id": str(index), "name": _in_xml(image.name), **size}
+        node = ElementTree.SubElement(root, "image", about)
         for name, mask in image.masks:
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             if not len(rows):
@@ -174,7 +176,7 @@ def cvat_document(images: Sequence[CvatImage], classes: Sequence[str]) -> bytes:
             top, left = int(rows[0]), int(columns[0])
             inside = mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]  # (h, w)
             values = {
-                "label": name,
+                "label": _in_xml(name),
                 "source": "auto",
                 "occluded": "0",
                 "rle": ", ".join(map(str, run_lengths(inside.ravel()))),
@@ -187,3 +189,11 @@ def cvat_document(images: Sequence[CvatImage], classes: Sequence[str]) -> bytes:
             ElementTree.SubElement(node, "mask", values)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _in_xml(name: str) -> str:
+    """A name with what XML cannot hold escaped: control characters, and bytes that are no UTF-8."""
+    return _NOT_IN_XML.sub(lambda found: escaped(found[0]), name)

@@ -198,6 +198,12 @@ class Segmenter:
                 f"an image of {width} x {height} pixels does not fit into the memory of "
                 f"{self.device}; use a window, a smaller one, or a smaller batch"
             ) from error
+        for found in (confidence, entropy):
+            if found is not None and not found.sum().isfinite():
+                raise InputError(
+                    f"the network gives nan for an image of {width} x {height} pixels; its weights "
+                    "are damaged, or too large for the type that it computes in"
+                )
         if entropy is not None:
             entropy /= height * width
         return Masks(ids, confidence, entropy)

@@ -8,10 +8,13 @@ or many can have predicted, and hold the masks to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from fsanet.data.label_studio import encode_brush
 from fsanet.data.masks import read_mask
 from fsanet.data.shapes import decode_masks, encode_masks, mask_tools
 from fsanet.errors import InputError, check_range
-from fsanet.files import write_bytes, write_json, write_text
+from fsanet.files import write_bytes, write_json
 from fsanet.inputs import read_json
 
 __all__ = ["AnnotationFormat", "most_uncertain", "write_annotations"]
@@ -116,17 +119,22 @@ def most_uncertain(
         raise InputError(f"{out}: no entropy in it; predict again with --entropy")
     found.sort(key=lambda entry: (-entry[1], entry[0]))
     chosen = found[:count]
-    write_text(Path(out, "uncertain.txt"), "".join(f"{name}\n" for name, _ in chosen))
+    write_bytes(Path(out, "uncertain.txt"), b"".join(os.fsencode(f"{n}\n") for n, _ in chosen))
     return chosen
 
 
 def _records(out: Path, images: Iterable[str | Path] | None) -> Iterator[_Record]:
-    """The JSON files of predicted images, of all or of these, in the order of their paths."""
+    """The JSON files of predicted images, of all or of these, in the order of their paths.
+
+    Whatever else lies in the folder is left out.
+    """
     chosen = None if images is None else {*map(str, images)}
     for file in sorted(out.rglob("*.json")):
-        record = read_json(file, "result", _LARGEST_JSON)
-        if not isinstance(record, dict) or "made" not in record or "error" in record:
-            continue
+        record = None
+        with contextlib.suppress(InputError):
+            record = read_json(file, "result", _LARGEST_JSON)
+        if not isinstance(record, dict) or not {"made", "image", "files", "width"} <= record.keys():
+            continue  # of an image that could not be read, or no result
         if chosen is None or record["image"] in chosen:
             yield file, record
 
@@ -218,6 +226,6 @@ def _tasks(out: Path, records: Iterable[_Record]) -> list[dict[str, Any]]:
         prediction: dict[str, Any] = {"model_version": "fsanet", "result": results}
         if scores:
             prediction["score"] = math.fsum(scores) / len(scores)
-        address = f"/data/local-files/?d={image.name}"
+        address = f"/data/local-files/?d={quote(os.fsencode(image.name))}"
         tasks.append({"data": {"image": address}, "predictions": [prediction]})
     return tasks

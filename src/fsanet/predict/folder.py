@@ -40,6 +40,7 @@ __all__ = ["predict_folder", "remove_results", "result_stems"]
 
 SUMMARY = "summary.json"
 _PNG_END = b"IEND\xaeB`\x82"
+_KINDS = ("mask", "instances", "confidence", "overlay")  # of pictures
 _LONGEST_NAME = 255  # bytes; of most file systems
 _LARGEST_JSON = 10**9  # bytes
 
@@ -90,8 +91,8 @@ def predict_folder(
 
     Raises:
         InputError: no image, no model, a setting out of range or for another kind of network, a
-            folder that is not writable, or, with ``resume``, results of another model or other
-            settings.
+            folder that is not writable or holds files of these names that are no results, or, with
+            ``resume``, results of another model or other settings.
     """
     check_alpha(alpha)
     check_options(options)
@@ -114,6 +115,8 @@ def predict_folder(
     with lock, ConsoleProgress("images", shown=progress and process.rank == 0) as bar:
         if resume:
             _check_same(out, settings, about)
+        elif process.world_size == 1:  # others may have begun to write
+            _check_own(out, items)
         if process.rank == 0:  # what --resume has to compare with
             running = {"images": 0, "state": "running", "settings": settings, "model": about}
             write_json(out / SUMMARY, running)
@@ -403,6 +406,23 @@ def _check_same(out: Path, settings: dict[str, Any], model: dict[str, Any]) -> N
             f"{out}: holds results of another model ({old}, now {model['name']} "
             f"{model['fingerprint']}); {advice}"
         )
+
+
+def _check_own(out: Path, items: Iterable[_Item]) -> None:
+    """Raise `InputError` if results would replace files that are none, such as masks to train on.
+
+    A prediction writes ``summary.json`` first, so all results lie beside one.
+    """
+    if os.path.lexists(out / SUMMARY):
+        return
+    for item in items:
+        pictures = (out / item.stem.with_name(f"{item.stem.name}_{kind}.png") for kind in _KINDS)
+        for file in (out / item.record, *pictures):
+            if os.path.lexists(file):
+                raise InputError(
+                    f"{file}: is there already, and is no result of fsanet predict, which has not "
+                    "written to this folder; give another --out"
+                )
 
 
 def _locate(

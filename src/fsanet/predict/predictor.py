@@ -188,18 +188,19 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
     def describe_model(self) -> dict[str, Any]:
         return super().describe_model() | {"num_classes": len(self.model.classes)}
 
-    def content(self, record: dict[str, Any]) -> dict[str, int]:
-        pixels = {entry["name"]: entry["pixels"] for entry in record["classes"]}
-        if pixels.keys() != set(self.model.classes) or not _whole_numbers(pixels.values()):
+    def content(self, record: dict[str, Any]) -> list[int]:
+        names = [entry["name"] for entry in record["classes"]]
+        pixels = [entry["pixels"] for entry in record["classes"]]
+        if names != list(self.model.classes) or not _whole_numbers(pixels):
             raise ValueError("not the classes of this model")
         return pixels
 
-    def summarise(self, contents: Iterable[dict[str, int]], out: Path) -> dict[str, Any]:
+    def summarise(self, contents: Iterable[list[int]], out: Path) -> dict[str, Any]:
         """Count the pixels of each class."""
-        pixels: Counter[str] = Counter()
+        pixels = [0] * len(self.model.classes)
         for content in contents:
-            pixels.update(content)
-        total = sum(pixels.values())
+            pixels = [before + more for before, more in zip(pixels, content, strict=True)]
+        total = sum(pixels)
         return {
             "pixels": total,
             "classes": [
@@ -207,8 +208,8 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
                     "id": index,
                     "name": name,
                     "colour": list(self.model.palette[index]),
-                    "pixels": pixels[name],
-                    "fraction": pixels[name] / total if total else 0.0,
+                    "pixels": pixels[index],
+                    "fraction": pixels[index] / total if total else 0.0,
                 }
                 for index, name in enumerate(self.model.classes)
             ],

@@ -124,10 +124,14 @@ class Segmentation(_Result):
                 f"image is {tuple(self.image.shape)}; expected {(3, *self.mask.shape)} as the mask"
             )
 
+    def _pixels(self) -> list[int]:
+        """Number of pixels of each class by id: two classes may have one name."""
+        found = torch.bincount(self.mask.flatten(), minlength=256)
+        return [int(count) for count in found[: len(self.classes)].tolist()]
+
     def counts(self) -> dict[str, int]:
         """Number of pixels of each class, absent classes included."""
-        found = torch.bincount(self.mask.flatten(), minlength=256).tolist()
-        return {name: int(found[index]) for index, name in enumerate(self.classes)}
+        return dict(zip(self.classes, self._pixels(), strict=True))
 
     def areas(self) -> dict[str, float]:
         """Fraction of the image covered by each class, 0 to 1, absent classes included."""
@@ -135,11 +139,10 @@ class Segmentation(_Result):
 
     def legend(self) -> list[draw.Entry]:
         """Name, colour and area of each class in the image, the largest first."""
-        areas = self.areas()
         entries = [
-            (name, colour, areas[name])
-            for name, colour in zip(self.classes, self.palette, strict=True)
-            if areas[name] > 0
+            (name, colour, count / self.mask.numel())
+            for name, colour, count in zip(self.classes, self.palette, self._pixels(), strict=True)
+            if count > 0
         ]
         return sorted(entries, key=lambda entry: -entry[2])
 
@@ -183,7 +186,7 @@ class Segmentation(_Result):
     def summary(self) -> dict[str, Any]:
         """Size, classes and areas, as values for JSON."""
         height, width = self.mask.shape
-        counts, areas = self.counts(), self.areas()
+        counts = self._pixels()
         result: dict[str, Any] = {
             "image": None if self.source is None else str(self.source),
             "width": width,
@@ -193,8 +196,8 @@ class Segmentation(_Result):
                     "id": index,
                     "name": name,
                     "colour": list(self.palette[index]),
-                    "pixels": counts[name],
-                    "fraction": areas[name],
+                    "pixels": counts[index],
+                    "fraction": counts[index] / self.mask.numel(),
                 }
                 for index, name in enumerate(self.classes)
             ],

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -142,10 +143,17 @@ def predict_video(
                     if frames_folder is not None:
                         result.save(frames_folder, f"{file.stem}_{index:06d}", overlay=False)
                     bar.update(task, advance=1)
-                if reader.frames == 0:
-                    raise InputError(f"{file}: no frame can be read ({reader.problem})")
 
-        write_whole(out, write)
+        try:
+            write_whole(out, write)
+        except (
+            av.error.FFmpegError
+        ) as error:  # what is wrong with frames is a problem of the reader
+            height, width = reader.size
+            raise InputError(
+                f"{out}: {width} x {height} pixels at {float(reader.rate):g} frames per second "
+                f"cannot be encoded as H.264 ({_reason(error)}); its sides may have up to 16384"
+            ) from error
     return VideoResult(
         out,
         reader.frames,
@@ -201,7 +209,7 @@ class _Past:
 
 
 class _Reader:
-    """The frames of a video, uint8 (3, H, W), with their times; iterated once.
+    """The frames of a video, uint8 (3, H, W), upright, with their times; iterated once.
 
     Attributes:
         size: height and width.
@@ -217,15 +225,27 @@ class _Reader:
         options = {"format_whitelist": _FORMATS}
         try:
             self.container = av.open(stream, options=options)
+            if not self.container.streams.video:
+                raise ValueError("it has no pictures")
             self.stream = self.container.streams.video[0]
-        except (av.error.FFmpegError, IndexError, ValueError) as error:
+            context = self.stream.codec_context
+            check_pixels(context.height, context.width, str(file))
+            if min(context.height, context.width) < 1:
+                raise ValueError("its frames have no size")
+            context.thread_count = torch.get_num_threads()
+            self._decoded = self.container.decode(self.stream)
+            first = next(self._decoded, None)
+            if first is None:
+                raise ValueError("it has no frame")
+        except InputError:
+            raise
+        except (av.error.FFmpegError, OSError, ValueError) as error:
             raise InputError(f"{file}: cannot be read as a video ({_reason(error)})") from error
-        context = self.stream.codec_context
-        self.size = (context.height, context.width)
+        self._decoded = chain([first], self._decoded)
+        self._turns = round(first.rotation / 90) % 4  # as a telephone was held
+        sides = first.height, first.width
+        self.size = sides if self._turns % 2 == 0 else sides[::-1]
         check_pixels(*self.size, str(file))
-        if min(self.size) < 1:
-            raise InputError(f"{file}: cannot be read as a video (its frames have no size)")
-        context.thread_count = torch.get_num_threads()
         self.rate = self.stream.average_rate or Fraction(25)
         self.time_base = self.stream.time_base or 1 / self.rate
         self.expected: int | None = self.stream.frames or None
@@ -241,8 +261,8 @@ class _Reader:
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         last = -1
         try:
-            for frame in self.container.decode(self.stream):
-                pixels = frame.to_ndarray(format="rgb24")
+            for frame in self._decoded:
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), self._turns)
                 if pixels.shape[:2] != self.size:
                     self.problem = "the size of its frames changes"
                     return
@@ -251,8 +271,8 @@ class _Reader:
                     time = last + max(1, round(1 / (self.rate * self.time_base)))
                 last = time
                 self.frames += 1
-                yield torch.from_numpy(pixels).permute(2, 0, 1), time
-        except self.av.error.FFmpegError as error:
+                yield torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), time
+        except (self.av.error.FFmpegError, OSError) as error:
             self.problem = _reason(error)
             return
         if self.expected is not None and self.frames < self.expected:

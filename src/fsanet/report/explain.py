@@ -249,6 +249,10 @@ def explain(
     with evaluating(model):
         with torch.no_grad():
             logits, maps = _run(model, inputs, block)
+            if not logits.isfinite().all():
+                raise InputError(
+                    "the network gives nan or infinity for this image; its weights are damaged"
+                )
             x = maps[0]  # (1, C, h, w)
             position = grid_position(at, pixels.shape[1:], x.shape[2:])
             target = int(logits[0, :, at[1], at[0]].argmax())
