@@ -48,6 +48,8 @@ def test_content_and_folders(tmp_path):
         "x": [1, None]
     }
     assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == ["c.txt"]
+    odd = write_text(tmp_path / "odd.txt", "a\udcff.png")  # a name that is no UTF-8
+    assert odd.read_text() == "a\\udcff.png"
 
 
 def test_interrupted_write_keeps_the_old_file_and_nothing_else(tmp_path):

@@ -265,8 +265,8 @@ def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview) -> Pa
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text with `write_whole`."""
-    return write_bytes(path, text.encode())
+    """Write UTF-8 text with `write_whole`; bytes of file names that are not UTF-8 are escaped."""
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:

@@ -1,6 +1,7 @@
 """The record of a sweep: what it keeps, and how it continues."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -94,3 +95,41 @@ def test_folder_of_another_sweep(evaluated, tmp_path):
     (tmp_path / "sweep.json").write_text("[]")
     with pytest.raises(InputError, match="not the file of a sweep"):
         Sweep.open(tmp_path, {"weights": "abc"}, points)
+
+
+POINT = {"name": "k=2", "kind": "band", "band": [[0, 2], [0, 2]]}
+SCORES = {"miou": 0.5, "pixel_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "[" * 10_000,
+        {"about": [1], "points": []},
+        {"about": None, "points": []},
+        {"about": {}, "points": [POINT | {"retrained": "abc", "no_retraining": None}]},
+        {"about": {}, "points": [POINT | {"retrained": {"0": 5}, "no_retraining": None}]},
+        {"about": {}, "points": [POINT | {"retrained": {}, "no_retraining": {"miou": "x"}}]},
+        {"about": {}, "points": [POINT | {"retrained": {}, "no_retraining": 5}]},
+        {
+            "about": {},
+            "points": [
+                POINT | {"retrained": {}, "no_retraining": SCORES | {"mean_accuracy": float("nan")}}
+            ],
+        },
+    ],
+)
+def test_damaged_records(tmp_path, content):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(InputError, match=r"sweep\.json: ") as error:
+        Sweep.open(tmp_path, {}, [])
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_is_no_record(tmp_path):
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "sweep.json")
+    with pytest.raises(InputError, match="is a pipe"):
+        Sweep.open(tmp_path, {}, [])

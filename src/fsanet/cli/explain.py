@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fsanet.cli.help import Section
-from fsanet.errors import InputError
+from fsanet.errors import InputError, printable
 
 HELP = [Section("fsanet.cli.explain:explain")]
 
@@ -71,7 +71,7 @@ def explain(
         )
     report = write_explanation(found, out, source=image, model=network)
     print(
-        f"pixel {at} is {found.outcome.class_at_pixel} "
+        f"pixel {at} is {printable(found.outcome.class_at_pixel)} "
         f"({percent(found.outcome.probability)}); report: {report}"
     )
     return 0

@@ -122,14 +122,17 @@ def _train_and_test(out: Path, recipe: Recipe, test: Test) -> dict[str, Any]:
 
     from fsanet.cli.recipe import Test
     from fsanet.files import first_process, write_json
+    from fsanet.inputs import read_json
+    from fsanet.report.sweep import check_scores
     from fsanet.train import train
 
     config, recorded, finished = recipe.text(out), out / "config.yaml", out / "scores.json"
     if recorded.is_file() and recorded.read_text(encoding="utf-8") != config:
         raise InputError(f"{recorded}: a run with other options; give another --out")
     if finished.is_file():
-        scores: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
-        return scores
+        found: dict[str, Any] = read_json(finished, "scores")
+        check_scores(found, finished)
+        return found
     lightning.seed_everything(recipe.options.seed, verbose=False)
     data = recipe.data()
     resume = (out / "checkpoints" / "last.ckpt").is_file()

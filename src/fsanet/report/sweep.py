@@ -18,10 +18,13 @@ from torch import nn
 from fsanet.convert.variants import Variant, evaluate_variants
 from fsanet.errors import InputError
 from fsanet.files import environment, first_process, write_bytes, write_json, write_text
+from fsanet.inputs import read_json
 from fsanet.metrics.confusion import Scores, markdown_table
 from fsanet.report.figures import draw_sweep
 
-__all__ = ["Sweep"]
+__all__ = ["Sweep", "check_scores"]
+
+_TABULATED = ("miou", "pixel_accuracy")
 
 
 @dataclass
@@ -64,15 +67,21 @@ class Sweep:
         return sweep
 
     def _read(self, file: Path) -> None:
+        content = read_json(file, "sweep")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            about, rows = content["about"], content["points"]
+            json.dumps(content, allow_nan=False)  # as it is written again
+            about, rows = dict(content["about"]), content["points"]
             for row in rows:
                 self.variants[row["name"]] = {key: row[key] for key in ("name", "kind", "band")}
-                self.retrained[row["name"]] = row["retrained"]
-                if row["no_retraining"] is not None:
-                    self.converted[row["name"]] = row["no_retraining"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                retrained, converted = row["retrained"], row["no_retraining"]
+                self.retrained[row["name"]] = dict(retrained)
+                if converted is not None:
+                    self.converted[row["name"]] = converted
+                for scores in [*retrained.values(), *([] if converted is None else [converted])]:
+                    check_scores(scores, file)
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: not the file of a sweep; give another --out") from error
         for key, value in self.about.items():
             other = about.get(key)
@@ -172,6 +181,13 @@ class Sweep:
         """mIoU of each seed."""
         scores = self.retrained.get(name, {}).values()
         return [one["miou"] for one in scores if one["miou"] is not None]
+
+
+def check_scores(scores: Any, file: Path) -> None:
+    """Raise `InputError` unless what was read from a file are scores, as they are tabulated."""
+    found = [scores.get(name, "") for name in _TABULATED] if isinstance(scores, dict) else [""]
+    if not all(isinstance(value, int | float | None) for value in found):
+        raise InputError(f"{file}: holds no scores; remove it, or give another --out")
 
 
 def _comparable(value: Any) -> Any:
