@@ -231,6 +231,47 @@ def test_real_process_is_light_and_tells_errors_by_its_exit_code():
     assert (again.returncode, again.stdout, again.stderr) == (2, "", done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        ("--version >&-", 0, ""),
+        ("--version <&- >&- 2>&-", 0, ""),
+        ("trian >&-", 2, "did you mean train?"),
+        ("trian 2>&-", 2, ""),
+        ("trian 2>/dev/full", 2, ""),
+        ("--version >/dev/full", 2, "no space left on device"),
+    ],
+)
+def test_streams_that_are_closed_or_full(redirection, code, said):
+    command = f"{sys.executable} -m fsanet {redirection}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == bool(said)
+    assert done.stdout == ""
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    """oneMKL would end the process."""
+    (tmp_path / "gone").mkdir()
+    script = (
+        f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && "
+        f"{sys.executable} -m fsanet predict a.png --model net --out out"
+    )
+    done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "fsanet: error: the current folder is gone; change to another one\n"
+
+
+def test_figures_need_no_window(monkeypatch):
+    """Matplotlib would refuse the name of a backend that is not installed."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setenv("MPLBACKEND", "none of them")
+    with warnings.catch_warnings():
+        cli.silence_libraries()
+    assert os.environ["MPLBACKEND"] == "agg"
+
+
 # --- bad input --------------------------------------------------------------------------
 
 
@@ -277,6 +318,7 @@ def test_band_outside_the_plane(config, tmp_path, capsys):
             lambda c: c["data"]["init_args"].update(bath_size=3),
             r"FolderData': Option 'bath_size' is not accepted",
         ),
+        (lambda c: c.update(overwrite=True), r"bad.yaml: overwrite: deletes a run, so it is for"),
     ],
 )
 def test_config_key_that_does_not_exist(config, tmp_path, capsys, change, line):

@@ -104,6 +104,21 @@ def test_labels_that_do_not_fit_are_one_line(folder, tmp_path, two_backends):
         compare.compare_backends(folder / "network", tmp_path / "net.onnx", [tmp_path / "images"])
 
 
+def test_images_and_labels_are_read_before_a_backend_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_isolated", lambda *_, **__: pytest.fail("has run"))
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "net.onnx").touch()
+    arguments = folder / "network", tmp_path / "net.onnx", [tmp_path / "images"]
+    (tmp_path / "images/a.png").write_text("no image")
+    with pytest.raises(InputError, match=r"a\.png: not an image"):
+        compare.compare_backends(*arguments)
+    Image.new("RGB", (64, 64)).save(tmp_path / "images/a.png")
+    Image.new("L", (32, 64)).save(tmp_path / "masks/a.png")
+    with pytest.raises(InputError, match=r"labels are 32x64 pixels, but their image .* is 64x64"):
+        compare.compare_backends(*arguments)
+
+
 @pytest.mark.slow
 def test_every_backend_in_a_process_of_its_own(folder, tmp_path):
     assert torch.get_num_threads() > 0

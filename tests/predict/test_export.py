@@ -188,6 +188,7 @@ class Small(nn.Module):
         ("net.bin", {}, "ends in .onnx or .pt2"),
         ("net.pt2", {"size": (60, 64)}, "multiples of 32"),
         ("net.pt2", {"size": (32, 64)}, "at least 64"),
+        ("net.pt2", {"size": (2**20, 64)}, "at most 16384"),
         ("file/net.pt2", {"size": (64, 64)}, "cannot be written"),
     ],
 )

@@ -67,6 +67,26 @@ def test_which_process_this_is(
 
 
 @pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK=abc, WORLD_SIZE=2, LOCAL_RANK=0: expected"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5, WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "-1"}, "WORLD_SIZE=-1"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": ""}, "LOCAL_RANK=:"),
+        ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS=many"),
+    ],
+)
+def test_variables_that_make_no_sense(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], line: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=line):
+        this_process()
+
+
+@pytest.mark.parametrize(
     ("count", "accelerator", "devices", "chosen"),
     [
         (0, "auto", "1", ["cpu"]),

@@ -27,7 +27,7 @@ _CLASSES = {
     "model": ("FsaNet", "SegformerFsa", "MaskRcnnFsa"),
     "data": (
         *("CamVidData", "CityscapesData", "Ade20kData", "VocAugData", "FolderData", "SceneData"),
-        *("CocoData", "InstanceSceneData"),
+        *("CocoData", "InstanceFolderData", "InstanceSceneData"),
     ),
     "task": ("SemanticSegmentation", "InstanceSegmentation"),
 }

@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit code.
     """
+    _complete_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted = stop if isinstance(stop, Interrupted) else Interrupted()
         files = sys.modules.get("fsanet.files")
         if files is None or files.first_process():
-            print(f"fsanet: {interrupted}", file=sys.stderr)
+            _report(str(interrupted))
         return 128 + interrupted.number
     except BrokenPipeError:
         with contextlib.suppress(OSError):
@@ -90,18 +91,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _finish_output()
         line = user_error(error)
         if line is not None:
-            print(f"fsanet: error: {line}", file=sys.stderr)
+            _report(f"error: {line}")
             return 2
         message = str(error).strip()
         if "Traceback (most recent call last)" in message:  # of a process that loads data
             message = message.rpartition("\n")[2]
         defect = type(error).__name__ + (f": {one_line(message)}" if message else "")
-        print(
-            f"fsanet: internal error: {defect}; this is a defect of fsanet, please report it "
-            "(--debug shows the traceback)",
-            file=sys.stderr,
+        _report(
+            f"internal error: {defect}; this is a defect of fsanet, please report it "
+            "(--debug shows the traceback)"
         )
         return 1
+
+
+def _complete_streams() -> None:
+    """Give a process without one of the standard streams, as with ``>&-``, one to nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # in this order, which is that of the free descriptors
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def _report(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody can be told
+        print(f"fsanet: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -173,6 +185,10 @@ def _run(given: list[str]) -> int:
         if page is not None:
             print(page, end="")
             return 0
+        try:
+            os.getcwd()
+        except OSError as error:  # oneMKL ends the process without it
+            raise InputError("the current folder is gone; change to another one") from error
         silence_libraries()
         # `bench` measures what a program has that only imports the library, `bench --predict` what
         # `predict` has; `--window` is for images that hardly fit into memory.
@@ -196,6 +212,7 @@ def _run(given: list[str]) -> int:
 def silence_libraries() -> None:
     """Keep from the console what the user neither asked for nor can act on."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ["MPLBACKEND"] = "agg"  # figures are files
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

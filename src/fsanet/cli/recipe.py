@@ -147,6 +147,8 @@ class Recipe:
                 for key in content.keys() - known:
                     hint = self.parser.suggest(key)
                     raise InputError(f"unknown option {printable(key)!r}{hint}")
+                if content.get("overwrite"):
+                    raise InputError("overwrite: deletes a run, so it is for the command line only")
                 if data is None and "data" in content:
                     content["data"] = {"class_path": named} | content["data"]
                 if "model" in content:
@@ -220,7 +222,8 @@ def recipe_options(
 ) -> None:
     """Train a network from a recipe (a YAML file) and options.
 
-    Every option can be a key of the recipe: --task.lr 0.01 is the same as `task: {lr: 0.01}`.
+    Every option but --overwrite can be a key of the recipe: --task.lr 0.01 is the same as
+    `task: {lr: 0.01}`.
 
     Args:
         config: recipe: a YAML file, or the name of one of fsanet's own, such as camvid or demo (a

@@ -83,9 +83,11 @@ def check_target(file: str | Path, size: tuple[int, int], format: str | None = N
     kind = format or {".onnx": "onnx", ".pt2": "torch"}.get(Path(file).suffix.lower())
     if kind not in ("onnx", "torch"):
         raise InputError(f"{file}: give a name that ends in .onnx or .pt2, or the format")
-    if len(size) != 2 or min(size) < SMALLEST or any(side % 32 for side in size):
+    right = [SMALLEST <= side <= _LARGEST and side % 32 == 0 for side in size]
+    if len(size) != 2 or not all(right):
         raise InputError(
-            f"size {tuple(size)}: give height and width as multiples of 32, at least {SMALLEST}"
+            f"size {tuple(size)}: give height and width as multiples of 32, at least {SMALLEST} "
+            f"and at most {_LARGEST}"
         )
     if kind == "onnx":
         _need_onnx()

@@ -45,16 +45,27 @@ class Process(NamedTuple):
 
 
 def this_process() -> Process:
-    """This process among those that torchrun, SLURM or `launch` has started for one command."""
+    """This process among those that torchrun, SLURM or `launch` has started for one command.
+
+    Raises:
+        InputError: the variables of the environment that say so make no sense.
+    """
     variables = os.environ
     if {"RANK", "WORLD_SIZE"} <= variables.keys():
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif int(variables.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    elif variables.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         # Set by srun for each task, not by sbatch for the script itself.
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     else:
         return Process()
-    return Process(*(int(variables.get(name, "0")) for name in names))
+    given = [variables.get(name, "0") for name in names]
+    numbers = [int(text) for text in given if text.isdecimal()]
+    if len(numbers) < len(names) or numbers[0] >= numbers[1]:
+        found = ", ".join(f"{name}={text}" for name, text in zip(names, given, strict=True))
+        raise InputError(
+            f"{found}: expected numbers from 0, the first below the second; unset them"
+        )
+    return Process(*numbers)
 
 
 def is_launched() -> bool:
