@@ -75,3 +75,12 @@ def escaped(text: str) -> str:
         if text.isprintable()
         else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a surrogate pair.
+
+    >>> is_unicode("a\\U0001f642"), is_unicode("a\\ud800")
+    (True, False)
+    """
+    return text == text.encode(errors="ignore").decode()

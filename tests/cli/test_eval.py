@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from fsanet.cli import main as cli
+from fsanet.cli.recipe import Test as Testing
 
 DATA = {
     "class_path": "SceneData",
@@ -91,3 +92,14 @@ def test_what_is_wrong_with_the_data_is_one_line(tmp_path, capsys):
     assert "size=(64, 96) of the built-in data set: needs H >= 48" in lines[0]
     assert "Union" not in lines[0]
     assert "Namespace" not in lines[0]
+
+
+@pytest.mark.parametrize("command", ["eval", "sweep"])
+def test_files_that_cannot_be_written_are_found_before_the_evaluation(
+    run, tmp_path, capsys, monkeypatch, command
+):
+    monkeypatch.setattr(Testing, "evaluate", lambda *_: pytest.fail("evaluated"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "scores.json"):
+        assert cli.main([command, str(run), "--json", str(place)]) == 2
+        assert "cannot be written" in capsys.readouterr().err

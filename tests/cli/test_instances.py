@@ -92,6 +92,13 @@ def test_eval_prints_the_table_and_writes_the_scores(trained, tmp_path, capsys):
     assert all(word in shown for word in ("AP50", "AP75", "triangle"))
 
 
+def test_tables_of_classes_are_refused_before_the_evaluation(trained, tmp_path, capsys):
+    assert cli.main(["eval", str(trained), "--out", str(tmp_path / "tables")]) == 2
+    captured = capsys.readouterr()
+    assert "--out: for semantic segmentation" in captured.err
+    assert captured.out == ""
+
+
 def test_predict_writes_what_the_network_finds(trained, folder, tmp_path, capsys):
     images = folder / "val" / "images"
     arguments = ["predict", str(images), "--model", str(trained), "--out", str(tmp_path)]

@@ -71,6 +71,7 @@ A0 = ("annotations", 0)
         (change(("images", 0, "id"), 3), r"image id 3 is given twice"),
         (change(("images", 0, "height"), 0), r"image 7 is 30x0 pixels"),
         (lambda whole: whole["images"][0].pop("width"), r"image 7 has no height or width"),
+        (change(("categories", 0, "name"), "a\ud800"), r"has no name \(Unicode text\)"),
         (lambda whole: whole.pop("categories"), r"no list 'categories'"),
     ],
 )

@@ -107,7 +107,7 @@ def test_wrong_files(read, text, line):
 
 def test_masks_are_counted_before_they_are_drawn(read, monkeypatch):
     """A line of XML may stand for a mask of 200 megapixels."""
-    monkeypatch.setattr("fsanet.data.cvat.encode_masks", lambda masks: pytest.fail("drawn"))
+    monkeypatch.setattr("fsanet.data.cvat.encode_box", lambda *_: pytest.fail("drawn"))
     mask = '<mask label="car" rle="200000000" left="0" top="0" width="20000" height="10000"/>'
     with pytest.raises(InputError, match=r"a\.jpg: 21 masks of 20000x10000 pixels take 4 GB"):
         read(f'<image name="a.jpg" width="20000" height="10000">{21 * mask}</image>')

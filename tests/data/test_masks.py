@@ -130,6 +130,7 @@ def test_class_names():
         ([f"{i}" for i in range(256)], None, "256 classes"),
         ("ab", None, "list of names"),
         ([1, 2], None, "list of names"),
+        (["a\ud800"], None, "list of names"),  # no Unicode text
     ],
 )
 def test_bad_class_names(classes, count, message):

@@ -63,6 +63,12 @@ def test_nothing_labelled_is_nan_and_json_has_null():
     assert json.loads(text)["classes"]["a"] == {"iou": None, "accuracy": None, "pixels": 0}
 
 
+def test_one_class():
+    """For which torchmetrics gives a scalar."""
+    scores = scores_of(torch.tensor(7), ("a",))
+    assert (scores.miou, scores.pixels) == (1.0, (7,))
+
+
 def test_rows_are_the_numbers_by_hand():
     confusion = torch.tensor([[30, 10, 0], [5, 45, 0], [0, 0, 0]])
     header, *rows, mean = class_rows(scores_of(confusion, ("road", "path", "sky")))

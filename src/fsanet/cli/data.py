@@ -120,7 +120,10 @@ def data(
         return _stats(module, json, sheet, sheet_images, 2 if workers is None else workers)
     from fsanet.data.check import check_data
     from fsanet.data.datasets.base import MissingData
+    from fsanet.files import check_writable_file, write_json
 
+    if json is not None:
+        check_writable_file(json)
     if module is not None and num_classes is None and module.num_classes < 255:
         num_classes = module.num_classes
     try:
@@ -141,8 +144,6 @@ def data(
             print(error.guide)
         raise
     if json is not None:
-        from fsanet.files import write_json
-
         write_json(json, report.as_json())
     _print(report, show)
     if not report.ok:

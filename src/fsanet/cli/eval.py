@@ -45,13 +45,24 @@ def evaluate_model(
         runtime: what runs an .onnx file.
     """
     from fsanet.convert.saved import open_exported
+    from fsanet.data.batches import InstanceData
     from fsanet.errors import InputError
-    from fsanet.files import check_writable, environment, first_process, write_json
+    from fsanet.files import (
+        check_writable,
+        check_writable_file,
+        environment,
+        first_process,
+        write_json,
+    )
     from fsanet.metrics.confusion import Scores
     from fsanet.report.confusion import HOW_TESTED, write_scores
 
+    if out is not None and isinstance(test.data, InstanceData):
+        raise InputError("--out: for semantic segmentation; --json takes average precision")
+    if json is not None and first_process():
+        check_writable_file(json)
     if out is not None and first_process():
-        check_writable(Path(out))
+        check_writable(out)
     scores = test.evaluate(open_exported(model, runtime))
     if not first_process():
         return 0
@@ -63,8 +74,6 @@ def evaluate_model(
     if json is not None:
         write_json(json, about | scores.as_dict() | versions)
     if out is not None:
-        if not semantic:
-            raise InputError("--out: for semantic segmentation; --json takes average precision")
         how = {"testing": {name: test.options[name] for name in HOW_TESTED}}
         write_scores(scores, Path(out), about | how | versions)
         print(f"tables and confusion matrix in {out}")

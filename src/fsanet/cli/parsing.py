@@ -22,7 +22,7 @@ from typing import Any, Union, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace, set_loader
 
 from fsanet.cli.safe_yaml import UnsafeYaml, load_yaml
-from fsanet.errors import InputError, printable
+from fsanet.errors import InputError, is_unicode, printable
 
 __all__ = ["CommandParser", "available_device", "call", "parse", "parse_message", "read_band"]
 
@@ -143,7 +143,7 @@ class CommandParser(ArgumentParser):
         )
         if takes_many and positionals:
             for text in positionals:
-                if text != text.encode(errors="ignore").decode():
+                if not is_unicode(text):
                     raise InputError(
                         f"{text}: is not UTF-8 text; give the folder that it is in, or rename it"
                     )

@@ -64,7 +64,13 @@ def sweep(
     from fsanet.cli.eval import print_table
     from fsanet.convert import load_model
     from fsanet.convert.variants import attention_variants
-    from fsanet.files import check_writable, fingerprint, first_process, write_text
+    from fsanet.files import (
+        check_writable,
+        check_writable_file,
+        fingerprint,
+        first_process,
+        write_text,
+    )
     from fsanet.report.confusion import HOW_TESTED
     from fsanet.report.sweep import Sweep
 
@@ -88,6 +94,8 @@ def sweep(
     }
     if first_process():
         check_writable(folder)
+        if json is not None:
+            check_writable_file(json)
     record = Sweep.open(folder, about, variants)
     for variant, scores in record.evaluate(network, variants, test.evaluate, match=match):
         if first_process():

@@ -23,7 +23,7 @@ from fsanet.data.cvat import cvat_as_coco
 from fsanet.data.images import check_pixels
 from fsanet.data.label_studio import label_studio_as_coco
 from fsanet.data.shapes import check_masks, mask_tools
-from fsanet.errors import InputError, printable
+from fsanet.errors import InputError, is_unicode, printable
 from fsanet.inputs import read_json
 
 __all__ = [
@@ -133,8 +133,8 @@ def scan_annotations(path: str | Path) -> tuple[CocoFile, list[str], list[str]]:
     shift = int(0 in categories)  # Label Studio counts from 0 in its COCO export
     categories = {number + shift: entry for number, entry in categories.items()}
     for number, entry in categories.items():
-        if not isinstance(entry.get("name"), str):
-            raise InputError(f"{path}: category {number} has no name")
+        if not isinstance(entry.get("name"), str) or not is_unicode(entry["name"]):
+            raise InputError(f"{path}: category {number} has no name (Unicode text)")
     images = _by_id(content["images"], f"{path}: image")
     for number, entry in images.items():
         _check_image(entry, f"{path}: image {number}")

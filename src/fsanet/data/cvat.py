@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fsanet.data.images import check_pixels
-from fsanet.data.shapes import check_masks, ellipse, encode_masks, run_lengths, turned
+from fsanet.data.shapes import check_masks, ellipse, encode_box, run_lengths, turned
 from fsanet.errors import InputError, escaped, one_line, printable
 from fsanet.inputs import read_text
 
@@ -133,12 +132,8 @@ def _segmentation(shape: ElementTree.Element, height: int, width: int) -> Any:
         runs = [int(run) for run in shape.get("rle", "").split(",")]
         if min(runs) < 0 or sum(runs) != w * h:  # in Python's integers, which never wrap
             raise ValueError(f"rle counts {sum(runs)} pixels of {w * h}, or has a run below 0")
-        values = (np.arange(len(runs)) % 2).astype(np.uint8)
-        mask = torch.zeros(1, height, width, dtype=torch.uint8)
-        mask[0, top : top + h, left : left + w] = torch.from_numpy(
-            np.repeat(values, runs).reshape(h, w)
-        )
-        return encode_masks(mask)[0]
+        inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(h, w)
+        return encode_box(inside, top, left, height, width)
     raise ValueError("is no shape that is read (polygon, box, ellipse, mask)")
 
 

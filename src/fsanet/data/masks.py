@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsanet.data.images import open_image
-from fsanet.errors import InputError, check_range, one_line
+from fsanet.errors import InputError, check_range, is_unicode, one_line
 
 __all__ = [
     "IGNORE",
@@ -207,7 +207,9 @@ def class_names(classes: Sequence[str] | None, num_classes: int | None = None) -
     """
     if classes is not None:
         names = tuple(classes)
-        if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
+        if isinstance(classes, str) or not all(
+            isinstance(name, str) and is_unicode(name) for name in names
+        ):
             raise InputError("classes: give a list of names (text)")
         if num_classes is not None and num_classes != len(names):
             raise InputError(f"num_classes={num_classes}, but {len(names)} class names are given")

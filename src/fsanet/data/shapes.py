@@ -25,6 +25,7 @@ __all__ = [
     "check_masks",
     "decode_masks",
     "ellipse",
+    "encode_box",
     "encode_masks",
     "mask_tools",
     "masks_as_target",
@@ -66,6 +67,32 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     columns = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())  # (H, W, N)
     encoded = mask_tools().encode(columns)
     return [{"size": [int(s) for s in rle["size"]], "counts": _text(rle)} for rle in encoded]
+
+
+def encode_box(
+    inside: NDArray[np.bool_], top: int, left: int, height: int, width: int
+) -> dict[str, Any]:
+    """Encode a mask by what is inside its box, bool (h, w), as `encode_masks` does.
+
+    The time is that of the box: the image around it is never made.
+
+    >>> inside = np.array([[True, False], [True, True]])
+    >>> whole = torch.zeros(1, 3, 4, dtype=torch.uint8)
+    >>> whole[0, :2, 1:3] = torch.from_numpy(inside)
+    >>> encode_box(inside, 0, 1, 3, 4) == encode_masks(whole)[0]
+    True
+    """
+    columns = np.zeros((inside.shape[1], inside.shape[0] + 2), bool)  # (w, h + 2), ends of False
+    columns[:, 1:-1] = inside.T
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    changes = (left + column) * height + top + row  # starts and ends of runs by turns
+    meets = np.flatnonzero(changes[1:-1:2] == changes[2::2])  # runs that go on in the next column
+    changes = np.delete(changes, [*(2 * meets + 1), *(2 * meets + 2)])
+    counts = np.diff([0, *changes.tolist(), height * width]).tolist()
+    counts = counts[:-1] if counts[-1] == 0 else counts
+    size = [height, width]
+    rle = mask_tools().frPyObjects({"size": size, "counts": counts}, height, width)
+    return {"size": size, "counts": _text(rle)}
 
 
 def decode_masks(rles: list[Any], height: int, width: int) -> Tensor:

@@ -112,6 +112,7 @@ def scores_of(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
         ([0.75, 0.8], 0.775)
     """
     matrix = confusion.detach().cpu().double()
+    matrix = matrix.reshape(len(classes), len(classes))  # torchmetrics gives a scalar for one class
     hits = matrix.diagonal()  # (C,)
     labelled = matrix.sum(1)  # (C,)
     predicted = matrix.sum(0)  # (C,)
