@@ -427,9 +427,16 @@ def test_interrupt_is_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "fsanet: interrupted\n"
 
 
-def test_out_of_memory_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("Tried to allocate 20 GiB"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),  # ulimit -v
+    ],
+)
+def test_out_of_memory_is_one_line(monkeypatch, capsys, error):
     def exhausted(given):
-        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+        raise error
 
     monkeypatch.setattr("fsanet.cli.demo.run", exhausted)
     assert "does not fit into memory: try a smaller" in fails(capsys, "demo")

@@ -215,8 +215,9 @@ def test_what_a_runtime_logs_is_not_printed(tmp_path, capfd):
 
 def test_options_that_the_file_decides(tmp_path):
     network = load_model(onnx_file(tmp_path / "net.onnx", output="class ids"))
-    with pytest.raises(InputError, match="gives class ids; export it without --argmax"):
-        Predictor(network, confidence=True)
+    for option in ("confidence", "entropy"):
+        with pytest.raises(InputError, match="gives class ids; export it without --argmax"):
+            Predictor(network, **{option: True})
     with pytest.raises(InputError, match="in the precision it was exported in"):
         Predictor(network, dtype=torch.bfloat16)
     with pytest.raises(InputError, match="k cannot be changed"):

@@ -154,8 +154,12 @@ def user_error(error: BaseException) -> str | None:
     return None
 
 
-# How torch says on a CPU that there is not enough memory, or that no machine has that much.
-_OUT_OF_MEMORY = ("you tried to allocate", "Storage size calculation overflowed")
+# How torch says on a CPU that there is not enough memory, or that no machine has that much; and
+# the system, that it does not even hold the libraries.
+_OUT_OF_MEMORY = (
+    *("you tried to allocate", "Storage size calculation overflowed"),
+    "failed to map segment from shared object",
+)
 
 # Errors of the system that no program can prevent.
 _ENVIRONMENT = tuple(

@@ -149,12 +149,14 @@ class ExportedNetwork(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.runtime}, sha256={self.sha256}"  # part of the network's fingerprint
 
-    def check_options(self, *, dtype: torch.dtype | None, confidence: bool) -> None:
+    def check_options(self, *, dtype: torch.dtype | None, probabilities: bool) -> None:
         """Raise `InputError` for options of a `Segmenter` that the file decides."""
         if dtype is not None:
             raise InputError(f"dtype: {self.file} computes in the precision it was exported in")
-        if confidence and self.description.output != "logits":
-            raise InputError(f"confidence: {self.file} gives class ids; export it without --argmax")
+        if probabilities and self.description.output != "logits":
+            raise InputError(
+                f"confidence and entropy: {self.file} gives class ids; export it without --argmax"
+            )
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in 0..255 (uint8) or 0..1 (floats) minus the mean colour, which becomes 0."""

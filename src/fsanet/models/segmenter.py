@@ -109,7 +109,7 @@ class Segmenter:
         if channels != 3:
             raise InputError(f"the model takes {channels} channels; images are read as 3 (RGB)")
         if isinstance(model, ExportedNetwork):
-            model.check_options(dtype=dtype, confidence=confidence)
+            model.check_options(dtype=dtype, probabilities=confidence or entropy)
         self.window, self.stride = check_settings(window, stride, scales, batch_size)
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
