@@ -1,6 +1,7 @@
 """`.onnx` files as networks: the same numbers, and files from elsewhere are data."""
 
 import importlib.util
+import os
 import sys
 
 import numpy as np
@@ -57,6 +58,12 @@ def test_nothing_is_sent_to_the_makers_of_openvino(tmp_path):
     need("openvino")
     ExportedNetwork(onnx_file(tmp_path / "net.onnx"), "openvino")
     assert sys.modules["openvino_telemetry"] is None
+
+
+def test_nothing_is_sent_to_the_makers_of_onnxruntime(tmp_path, monkeypatch):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    ExportedNetwork(onnx_file(tmp_path / "net.onnx"))
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_files_of_one_size_take_smaller_images(tmp_path):
@@ -148,7 +155,9 @@ def wrong_rank(model):
         (function, {}, "has a function, Mine; fsanet export writes neither loops nor functions"),
         (endless, {}, "has Loop; fsanet export writes neither"),
         (sizes(-3, 3, 64, 64), {}, "axes of"),
-        (sizes(1, 3, 30_000, 30_000), {}, "30000x30000 pixels, more than the limit"),
+        (sizes(1, 3, 16_000, 16_000), {}, "16000x16000 pixels, more than the limit"),
+        (sizes(1, 3, 2**20, 64), {}, "expected sizes from 1 to 16384"),
+        (None, {"std": []}, r"net\.onnx: mean"),
         (two_outputs, {}, "1 inputs and 2 outputs"),
         (no_metadata, {}, "no metadata of fsanet"),
         (wrong_rank, {}, "3 axes; expected 4"),

@@ -33,12 +33,22 @@ from fsanet.inputs import open_file
 from fsanet.models.saved_folder import check_values
 from fsanet.models.saving import check_normalisation
 
-__all__ = ["SMALLEST", "Description", "ExportedNetwork", "Runtime", "import_extra", "read_onnx"]
+__all__ = [
+    "LARGEST",
+    "SMALLEST",
+    "Description",
+    "ExportedNetwork",
+    "Runtime",
+    "import_extra",
+    "read_onnx",
+]
 
 Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
 #: Height and width from which an exported network takes images.
 SMALLEST = 64
+#: The largest that it takes, of any axis.
+LARGEST = 16_384
 _LARGEST_FILE = 2**31 - 1  # bytes; protobuf has no larger messages
 
 
@@ -101,8 +111,11 @@ class Description:
         found = cls(**values)
         if not 1 <= len(found.classes) <= 256:
             raise InputError(f"{file}: has {len(found.classes)} classes; expected 1 to 256")
-        class_palette(found.palette, len(found.classes))
-        check_normalisation(found.mean, found.std, 3)
+        try:
+            class_palette(found.palette, len(found.classes))
+            check_normalisation(found.mean, found.std, 3)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
         return found
 
 
@@ -279,8 +292,10 @@ def read_onnx(file: Path) -> tuple[bytes, list[int | None], Description]:
     axes = [axis.dim_value or None for axis in inputs[0].type.tensor_type.shape.dim]
     if len(axes) != 4:
         raise InputError(f"{file}: its input has {len(axes)} axes; expected 4")
-    if any(axis is not None and axis < 1 for axis in axes):
-        raise InputError(f"{file}: its input has axes of {axes}; expected sizes from 1")
+    if any(axis is not None and not 1 <= axis <= LARGEST for axis in axes):
+        raise InputError(
+            f"{file}: its input has axes of {axes}; expected sizes from 1 to {LARGEST}"
+        )
     return content, axes, description
 
 
@@ -329,9 +344,13 @@ def _start_openvino(content: bytes) -> Any:
 def import_extra(name: str, extra: str) -> Any:
     """Import a package that is not among the dependencies.
 
+    ONNX Runtime sends events to its makers, and keeps an identifier of the machine in the home
+    folder, unless this variable is set when it starts.
+
     Raises:
         InputError: it is not installed; the message names the extra.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -23,7 +23,7 @@ from fsanet.convert import load_model
 from fsanet.errors import InputError
 from fsanet.files import check_writable_file, write_bytes
 from fsanet.models import MaskRcnnFsa
-from fsanet.models.exported import SMALLEST, Description, ExportedNetwork, import_extra
+from fsanet.models.exported import LARGEST, SMALLEST, Description, ExportedNetwork, import_extra
 
 __all__ = ["DESCRIPTION_FILE", "Format", "check_target", "export_network", "with_fixed_padding"]
 
@@ -31,7 +31,6 @@ Format = Literal["onnx", "torch"]
 
 #: The extra file of a ``.pt2`` archive with what the metadata of an ``.onnx`` file holds.
 DESCRIPTION_FILE = "fsanet.json"
-_LARGEST = 16_384  # pixels of a side
 _OPSET = 17  # of files from torch's older exporter
 
 
@@ -83,11 +82,11 @@ def check_target(file: str | Path, size: tuple[int, int], format: str | None = N
     kind = format or {".onnx": "onnx", ".pt2": "torch"}.get(Path(file).suffix.lower())
     if kind not in ("onnx", "torch"):
         raise InputError(f"{file}: give a name that ends in .onnx or .pt2, or the format")
-    right = [SMALLEST <= side <= _LARGEST and side % 32 == 0 for side in size]
+    right = [SMALLEST <= side <= LARGEST and side % 32 == 0 for side in size]
     if len(size) != 2 or not all(right):
         raise InputError(
             f"size {tuple(size)}: give height and width as multiples of 32, at least {SMALLEST} "
-            f"and at most {_LARGEST}"
+            f"and at most {LARGEST}"
         )
     if kind == "onnx":
         _need_onnx()
@@ -268,7 +267,7 @@ def _random_images(count: int, size: tuple[int, int], network: Any, preprocess: 
 
 def _dynamic_shapes(preprocess: bool) -> tuple[dict[int, Any]]:
     """The axes of the input that may have other sizes when the network is used."""
-    sides = [torch.export.Dim(n, min=SMALLEST, max=_LARGEST) for n in ("height", "width")]
+    sides = [torch.export.Dim(n, min=SMALLEST, max=LARGEST) for n in ("height", "width")]
     batch = torch.export.Dim("batch", min=1, max=1024)
     first = 1 if preprocess else 2
     return ({0: batch, first: sides[0], first + 1: sides[1]},)
