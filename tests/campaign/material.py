@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 from support import miniature
 from support.blocks import write_blocks
+from support.onnx_files import onnx_file
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -56,7 +58,9 @@ def write_all(root: Path) -> None:
 
     "images", "blocks" (FolderData), "recipe.yaml", "coco", "cityscapes", "ade20k", "voc", "camvid";
     "net" and "dense" (FsaNet of three classes), "lowpass", "seg3", "rcnn";
-    "run" (stopped after half of its steps), "weights.pth".
+    "run" (stopped after half of its steps), "weights.pth";
+    "labelled" (annotations of CVAT and Label Studio), and where the packages are installed
+    "net.onnx", "clip.mp4", "clip.mkv".
     """
     from fsanet import FsaNet, convert_attention
     from fsanet.convert import save_converted
@@ -90,6 +94,53 @@ def write_all(root: Path) -> None:
     miniature.write_ade20k(root / "ade20k")
     miniature.write_voc(root / "voc", sbd="none")
     miniature.write_camvid(root / "camvid")
+    _write_foreign(root)
+
+
+def _write_foreign(root: Path) -> None:
+    """Files of other programs; as small as they can be, with a shape of each kind."""
+    from fsanet.data.label_studio import encode_brush
+
+    folder = root / "labelled"
+    folder.mkdir()
+    shutil.copy(root / "images" / "a.png", folder / "a.png")  # 56 x 40 pixels
+    shapes = [
+        '<polygon label="road" points="2,4;12,4;12,10" z_order="1"/>',
+        '<box label="car" xtl="1" ytl="2" xbr="20" ybr="9" rotation="5"/>',
+        '<ellipse label="car" cx="15" cy="10" rx="10" ry="5"/>',
+        '<mask label="road" rle="1, 2, 3" left="4" top="5" width="3" height="2"/>',
+    ]
+    image = f'<image id="0" name="a.png" width="56" height="40">{"".join(shapes)}</image>'
+    (folder / "a.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
+    size = {"original_width": 56, "original_height": 40}
+    around = {"x": 30, "y": 40, "rotation": 5}
+    brush = encode_brush(np.eye(40, 56, dtype=bool))
+    values: dict[str, dict[str, Any]] = {
+        "polygonlabels": {"points": [[10, 10], [50, 10], [50, 50]]},
+        "rectanglelabels": around | {"width": 20, "height": 10},
+        "ellipselabels": around | {"radiusX": 10, "radiusY": 5},
+        "brushlabels": {"format": "rle", "rle": brush},
+    }
+    results = [{"type": kind, "value": v | {kind: ["car"]}, **size} for kind, v in values.items()]
+    task = {
+        "data": {"image": "/data/upload/1/0a1b2c3d-a.png"},
+        "annotations": [{"result": results}],
+    }
+    (folder / "a.json").write_text(json.dumps([task]))
+    if importlib.util.find_spec("onnx") is not None:
+        onnx_file(root / "net.onnx")
+    if importlib.util.find_spec("av") is None:
+        return
+    import av
+
+    for name, codec in (("clip.mp4", "libx264"), ("clip.mkv", "ffv1")):
+        with av.open(str(root / name), "w") as container:
+            stream = container.add_stream(codec, rate=12)
+            stream.width, stream.height, stream.pix_fmt = 56, 40, "yuv420p"
+            for level in (40, 90, 200):
+                pixels = np.full((40, 56, 3), level, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
 
 
 def give(root: Path, folder: Path, *names: str) -> None:
