@@ -172,6 +172,13 @@ def write_still(file, size):
         container.mux(stream.encode())
 
 
+def write_unknown(file):
+    """Pictures in a code that no decoder has."""
+    write_clip(file.with_suffix(".mp4"), 2)
+    content = file.with_suffix(".mp4").read_bytes()
+    file.write_bytes(content.replace(b"avc1", b"zzzz"))  # whatever the suffix, it is an .mp4 file
+
+
 def write_sound(file):
     with av.open(file, "w") as container:
         stream = container.add_stream("aac", rate=44100, layout="mono")
@@ -186,6 +193,7 @@ def write_sound(file):
     [
         (lambda file: write_still(file, (16, 17_000)), "cannot be encoded as H.264"),
         (write_sound, "it has no pictures"),
+        (write_unknown, "cannot be read as a video"),
         (lambda file: file.write_bytes(b""), "cannot be read as a video"),
     ],
 )

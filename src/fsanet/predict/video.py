@@ -229,6 +229,8 @@ class _Reader:
                 raise ValueError("it has no pictures")
             self.stream = self.container.streams.video[0]
             context = self.stream.codec_context
+            if context is None:
+                raise ValueError("its codec is not known")
             check_pixels(context.height, context.width, str(file))
             if min(context.height, context.width) < 1:
                 raise ValueError("its frames have no size")
