@@ -318,6 +318,8 @@ def test_band_outside_the_plane(config, tmp_path, capsys):
             lambda c: c["data"]["init_args"].update(bath_size=3),
             r"FolderData': Option 'bath_size' is not accepted",
         ),
+        (lambda c: c["data"].update(init_args=None), r"bad.yaml: data: init_args is None; give"),
+        (lambda c: c["data"].update(init_args=[1]), r"bad.yaml: data: init_args is \[1\]; give"),
         (lambda c: c.update(overwrite=True), r"bad.yaml: overwrite: deletes a run, so it is for"),
     ],
 )
@@ -334,6 +336,20 @@ def test_config_that_is_not_there_or_not_yaml(tmp_path, capsys):
     )
     (tmp_path / "bad.yaml").write_text("model: [3\n")
     fails(capsys, "train", "--config", tmp_path / "bad.yaml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_config_that_is_no_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "demo").mkdir()
+    assert "pipe: is a pipe; give a YAML file" in fails(capsys, "train", "--config", "pipe")
+    assert "folder: is a folder; give" in fails(capsys, "train", "--config", "folder")
+    assert "loop: " in (line := fails(capsys, "train", "--config", "loop"))
+    assert "symbolic links" in line
+    assert cli.main(["train", "--config", "demo", "--print-config"]) == 0  # that of fsanet
 
 
 def test_missing_arguments(capsys):
@@ -416,6 +432,36 @@ def test_debug_shows_the_traceback():
 
     with pytest.raises(InputError):
         cli.main(["trian", "--debug"])
+
+
+@pytest.mark.parametrize("threads", ["abc", "0", "-2", "1e9", "2,x"])
+def test_threads_that_are_no_number(threads, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert f"OMP_NUM_THREADS={threads}: give" in fails(capsys, "eval", "x")
+    assert cli.main(["eval", "--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        *(("COLUMNS", "0", None), ("COLUMNS", "\u00b2", None), ("COLUMNS", "99999999", None)),
+        *(("LINES", "x", None), ("COLUMNS", "120", "120"), ("OMP_NUM_THREADS", "", None)),
+        ("OMP_NUM_THREADS", "4,2", "4,2"),
+    ],
+)
+def test_settings_that_are_none_are_left_out(name, value, kept, monkeypatch):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("fsanet.cli.demo.run", lambda given: 0)
+    assert cli.main(["demo"]) == 0
+    assert os.environ.get(name) == kept
+
+
+def test_names_that_are_none_are_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("fsanet.cli.demo.run", lambda given: os.mkdir("a\0b"))
+    assert "holds a null character" in fails(capsys, "demo")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("fsanet.cli.demo.run", lambda given: (tmp_path / "file").mkdir())
+    assert "file: file exists" in fails(capsys, "demo")
 
 
 def test_interrupt_is_130(monkeypatch, capsys):

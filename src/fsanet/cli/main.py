@@ -14,6 +14,7 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -135,6 +136,8 @@ def user_error(error: BaseException) -> str | None:
         return printable(" ".join(str(error).split()), 1000)
     if isinstance(error, UnicodeEncodeError):  # a surrogate: a byte that is no UTF-8
         return f"{printable(error.object, 300)}: not UTF-8 text; give another name"
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "the name of a file or folder holds a null character; give another name"
     torch = sys.modules.get("torch")
     out_of_memory = (MemoryError, *([] if torch is None else [torch.OutOfMemoryError]))
     message = str(error)
@@ -165,8 +168,9 @@ _OUT_OF_MEMORY = (
 _ENVIRONMENT = tuple(
     getattr(errno, name)
     for name in (
-        *("EACCES", "EDQUOT", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE", "ENAMETOOLONG"),
-        *("ENFILE", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS", "ESTALE", "ETXTBSY"),
+        *("EACCES", "EAGAIN", "EDQUOT", "EEXIST", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE"),
+        *("ENAMETOOLONG", "ENFILE", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS", "ESTALE"),
+        "ETXTBSY",
     )
     if hasattr(errno, name)
 )
@@ -194,6 +198,7 @@ def _run(given: list[str]) -> int:
         except OSError as error:  # oneMKL ends the process without it
             raise InputError("the current folder is gone; change to another one") from error
         silence_libraries()
+        _check_environment()
         # `bench` measures what a program has that only imports the library, `bench --predict` what
         # `predict` has; `--window` is for images that hardly fit into memory.
         options = {one.partition("=")[0] for one in given}
@@ -236,6 +241,24 @@ def silence_libraries() -> None:
     for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)
     warnings.formatwarning = _one_line_warning
+
+
+def _check_environment() -> None:
+    """Find settings about which libraries print messages of their own when they are loaded.
+
+    Raises:
+        InputError: OMP_NUM_THREADS is no number.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not threads:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    elif not re.fullmatch(r"[1-9][0-9]{0,4}(\s*,\s*[1-9][0-9]{0,4})*", threads):
+        raise InputError(
+            f"OMP_NUM_THREADS={threads}: give a number of threads from 1 to 99999, or unset it"
+        )
+    for name in ("COLUMNS", "LINES"):  # with a width of 0, tables would be empty
+        if not re.fullmatch("[1-9][0-9]{1,3}", os.environ.get(name, "")):
+            os.environ.pop(name, None)
 
 
 def reuse_freed_memory() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -412,8 +413,9 @@ def recipe_file(name: str | Path) -> Path:
         raise InputError(
             f"{name}: no such recipe; that of fsanet is found by its name: --config {given.stem}"
         )
-    if given.suffix or str(name) != given.name:
-        return given
+    present = os.path.lexists(given) and given.name not in own
+    if given.suffix or str(name) != given.name or present:
+        return given  # what is no file is an error where it is read
     if given.name not in own:
         raise InputError(
             f"{printable(str(name))}: no such file, and no recipe of fsanet; those are "
@@ -456,6 +458,9 @@ def section_mapping(section: str, value: Any) -> dict[str, Any]:
         value = {"init_args": value}
     if section == "model" and not value.keys() & {"class_path", "init_args"}:
         value = {"init_args": value}
+    if not isinstance(value.get("init_args", {}), dict):
+        given = printable(repr(value["init_args"]))
+        raise InputError(f"{section}: init_args is {given}; give 'option: value' lines")
     if section in CLASSES and "class_path" in value:
         value = value | {"class_path": class_path(find_class(section, value["class_path"]))}
     return value

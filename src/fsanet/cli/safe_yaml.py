@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = ["UnsafeYaml", "load_yaml", "read_yaml"]
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 20
+_BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?").fullmatch
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -47,8 +49,8 @@ def load_yaml(text: str, *, classes: Sequence[list[str]] = ()) -> Any:
         classes: the keys, from the top, whose mappings may have ``class_path``.
 
     Raises:
-        UnsafeYaml: not YAML; or anchors, tags, deep nesting, a key that is repeated or no text, or
-            ``class_path`` where no class belongs.
+        UnsafeYaml: not YAML; or anchors, tags, deep nesting, a number in base 60, a key that is
+            repeated or no text, or ``class_path`` where no class belongs.
     """
     if len(text) > _MAX_BYTES:
         raise UnsafeYaml("longer than 1 MB")
@@ -91,6 +93,11 @@ def _mappings(text: str) -> Iterator[list[str]]:
         tag = getattr(event, "tag", None)
         if tag:
             raise UnsafeYaml(f"{line}tags such as {printable(tag)} are not supported")
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _BASE_60(event.value):
+            raise UnsafeYaml(
+                f"{line}{printable(event.value)} is a number in base 60 to YAML; write text in "
+                "quotes, and bands of frequencies as lists: k: [[4, 8], [4, 8]]"
+            )
         if isinstance(event, yaml.CollectionStartEvent):
             begin_value()
             stack.append((set(), []) if isinstance(event, yaml.MappingStartEvent) else None)
