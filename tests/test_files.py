@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
 from functools import partial
 from random import Random
@@ -24,6 +25,7 @@ import fsanet.files
 from fsanet.attention import FrequencySelfAttention
 from fsanet.errors import InputError
 from fsanet.files import (
+    check_sockets,
     check_writable,
     check_writable_file,
     environment,
@@ -184,6 +186,21 @@ def test_folder_in_use(tmp_path, other_process):
     with lock_folder(tmp_path, "is in use"):
         assert (tmp_path / "file").read_text() == "half"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine"]
+
+
+def test_a_lock_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    message = r"\.lock: cannot be written \(it is a pipe\)"
+    with pytest.raises(InputError, match=message), lock_folder(tmp_path, "is in use"):
+        pass
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/" + 74 * "x")
+    check_sockets()
+    monkeypatch.setattr(tempfile, "tempdir", "/" + 75 * "x")
+    with pytest.raises(InputError, match="set TMPDIR to a folder"):
+        check_sockets()
 
 
 def test_killed_process_leaves_nothing_in_the_way(tmp_path, other_process):

@@ -37,6 +37,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "check_sockets",
     "check_writable",
     "check_writable_file",
     "disk_error",
@@ -198,6 +199,20 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise InputError(f"{folder}: cannot be written ({reason}); give another folder") from error
 
 
+def check_sockets() -> None:
+    """Raise `InputError` if processes cannot exchange data by sockets in the temporary folder.
+
+    Python names them ``TMPDIR/pymp-12345678/listener-12345678``, and a system takes 107 bytes. A
+    process that gives data to another one would only print a traceback, and the other would wait.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > 107 - len("/pymp-12345678/listener-12345678"):
+        raise InputError(
+            f"{folder}: too long a path for the sockets between processes; set TMPDIR to a folder "
+            "with a path of at most 75 bytes"
+        )
+
+
 def check_writable_file(path: str | os.PathLike[str]) -> None:
     """Raise `InputError` if `write_whole` could not write a file: before the work, not after it."""
     check_writable(_regular_file(Path(path)).parent)
@@ -221,6 +236,7 @@ def lock_folder(folder: str | os.PathLike[str], state: str) -> Iterator[None]:
         yield
         return
     file = Path(folder, ".lock")
+    _regular_file(file)  # opening a pipe could wait forever
     new = not file.parent.exists()
     file.parent.mkdir(parents=True, exist_ok=True)
     try:

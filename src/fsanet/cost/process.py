@@ -23,6 +23,7 @@ import torch
 
 from fsanet.cost.memory import is_out_of_memory, limit_memory
 from fsanet.errors import InputError
+from fsanet.files import check_sockets
 
 __all__ = ["START_SECONDS", "Outcome", "Stage", "describe_error", "run_isolated"]
 
@@ -66,7 +67,11 @@ def run_isolated(
         *arguments: its arguments, which can be pickled.
         memory: bytes the process may take from the first stage on; None for no limit.
         threads: number of threads of torch's CPU operators.
+
+    Raises:
+        InputError: the path of the temporary folder is too long.
     """
+    check_sockets()
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = _fresh_process(sender, measure, arguments, memory, threads)
     process.start()

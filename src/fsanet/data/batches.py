@@ -36,6 +36,7 @@ from fsanet.data.sampling import (
     check_workers,
 )
 from fsanet.errors import InputError, check_range, check_ranges, escaped
+from fsanet.files import check_sockets
 from fsanet.signals import outlive_parent_signals
 
 __all__ = ["InstanceData", "Loader", "SeededData", "SegmentationData", "described_data"]
@@ -175,6 +176,8 @@ class SeededData(LightningDataModule, metaclass=_RemembersArguments):
         return self._loader(dataset, sampler, self.eval_batch_size)
 
     def _loader(self, dataset: Any, sampler: Any, batch_size: int) -> DataLoader[Any]:
+        if self.workers:
+            check_sockets()
         return Loader(
             dataset,
             sampler=sampler,
