@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import lightning
 import pytest
@@ -232,6 +233,28 @@ def test_a_cache_left_by_other_settings_is_not_trained_on(tmp_path):
         )
     again = json.loads((tmp_path / "features" / "index.json").read_text())
     assert again["fingerprint"] != index["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "change", ["[" * 100_000, {"sizes": [[[8, 8]]]}, {"sizes": "many"}, {"bytes": 0}, "pipes"]
+)
+def test_a_damaged_cache_is_computed_again(change, tmp_path):
+    cache = FeatureCache(task_of(), data_of(), tmp_path, [1.0])
+    items = cache.data.items(cache.data.dataset("train"))
+    cache._compute(items, "same")
+    assert cache._is_whole("same")
+    file = tmp_path / "features" / "index.json"
+    whole = json.loads(file.read_text())
+    if change == "pipes":
+        for path in (file, file.with_name("features.bin")):
+            path.unlink()
+            os.mkfifo(path)
+    else:
+        file.write_text(change if isinstance(change, str) else json.dumps(whole | change))
+    assert not cache._is_whole("same")
+    cache._compute(items, "same")
+    assert cache._is_whole("same")
+    assert json.loads(file.read_text()) == whole
 
 
 @pytest.mark.parametrize(

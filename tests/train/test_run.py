@@ -466,6 +466,15 @@ def test_existing_run_is_kept(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_what_is_no_run_is_not_overwritten(tmp_path):
+    """Such as the code of a project whose folder is given as --out."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "network.py").write_text("mine")
+    with pytest.raises(InputError, match=r"model in it belong to no run.*give another --out"):
+        run(tmp_path, steps=2, overwrite=True)
+    assert (tmp_path / "model" / "network.py").read_text() == "mine"
+
+
 @pytest.mark.parametrize("place", ["file", "file/run", "run/model", "run/tensorboard", "nowhere"])
 def test_unwritable_output_fails_before_the_data_are_read(tmp_path, place):
     (tmp_path / "run").mkdir()

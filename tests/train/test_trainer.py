@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsanet.train.trainer import check_batch
+from fsanet.errors import InputError
+from fsanet.train.trainer import check_batch, make_trainer
 
 
 def warnings_of(batch_size, accumulate, processes, wanted, lr=0.01):
@@ -22,6 +23,21 @@ def warnings_of(batch_size, accumulate, processes, wanted, lr=0.01):
 def test_no_warning_if_a_step_takes_as_many_images_as_the_recipe(batch_size, accumulate, processes):
     assert warnings_of(batch_size, accumulate, processes, 8) == []
     assert warnings_of(batch_size, accumulate, processes, None) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"devices": "\u00b2"}, "trainer options: "),
+        ({"devices": "9" * 5000}, "trainer options: "),
+        ({"devices": "9" * 30}, "devices=9+: must be at most"),
+        ({"strategy": "ddp_spawn"}, "strategy=ddp_spawn: .*give ddp"),
+        ({"strategy": "ddp_notebook"}, "strategy=ddp_notebook"),
+    ],
+)
+def test_options_that_no_trainer_takes(options, match):
+    with pytest.raises(InputError, match=match):
+        make_trainer({"callbacks": (), "logger": False}, accelerator="cpu", **options)
 
 
 def test_recipe_for_one_gpu_started_on_eight():

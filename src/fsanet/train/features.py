@@ -28,6 +28,7 @@ from fsanet.data.batches import SegmentationData
 from fsanet.data.pixels import Region, resized_ids, resized_pixels
 from fsanet.errors import InputError, check_range
 from fsanet.files import first_process, write_json
+from fsanet.inputs import read_json
 from fsanet.models.saving import SegmentationNetwork
 from fsanet.models.stages import in_evaluation
 from fsanet.models.tail import EncoderTail
@@ -115,9 +116,11 @@ class FeatureCache(Callback):
 
     def _is_whole(self, fingerprint: str) -> bool:
         try:
-            index = json.loads((self.path / "index.json").read_text(encoding="utf-8"))
+            index = read_json(self.path / "index.json", "index")
             size = (self.path / "features.bin").stat().st_size
-            return bool(index["fingerprint"] == fingerprint and index["bytes"] == size)
+            if index["fingerprint"] != fingerprint or index["bytes"] != size:
+                return False
+            return CachedItems(self.path, self.tail).starts[-1] == size
         except (OSError, ValueError, LookupError, TypeError):
             return False
 
@@ -138,7 +141,8 @@ class FeatureCache(Callback):
 
     def _compute(self, items: Any, fingerprint: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "index.json").unlink(missing_ok=True)
+        for name in ("index.json", "features.bin"):  # a pipe would wait for a reader
+            (self.path / name).unlink(missing_ok=True)
         sizes = [self._sizes(tuple(items[index][1].shape)) for index in _samples(items)]
         mirrors = 1 + self.data.flip
         one = [sum(_bytes(h, w, self.tail, mirrors) for h, w in found) for found in sizes]
@@ -219,7 +223,7 @@ class CachedItems(Dataset[tuple[list[Variant], None]]):
     """The items of a `FeatureCache`: all variants of an image, as views of a mapped file."""
 
     def __init__(self, folder: Path, tail: EncoderTail) -> None:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "index.json", "index")
         self.file, self.tail = folder / "features.bin", tail
         self.sizes: list[list[tuple[int, int]]] = index["sizes"]  # (H, W) of items and scales
         self.mirrors = 1 + index["mirrored"]

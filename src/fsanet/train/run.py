@@ -264,7 +264,8 @@ def _start_from(source: str, task: SemanticSegmentation | InstanceSegmentation) 
         print(line, file=sys.stderr, flush=True)
 
 
-_PARTS = ("config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard", "features")
+# config.yaml last: as long as it is there, the others are known to be those of a run.
+_PARTS = ("metrics.csv", "checkpoints", "model", "tensorboard", "features", "config.yaml")
 
 
 def check_options(
@@ -289,8 +290,8 @@ def check_options(
         others: further options of `train`.
 
     Raises:
-        InputError: an option is out of range, `out` cannot be written, holds another run, or no
-            run to resume.
+        InputError: an option is out of range, `out` cannot be written, holds another run, no run
+            to resume, or what `overwrite` would delete and is no run.
     """
     counts = {"steps": steps, "val_every": val_every, "log_every": log_every}
     for name, value in (counts | {"global_batch": global_batch}).items():
@@ -312,8 +313,13 @@ def check_options(
         )
     if resume and not any(out.glob("checkpoints/last*.ckpt")):
         raise InputError(f"{out}: nothing to resume; leave out --resume to start a run")
-    for name in ("checkpoints", "model", "tensorboard"):
+    for name in ("checkpoints", "model", "tensorboard", "features"):
         check_writable(out / name)
+    if present and overwrite and not resume and not (out / "config.yaml").is_file():
+        raise InputError(
+            f"{out}: {', '.join(present)} in it belong to no run of fsanet train, which has a "
+            "config.yaml; give another --out"
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +49,11 @@ def make_trainer(
         InputError: Lightning refuses the options.
     """
     _check_processes(accelerator, devices, num_nodes)
+    if re.search("spawn|fork|notebook", strategy):
+        raise InputError(
+            f"strategy={strategy}: what its processes have learned would be lost; give ddp, which "
+            "starts this command once for each device"
+        )
     settings = {**settings, "callbacks": [*settings["callbacks"], _OwnSignals()]}
     try:
         return lightning.Trainer(
@@ -76,7 +82,7 @@ def _check_processes(accelerator: str, devices: int | str, num_nodes: int) -> No
             f"num_nodes={num_nodes}: start the command with torchrun or SLURM on each machine, or "
             "set MASTER_ADDR, MASTER_PORT and NODE_RANK there"
         )
-    if not str(devices).isdigit():
+    if not re.fullmatch("[0-9]{1,4000}", str(devices)):
         return  # "auto", -1 for all, or numbers of GPUs: Lightning compares them with the machine
     gpus = accelerator not in ("cpu", "auto") or torch.cuda.is_available()
     most = 1024 if gpus else max(4 * (os.cpu_count() or 1), 8)  # processes of one machine
