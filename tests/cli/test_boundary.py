@@ -114,6 +114,8 @@ def test_one_line_for_every_error(error, code, line, monkeypatch, capsys):
         (["bench", "--layers", "none"], "none"),
         (["bench", "--sizes", "0x0"], "0x0"),
         (["bench", "--sizes", "97"], "97"),
+        (["bench", "--sizes", "9" * 400 + "x97"], "--sizes 999"),
+        (["demo", "--minutes", "1e308"], "minutes=1e+308"),
         (["bench", "--device", "meta"], "--device meta"),
         (["bench", "--device", "abacus"], "--device abacus"),
         (["bench", "--threads", "0"], "threads"),

@@ -153,6 +153,11 @@ def test_retraining_each_point_and_going_on(trained, config, tmp_path, capsys):
         (["--k", "0"], "--k 0: give numbers from 1 up, or full"),
         (["--bands", "lower"], "--bands lower: give low, middle, high, full"),
         (["--cuts", "3", "2"], "--cuts 3 2"),
+        (["--k", "9" * 5000], "--k 9"),
+        (["--bands", f"0:{'9' * 5000}"], "--bands 0:9"),
+        (["--retrain", "demo", "--steps", "0"], "steps=0: must be at least 1"),
+        (["--retrain", "demo", "--steps", "1", "--seeds", "-1"], "seeds=-1: must be at least 0"),
+        (["--retrain", "none", "--steps", "1"], "none: no such file"),
         (["--steps", "3"], "give both, or neither"),
         (["--seeds", "1", "1"], "give each once"),
         (
@@ -171,6 +176,8 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, options, line):
 def test_output_that_cannot_be_written_is_told_before_the_work(trained, config, capsys):
     assert "cannot be written" in fails(capsys, "sweep", trained, "--out", config / "sweep")
     assert "cannot be written" in fails(capsys, "eval", trained, "--out", config / "scores")
+    for command in ("sweep", "eval"):
+        assert "cannot be written" in fails(capsys, command, trained, "--json", config / "x.json")
 
 
 def test_eval_writes_tables_confusion_and_edges(trained, tmp_path, capsys):

@@ -238,7 +238,7 @@ def _refuse(options: dict[str, Any], reason: str) -> None:
 
 
 def _size(text: str, option: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)[xX]([1-9]\d*)", text)
+    match = re.fullmatch(r"([1-9]\d{0,8})[xX]([1-9]\d{0,8})", text)
     if match is None:
         raise InputError(f"--{option} {text}: give height x width, such as 97x97")
     return int(match[1]), int(match[2])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsanet.cli.help import EVALUATION, Section
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 
 if TYPE_CHECKING:
     from fsanet.cli.recipe import Recipe, Test
@@ -80,6 +80,11 @@ def sweep(
         raise InputError("--retrain RECIPE and --steps N: give both, or neither")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {' '.join(map(str, seeds))}: give each once")
+    if retrain is not None:  # what is wrong is found before the evaluations
+        for seed in seeds:
+            check_range("seeds", seed, 0, 2**32 - 1)
+        check_range("steps", steps or 0, 1, 10**9)
+        _recipe(retrain, variants[0], steps, seeds[0])
     if out is None and not Path(model).is_dir():
         raise InputError(f"--out: give a folder for the sweep of {model}")
     folder = Path(model, "sweep") if out is None else Path(out)

@@ -85,7 +85,7 @@ def attention_variants(
         raise InputError(f"--cuts {first} {second}: give two frequencies in increasing order")
     variants = [Variant("as trained", "trained"), Variant("attention removed", "removed")]
     for text in k:
-        if text != "full" and not (text.isdecimal() and int(text) > 0):
+        if text != "full" and not re.fullmatch(r"0*[1-9]\d{0,8}", text):
             raise InputError(f"--k {text}: give numbers from 1 up, or full")
         variants.append(Variant.low_pass(None if text == "full" else int(text)))
     ranges = {"low": f"0:{first}", "middle": f"{first}:{second}", "high": f"{second}:", "full": ":"}
@@ -99,7 +99,7 @@ def attention_variants(
 
 
 def _band(text: str) -> Band:
-    sides = [re.fullmatch(r"(\d*):(\d*)", side.strip()) for side in text.split(",")]
+    sides = [re.fullmatch(r"(\d{0,9}):(\d{0,9})", side.strip()) for side in text.split(",")]
     if len(sides) > 2 or not all(sides):
         raise InputError(
             f"--bands {text}: give low, middle, high, full, or ranges like 8:16 or 0:8,16:"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fsanet.data import SceneData
 from fsanet.data.datasets.scenes import AMBIGUOUS_PAIRS
-from fsanet.errors import InputError, check_ranges
+from fsanet.errors import check_range, check_ranges
 from fsanet.files import environment, write_bytes, write_json, write_whole
 from fsanet.metrics.confusion import Scores
 from fsanet.models import FsaNet
@@ -80,8 +80,7 @@ def run_demo(
     """
     began = time.perf_counter()
     out = Path(out)
-    if not 0 < minutes < float("inf"):
-        raise InputError(f"minutes={minutes}: give a time above 0")
+    check_range("minutes", minutes, 0.0, 1e6, above=True)
     check_ranges({"seed": (seed, 0, 2**32 - 1), "steps": (1 if steps is None else steps, 1, 10**9)})
     write_json(out / "metrics.json", {"state": "running"})  # an unwritable folder fails here
 
