@@ -136,6 +136,21 @@ def test_a_config_that_is_wrong(folder, tmp_path, change, message):
         transformers.AutoModelForSemanticSegmentation.from_pretrained(bad)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"image_mean": "abc"}, {"image_mean": [None] * 3}, {"image_std": [0, 0, 0]}),
+        *({"image_mean": 3}, {"image_std": [1, 1]}, {"image_std": [1e999] * 3}, {"bgr": "false"}),
+    ],
+)
+def test_a_preprocessor_config_that_is_wrong(folder, tmp_path, change):
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    file = bad / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=f"{next(iter(change))}"):
+        transformers.AutoImageProcessor.from_pretrained(bad)
+
+
 def test_code_in_the_folder_does_not_run(folder, photo, tmp_path):
     trap = shutil.copytree(folder, tmp_path / "trap")
     (trap / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n")

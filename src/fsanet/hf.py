@@ -24,7 +24,12 @@ from fsanet.convert import load_model
 from fsanet.data.images import read_image
 from fsanet.errors import InputError
 from fsanet.models.saved_folder import find_folder
-from fsanet.models.saving import MODEL_TYPE, SegmentationNetwork, normalise
+from fsanet.models.saving import (
+    MODEL_TYPE,
+    SegmentationNetwork,
+    check_normalisation,
+    normalise,
+)
 
 try:
     import transformers
@@ -154,6 +159,9 @@ class FsaImageProcessor(BaseImageProcessor):
     Args:
         image_mean, image_std: one value per channel, for images in 0..1.
         bgr: give channels in the order blue, green, red.
+
+    Raises:
+        InputError: other values, such as those of a damaged ``preprocessor_config.json``.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -166,7 +174,14 @@ class FsaImageProcessor(BaseImageProcessor):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.image_mean, self.image_std, self.bgr = list(image_mean), list(image_std), bool(bgr)
+        try:
+            mean, std = check_normalisation(image_mean, image_std, len(image_mean))
+        except (TypeError, ValueError) as error:
+            reason = str(error) if isinstance(error, InputError) else "no numbers"
+            raise InputError(f"image_mean, image_std: {reason}") from error
+        if not isinstance(bgr, bool):
+            raise InputError(f"bgr={bgr!r}: give true or false")
+        self.image_mean, self.image_std, self.bgr = list(mean), list(std), bgr
 
     def preprocess(
         self, images: Any, return_tensors: str | None = None, **unused: Any

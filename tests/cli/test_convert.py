@@ -141,6 +141,11 @@ def test_segformer_of_transformers(tmp_path, capsys):
         (["--by", "miou"], "--by miou requires --calibrate"),
         (["--sise", "4"], "unrecognized arguments: --sise=4; did you mean --size?"),
         (["--size", "1", "2", "3"], "[1, 2, 3]"),
+        (["--size", "9" * 20], "--size 999"),
+        (["--calibrate", "1e400", "--images", "x"], "calibrate=inf"),
+        (["--calibrate", "0.1", "--images", "x", "--calibrate-images", "0"], "calibrate_images=0"),
+        (["--k", "9" * 20], "k is 99999999999999999999; at most 65536"),
+        (["--route", "grid", "--grid", "1000000"], "grid is 1000000; at most 65536"),
         (["--similarity", "cosine"], "cosine"),
     ],
 )
@@ -155,6 +160,8 @@ def test_one_line_for_bad_input(arguments, message, model, tmp_path, capsys):
 def test_places_that_would_be_overwritten(model, tmp_path, capsys):
     assert cli.main(["convert", str(model), "--out", str(model)]) == 2
     assert "is the folder of the model" in capsys.readouterr().err
+    assert cli.main(["convert", str(tmp_path / "none"), "--out", "/proc/x"]) == 2
+    assert "/proc/x: cannot be written" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{}")
     assert cli.main(["convert", str(model), "--out", str(tmp_path)]) == 2
     assert "holds a network; give another folder, or --overwrite" in capsys.readouterr().err

@@ -191,6 +191,31 @@ def test_what_does_not_fit_is_named_in_one_line(case, parts, tmp_path):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to(torch.complex64), "is torch.complex64; expected float16"),
+        (lambda value: value.to(torch.int8), "is torch.int8; expected float16"),
+        (lambda value: value.to(torch.int64), "torch.int64 for torch.float32"),
+        (lambda value: value * float("nan"), "nan or infinite values in the weight"),
+    ],
+)
+def test_values_that_no_network_can_have(change, message, tmp_path):
+    """What is converted can be opened again."""
+    file = tmp_path / "network.pth"
+    state = ccnet()
+    torch.save({name: change(value.float()) for name, value in state.items()}, file)
+    with pytest.raises(InputError, match=message) as raised:
+        convert_checkpoint(file, "ccnet")
+    assert str(raised.value).startswith(str(file))
+
+
+@pytest.mark.parametrize("palette", [7, "abc", torch.zeros(19, 3), {"a": 1}, [[1, 2]] * 19])
+def test_a_palette_that_is_none(palette):
+    with pytest.raises(InputError, match=r"palette|PALETTE"):
+        convert_state(ccnet(), "ccnet", meta={"CLASSES": ["a"] * 19, "PALETTE": palette})
+
+
 def test_the_other_lineage_is_recognised():
     with pytest.raises(InputError, match="looks like --from mmseg"):
         convert_state(mmseg(), "ccnet")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fsanet.cli.help import EVALUATION, Section
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,8 @@ def convert(
         size: image size to count FLOPs for.
         overwrite: replace the network in the output folder.
     """
+    from fsanet.files import check_writable
+
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler that measures memory
     folder = Path(out)
     by_miou = calibrate is not None and by == "miou"
@@ -92,11 +94,13 @@ def convert(
         raise InputError("--calibrate chooses k itself: leave out --k or --calibrate")
     if by == "miou" and calibrate is None:
         raise InputError("--by miou requires --calibrate")
-    if calibrate_images < 1:
-        raise InputError(f"--calibrate-images {calibrate_images}: give at least 1")
+    check_range("calibrate_images", calibrate_images, 1, 10**6)
+    if calibrate is not None:
+        check_range("calibrate", calibrate, 0.0, 1e6)
     pixels = (size, size) if isinstance(size, int) else size
-    if min(pixels) < 1:
-        raise InputError(f"--size {size}: give a side, or height and width, in pixels")
+    if min(pixels) < 1 or max(pixels) > 100_000:
+        raise InputError(f"--size {size}: give a side, or height and width, in pixels, to 100000")
+    check_writable(folder)
     if test.data is None and (eval or by_miou or needs_images):
         raise InputError(
             f"{model}: not a run folder, so its data are not known; give --data, or --images to "
@@ -192,12 +196,14 @@ def convert_checkpoint(
     from fsanet.attention.dct import Band
     from fsanet.cli.parsing import read_band
     from fsanet.convert.checkpoints import convert_checkpoint as convert_file
+    from fsanet.files import check_writable
 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder")
     if (folder / "model.safetensors").exists() and not overwrite:
         raise InputError(f"--out {out}: holds a network; give another folder, or --overwrite")
+    check_writable(folder)
     network = convert_file(
         file,
         from_,

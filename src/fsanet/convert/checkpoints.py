@@ -20,10 +20,13 @@ from fsanet.attention.similarity import Similarity
 from fsanet.convert.published_names import LINEAGES, Lineage, Source, encoder_arguments, weight
 from fsanet.data.datasets import LABEL_SETS, LabelSet, label_set
 from fsanet.data.masks import class_palette
-from fsanet.errors import InputError
+from fsanet.errors import InputError, printable
 from fsanet.files import read_checkpoint
 from fsanet.models import FsaNet
 from fsanet.models.meta import without_values
+from fsanet.models.saving import check_finite
+
+_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64)
 
 __all__ = ["PublishedNetwork", "convert_checkpoint", "convert_state"]
 
@@ -68,11 +71,13 @@ def convert_checkpoint(file: str | Path, source: Source, **options: Any) -> Publ
     state, rest = read_checkpoint(file)
     meta = rest.get("meta")
     try:
-        return convert_state(
+        network = convert_state(
             state, source, meta=meta if isinstance(meta, Mapping) else None, **options
         )
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    check_finite(network.weights, file)
+    return network
 
 
 def convert_state(
@@ -113,6 +118,9 @@ def convert_state(
     if lineage is None:
         raise InputError(f"source={source!r}: use one of {', '.join(LINEAGES)}")
     state, left_out = _leave_out(state, leave_out)
+    for name, value in state.items():
+        if value.dtype not in _TYPES:
+            raise InputError(f"{printable(name)} is {value.dtype}; expected float16 to float64")
     tokens = [f"head.attention.{token}" for token in ("query", "key", "value")]
     biases = [lineage.published_name(f"{token}.bias") for token in tokens]
     biases = [name for name in biases if name in state and source == "mmseg"]
@@ -184,9 +192,12 @@ def _rename(
         if name in rest:
             value = rest.pop(name)
             reshaped = _squeeze(value, like.ndim) if ours.startswith("head.attention.") else value
-            if reshaped.shape != like.shape:
+            if like.is_floating_point() and not reshaped.is_floating_point():
+                misshapen.append(f"{name} {value.dtype} for {like.dtype}")
+            elif reshaped.shape != like.shape:
                 misshapen.append(f"{name} {tuple(value.shape)} for {tuple(like.shape)}")
-            weights[ours] = _at_least_float32(reshaped)
+            is_count = not like.is_floating_point()
+            weights[ours] = reshaped.long() if is_count else _at_least_float32(reshaped)
         elif ours.endswith(".num_batches_tracked"):
             weights[ours] = torch.zeros((), dtype=torch.long)
         else:
@@ -247,8 +258,11 @@ def _labels(
     """Names and colours of the classes: as given, as in the file, or Cityscapes for CCNet."""
     options = f"give --classes with one of {', '.join(LABEL_SETS)}, or a file of"
     meta = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else meta
-    names: Any = meta.get("CLASSES") or meta.get("classes")  # the latter in MMSegmentation 1.x
-    palette: Any = meta.get("PALETTE") or meta.get("palette")
+    # In capitals, or in MMSegmentation 1.x not; both may be anything.
+    names, palette = (
+        next((meta[key] for key in (name, name.lower()) if meta.get(key) is not None), None)
+        for name in ("CLASSES", "PALETTE")
+    )
     where = "its meta"
     if classes is None and names is None and source == "ccnet":
         classes = "cityscapes"
@@ -264,4 +278,6 @@ def _labels(
         raise InputError(
             f"has {count} classes, but {where} has {len(names)}; {options} {count} names"
         )
-    return LabelSet(tuple(name.strip() for name in names), class_palette(palette, count))
+    if not isinstance(palette, list | tuple | None):
+        raise InputError("its meta has a PALETTE that is no list of colours")
+    return LabelSet(tuple(name.strip() for name in names), class_palette(palette or None, count))

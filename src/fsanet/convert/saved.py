@@ -185,8 +185,11 @@ def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> No
     it converted. With an `FsaNet` on route "tokens", ``FsaNet.from_pretrained`` does so, too.
 
     Raises:
-        InputError: a network without ``save_pretrained``, or a folder that is not writable.
+        InputError: a network without ``save_pretrained``, a k or grid that `load_model` refuses, or
+            a folder that is not writable.
     """
+    from fsanet.models.saved_folder import check_values
+
     model: Any = conversion.model
     if not hasattr(model, "save_pretrained"):
         raise InputError(
@@ -194,6 +197,8 @@ def save_converted(conversion: Conversion, folder: str | os.PathLike[str]) -> No
             "original's, and convert it again after loading"
         )
     modules = [module.as_dict() for module in conversion.modules]
+    for module in modules:
+        check_values(module, Converted, module["name"])  # what is saved can be opened
     if type(model).__name__ == "FsaNet":
         changed = {"attention": "frequency", **{k: modules[0][k] for k in ("k", "similarity")}}
         model._hub_mixin_config = {**model._hub_mixin_config, **changed}
