@@ -294,7 +294,7 @@ def test_sizes_that_do_not_fit_into_memory(
 ) -> None:
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(coco_content))
-    monkeypatch.setattr("fsanet.data.annotations.MASK_BYTES", 1199)
+    monkeypatch.setattr("fsanet.data.shapes.MASK_BYTES", 1199)
     assert "image 3: 2 masks of 30x20 pixels take" in refused(read_annotations, path)[1]
     coco_content["images"][0].update(height=10**9)
     path.write_text(json.dumps(coco_content))
