@@ -635,6 +635,20 @@ def test_other_optimiser_than_that_of_the_checkpoint(tmp_path):
         run(tmp_path, resume=True, steps=8, task=task_of(optimizer="adamw"))
 
 
+def test_other_band_than_that_of_the_checkpoint(tmp_path):
+    """Weights do not show it."""
+
+    def task(k):
+        one = task_of()
+        one.network._hub_mixin_config = {"k": k, "mean": (0.5, 0.5, 0.5)}
+        return one
+
+    run(tmp_path, steps=4, task=task(8))
+    with pytest.raises(InputError, match=r"last\.ckpt: of a network with k=8, not 2; resume with"):
+        run(tmp_path, resume=True, steps=8, task=task(2))
+    assert run(tmp_path, resume=True, steps=8, task=task(8)).steps == 8
+
+
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "training_step"])
 def test_mistake_of_a_resumed_training_is_no_fault_of_the_checkpoint(tmp_path, hook):
     run(tmp_path, steps=4)

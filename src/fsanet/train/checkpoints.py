@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -26,7 +27,7 @@ from fsanet.models.saving import check_state
 from fsanet.signals import Interrupted, received
 from fsanet.train.task import SegmentationTask
 
-__all__ = ["CheckpointFiles", "Checkpoints", "export_model", "find_checkpoint"]
+__all__ = ["CheckpointFiles", "Checkpoints", "export_model", "find_checkpoint", "network_options"]
 
 _LAST, _PREVIOUS, _BEST = "last.ckpt", "last-previous.ckpt", "best.ckpt"
 # Of the callback that earlier versions had in the place of `Checkpoints`; run folders keep it.
@@ -50,6 +51,7 @@ class Checkpoints(Callback):
         monitor: logged metric, the same on every process; nan is never the best.
         steps: optimiser steps of the run.
         epoch: optimiser steps per epoch, and batches per optimiser step.
+        network: options of the network, see `network_options`.
 
     Attributes:
         score: the best score so far, -inf before the first validation.
@@ -66,6 +68,7 @@ class Checkpoints(Callback):
         *,
         steps: int,
         epoch: tuple[int, int],
+        network: Mapping[str, Any] | None = None,
         command: str | None = None,
     ) -> None:
         self.folder = out / "checkpoints"
@@ -73,6 +76,7 @@ class Checkpoints(Callback):
         self.monitor = monitor
         self.steps = steps
         self.epoch = epoch
+        self.network = network
         self.command = command
         self.score = -math.inf
         self.step = 0
@@ -80,7 +84,7 @@ class Checkpoints(Callback):
         self._stopping = False
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("score", "step", "steps", "epoch")
+        names = ("score", "step", "steps", "epoch", "network")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -250,6 +254,7 @@ def _read(file: Path, task: SegmentationTask) -> tuple[int, dict[str, Any]]:
     state = rest["callbacks"].get(_STATE_KEY, {})
     optimizer: Any = task.configure_optimizers()["optimizer"]
     try:
+        _check_network(network_options(task.network), state.get("network"))
         _check_optimizer(optimizer, rest["optimizer_states"])
         _check_steps(rest, state)
     except _Mismatch as error:
@@ -262,6 +267,24 @@ def _read(file: Path, task: SegmentationTask) -> tuple[int, dict[str, Any]]:
 
 class _Mismatch(Exception):
     """A checkpoint disagrees with itself or with the task; the message says in what."""
+
+
+def network_options(network: nn.Module) -> dict[str, Any] | None:
+    """Options a network was built with, as its config.json has them; None for one without."""
+    config = getattr(network, "_hub_mixin_config", None)
+    return None if config is None else json.loads(json.dumps(config))  # lists for tuples
+
+
+def _check_network(ours: Mapping[str, Any] | None, theirs: Any) -> None:
+    """Compare options that weights do not show, such as the band; raise `_Mismatch`."""
+    if ours is None or theirs is None:  # checkpoints of version 0.2 and before have none
+        return
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise _Mismatch(
+                f"of a network with {printable(name)}={printable(repr(theirs.get(name)))}, not "
+                f"{ours.get(name)!r}; resume with the options that it was started with"
+            )
 
 
 def _check_steps(content: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -45,7 +45,13 @@ from fsanet.train.callbacks import (
     SynchronisedBatchNorm,
     Throughput,
 )
-from fsanet.train.checkpoints import CheckpointFiles, Checkpoints, export_model, find_checkpoint
+from fsanet.train.checkpoints import (
+    CheckpointFiles,
+    Checkpoints,
+    export_model,
+    find_checkpoint,
+    network_options,
+)
 from fsanet.train.features import FeatureCache
 from fsanet.train.instances import InstanceSegmentation
 from fsanet.train.logs import LoggerName, MetricsFile, check_logger, make_loggers
@@ -180,7 +186,14 @@ def train(
         cache: list[FeatureCache] = []
         if cache_features is not None and done < steps:
             cache = [FeatureCache(task, data, out, cache_features)]
-        checkpoints = Checkpoints(out, task.monitor, steps=steps, epoch=epoch, command=command)
+        checkpoints = Checkpoints(
+            out,
+            task.monitor,
+            steps=steps,
+            epoch=epoch,
+            network=network_options(task.network),
+            command=command,
+        )
         console: list[Callback] = []
         if progress:
             bar = RichProgressBar(refresh_rate=5) if sys.stdout.isatty() else None
