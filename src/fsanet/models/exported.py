@@ -263,6 +263,7 @@ def read_onnx(file: Path) -> tuple[bytes, list[int | None], Description]:
         inputs, outputs = list(model.graph.input), list(model.graph.output)
     except Exception as error:  # of protobuf
         raise InputError(f"{file}: damaged, or not an ONNX file") from error
+    description = Description.from_metadata({p.key: p.value for p in model.metadata_props}, file)
     for message in _messages(model):
         kind = type(message).__name__
         if kind == "TensorProto" and (message.external_data or message.data_location):
@@ -283,7 +284,6 @@ def read_onnx(file: Path) -> tuple[bytes, list[int | None], Description]:
             )
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [one for one in inputs if one.name not in weights]
-    description = Description.from_metadata({p.key: p.value for p in model.metadata_props}, file)
     if len(inputs) != 1 or len(outputs) != 1:
         raise InputError(
             f"{file}: has {len(inputs)} inputs and {len(outputs)} outputs; a network for semantic "
