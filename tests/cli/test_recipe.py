@@ -248,3 +248,10 @@ def test_task_is_checked_before_a_network_is_built(flat, monkeypatch, option, me
     monkeypatch.setattr(FsaNet, "__init__", lambda *_, **__: pytest.fail("a network is built"))
     with pytest.raises(InputError, match=message):
         recipe.task(Data)
+
+
+def test_sizes_beyond_all_measure_are_refused_before_a_network_is_built(flat, monkeypatch):
+    recipe = Recipe([flat, "--model.aux_channels=2147483648"])
+    monkeypatch.setattr(FsaNet, "__init__", lambda *_, **__: pytest.fail("a network is built"))
+    with pytest.raises(InputError, match="aux_channels is 2147483648; at most 65536"):
+        recipe.task(Data)

@@ -36,6 +36,7 @@ from fsanet.data.modules import (
 )
 from fsanet.errors import InputError, printable
 from fsanet.models import FsaNet, MaskRcnnFsa, SegformerFsa
+from fsanet.models.saved_folder import check_limits
 from fsanet.train import (
     InstanceSegmentation,
     SemanticSegmentation,
@@ -184,6 +185,12 @@ class Recipe:
         # Finds what is out of range before a network is built; only `freeze` asks for its stages.
         kind.task(nn.ModuleDict({"encoder": nn.Identity()}), **options | {"freeze": 0})
         network: Any = find_class("model", given["class_path"])
+        numbers = {
+            name: value
+            for name, value in given.get("init_args", {}).items()
+            if isinstance(value, int | float)
+        }
+        check_limits(numbers, "model")
         try:
             model = network(
                 **given.get("init_args", {}),

@@ -23,7 +23,7 @@ from fsanet.attention.dct import Band
 from fsanet.errors import InputError, one_line, printable
 from fsanet.inputs import read_json
 
-__all__ = ["check_values", "find_file", "find_folder", "read_object"]
+__all__ = ["check_limits", "check_values", "find_file", "find_folder", "read_object"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "fsanet_conversion.json", "model.safetensors", "pytorch_model.bin"]
@@ -118,6 +118,14 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
+def check_limits(values: Mapping[str, Any], where: object) -> None:
+    """Raise `InputError` where an argument of a network is beyond all measure."""
+    for name, value in values.items():
+        largest = _LARGEST_OF.get(name, _LARGEST)
+        if _size(value) > largest:
+            raise InputError(f"{where}: {name} is {_shown(value)}; at most {largest} is possible")
+
+
 def check_values(values: Mapping[str, Any], target: type, where: object) -> None:
     """Check names, types and sizes of values by the signature of the class they are passed to.
 
@@ -145,9 +153,7 @@ def check_values(values: Mapping[str, Any], target: type, where: object) -> None
         hint = hints.get(name, Any)
         if not _matches(value, hint):
             raise InputError(f"{where}: {name} is {_shown(value)}; expected {_kind(hint)}")
-        largest = _LARGEST_OF.get(name, _LARGEST)
-        if _size(value) > largest:
-            raise InputError(f"{where}: {name} is {_shown(value)}; at most {largest} is possible")
+    check_limits(values, where)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
             raise InputError(f"{where}: {name} is missing")
