@@ -185,12 +185,7 @@ class Recipe:
         # Finds what is out of range before a network is built; only `freeze` asks for its stages.
         kind.task(nn.ModuleDict({"encoder": nn.Identity()}), **options | {"freeze": 0})
         network: Any = find_class("model", given["class_path"])
-        numbers = {
-            name: value
-            for name, value in given.get("init_args", {}).items()
-            if isinstance(value, int | float)
-        }
-        check_limits(numbers, "model")
+        check_limits(given.get("init_args", {}), "model")
         try:
             model = network(
                 **given.get("init_args", {}),

@@ -413,7 +413,8 @@ def _check_own(out: Path, items: Iterable[_Item]) -> None:
 
     A prediction writes ``summary.json`` first, so all results lie beside one.
     """
-    if os.path.lexists(out / SUMMARY):
+    found = {file.name for file in out.iterdir()} - {".lock"}
+    if not found or SUMMARY in found:
         return
     for item in items:
         pictures = (out / item.stem.with_name(f"{item.stem.name}_{kind}.png") for kind in _KINDS)

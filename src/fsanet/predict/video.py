@@ -146,9 +146,7 @@ def predict_video(
 
         try:
             write_whole(out, write)
-        except (
-            av.error.FFmpegError
-        ) as error:  # what is wrong with frames is a problem of the reader
+        except av.error.FFmpegError as error:  # of the encoder: the reader catches its own
             height, width = reader.size
             raise InputError(
                 f"{out}: {width} x {height} pixels at {float(reader.rate):g} frames per second "

@@ -77,12 +77,11 @@ class Sweep:
                 self.retrained[row["name"]] = dict(retrained)
                 if converted is not None:
                     self.converted[row["name"]] = converted
-                for scores in [*retrained.values(), *([] if converted is None else [converted])]:
-                    check_scores(scores, file)
-        except InputError:
-            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: not the file of a sweep; give another --out") from error
+        trained = (scores for by_seed in self.retrained.values() for scores in by_seed.values())
+        for scores in (*self.converted.values(), *trained):
+            check_scores(scores, file)
         for key, value in self.about.items():
             other = about.get(key)
             if _comparable(other) != _comparable(value):
