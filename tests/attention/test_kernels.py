@@ -38,9 +38,18 @@ def route(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture(params=[None, (8, 2), (2 * H * W * 8, 16)])
+def parts(request, monkeypatch):
+    """A map is large, and its parts have so many bytes and at least so many lines; None: small."""
+    if request.param:
+        part_bytes, lines = request.param
+        monkeypatch.setattr(kernels, "PART_BYTES", part_bytes // torch.get_num_threads())
+        monkeypatch.setattr(kernels, "FEWEST_LINES", lines)
+
+
 @pytest.mark.parametrize("memory_format", LAYOUTS)
 @pytest.mark.parametrize("constant", [False, True])
-def test_analysis_and_synthesis(route, memory_format, constant):
+def test_analysis_and_synthesis(route, parts, memory_format, constant):
     rows, columns = bases()
     x = random(B, C, H, W).to(memory_format=memory_format)
     low = low_pass(x, BAND)
@@ -59,7 +68,7 @@ def test_analysis_and_synthesis(route, memory_format, constant):
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS)
-def test_row_products(route, memory_format):
+def test_row_products(route, parts, memory_format):
     x = random(B, C, H, W).to(memory_format=memory_format)
     left, right = random(B, H, 4, C), random(B, H, 4, W)
     before = x.clone()
@@ -72,7 +81,7 @@ def test_row_products(route, memory_format):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [*LAYOUTS, None])
-def test_in_place_is_the_same_in_the_memory_of_the_map(route, memory_format, dtype):
+def test_in_place_is_the_same_in_the_memory_of_the_map(route, parts, memory_format, dtype):
     rows, columns = bases(torch.float32)
     c, left, right = (torch.randn(B, *shape) for shape in ((C, 3, 3), (H, 4, C), (H, 4, W)))
     x = torch.randn(B, C, H, 2 * W).to(dtype)[..., ::2]  # neither layout

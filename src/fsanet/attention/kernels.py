@@ -10,6 +10,7 @@ Legend: B batch, C channels, H x W grid, kh x kw kept frequencies, J products ad
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,8 @@ Route = Literal["triton", "compiled", "channels_last", "channel_groups", "planes
 MOST_IN_TRITON = 1024  # coefficients per channel: each program holds those of 16 channels
 MOST_UNROLLED = 18  # products that compiled code adds one by one: 16 frequencies and constants
 FEWEST_GROUPED = 16  # channels
+PART_BYTES = 2**20  # of a map, for each thread: what the caches hold from one step to the next
+FEWEST_LINES = 16  # of a part, for each of which a product reads its right factor again
 
 
 def choose_route(
@@ -400,11 +403,41 @@ def _row_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -> Tensor:
-    """``residual + left @ right``, batched, rounded once to the residual's dtype."""
-    if residual.dtype == left.dtype:  # not baddbmm_, whose FLOPs torch does not count
+    """``residual + left @ right``, batched, rounded once to the residual's dtype.
+
+    Args:
+        residual: ``(P, M, N)``.
+        left: ``(P, M, J)``.
+        right: ``(P, J, N)``.
+        inplace: overwrite ``residual`` with the result; not with autograd.
+    """
+    if residual.dtype != left.dtype:
+        product = torch.bmm(left, right)
+        return residual.add_(product) if inplace else (residual + product).to(residual.dtype)
+    captured = torch.compiler.is_compiling() or is_transformed(residual)
+    part_bytes = PART_BYTES * torch.get_num_threads()
+    if captured or residual.device.type != "cpu" or residual.nbytes < 8 * part_bytes:
+        # Not baddbmm_, whose FLOPs torch does not count.
         return torch.baddbmm(residual, left, right, out=residual if inplace else None)
-    product = torch.bmm(left, right)
-    return residual.add_(product) if inplace else (residual + product).to(residual.dtype)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (residual, left, right)):
+        return torch.bmm(left, right).add_(residual)
+    # A product that is added to a large map takes some BLAS longer than a product and a sum, which
+    # finds the product in the caches (benchmarks/native_kernels.py).
+    y = residual if inplace else torch.empty_like(residual)
+    for part in _parts(y, part_bytes):
+        product = torch.bmm(left[part], right[part[0]], out=None if inplace else y[part])
+        torch.add(residual[part], product, out=y[part])
+    return y
+
+
+def _parts(x: Tensor, nbytes: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of ``x`` (P, M, N) along P and M, of about so many bytes."""
+    planes, lines, _ = x.shape
+    most = max(nbytes // x[0, 0].nbytes, FEWEST_LINES)
+    count, height = max(most // lines, 1), min(most, lines)
+    for start in range(0, planes, count):
+        for top in range(0, lines, height):
+            yield slice(start, start + count), slice(top, top + height)
 
 
 def _writes_into(residual: Tensor, route: Route) -> bool:
