@@ -488,6 +488,20 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys, error):
     assert "does not fit into memory: try a smaller" in fails(capsys, "demo")
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_logged_errors_are_one_line(debug):
+    script = (
+        "import logging; from fsanet.cli.main import silence_libraries\n"
+        f"silence_libraries({debug})\n"
+        "try: 1 / 0\n"
+        "except ZeroDivisionError: logging.getLogger('other').exception('two\\nlines')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ("Traceback" in done.stderr) == debug
+    if not debug:
+        assert done.stderr == "fsanet: warning: other: two lines\n"
+
+
 def test_warnings_are_one_line_that_needs_no_code(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     with warnings.catch_warnings(record=True) as caught:  # restores the filters, too

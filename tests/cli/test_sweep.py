@@ -173,6 +173,15 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, options, line):
     assert line in fails(capsys, "sweep", trained, "--accelerator", "cpu", "--out", out, *options)
 
 
+def test_a_retrained_run_whose_recipe_is_not_text(trained, config, tmp_path, capsys):
+    run = tmp_path / "sweep" / "trained" / "as-trained-seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_bytes(b"steps: \xff")
+    how = ["--k", 2, "--out", tmp_path / "sweep", "--retrain", config, "--steps", 2]
+    line = fails(capsys, "sweep", trained, *how, "--accelerator", "cpu")
+    assert "as-trained-seed0/config.yaml: recipe file is not UTF-8 text" in line
+
+
 def test_output_that_cannot_be_written_is_told_before_the_work(trained, config, capsys):
     assert "cannot be written" in fails(capsys, "sweep", trained, "--out", config / "sweep")
     assert "cannot be written" in fails(capsys, "eval", trained, "--out", config / "scores")

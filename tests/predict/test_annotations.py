@@ -65,7 +65,12 @@ def test_the_most_uncertain_whatever_their_names(model, tmp_path, capsys):
     assert {Path(os.fsdecode(line)).name for line in listed} == {*NAMES}
 
 
-@pytest.mark.parametrize("content", ["{", "[" * 10_000, '{"made": 1}', '{"made": 1, "image": "a"}'])
+OTHER = '{"made": 1, "image": [], "files": {}, "width": 1}'
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 10_000, '{"made": 1}', '{"made": 1, "image": "a"}', OTHER]
+)
 def test_other_files_in_the_folder_are_left_out(model, tmp_path, content):
     picture(tmp_path / "images/a.png")
     (tmp_path / "out").mkdir()
@@ -74,6 +79,19 @@ def test_other_files_in_the_folder_are_left_out(model, tmp_path, content):
     assert predict(model, tmp_path, "--format", "coco", "--uncertain", "1") == 0
     found = json.loads((tmp_path / "out/annotations.json").read_text())
     assert [image["file_name"] for image in found["images"]] == ["a.png"]
+
+
+def test_an_image_whose_result_has_another_name_now_counts_once(model, tmp_path):
+    """Beside b.jpg, the result of b.png is called b.png.json; alone, b.json."""
+    for name in ("b.png", "b.jpg"):
+        picture(tmp_path / "images" / name)
+        assert predict(model, tmp_path, "--format", "coco", "--entropy", "--uncertain", "9") == 0
+    assert {file.name for file in (tmp_path / "out").glob("b*.json")} == {
+        *("b.json", "b.png.json", "b.jpg.json")
+    }
+    found = json.loads((tmp_path / "out/annotations.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == ["b.jpg", "b.png"]
+    assert len((tmp_path / "out/uncertain.txt").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("more", [["--format", "coco"], ["--uncertain", "1"]])

@@ -37,8 +37,11 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=r"metrics\.csv: not a metrics file"):
         read_history(path)
-    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.csv: no such metrics file"):
         read_history(tmp_path / "none.csv")
+    path.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"metrics\.csv: metrics file is not UTF-8"):
+        read_history(path)
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -1,11 +1,13 @@
 """The page of `fsanet serve` in a real browser that reaches no address but 127.0.0.1."""
 
 import json
+import logging
 import struct
 import sys
 import urllib.error
 import urllib.request
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -243,6 +245,98 @@ def test_limits_are_enforced_by_the_server(page):
     with pytest.raises(urllib.error.HTTPError) as refused:
         opener.open(request, timeout=20)
     assert refused.value.code == 413
+
+
+# --- whatever is sent, without a browser
+
+
+def send(page, path, body, kind="application/json"):
+    """POST; the status and the JSON content of the answer."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    address = f"{page.address}gradio_api/{path}"
+    request = urllib.request.Request(address, data=body, headers={"Content-Type": kind})
+    try:
+        with opener.open(request, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def call(page, session, event, data, event_data=None):
+    """Call the function of an event, as the page does; its output."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{page.address}config", timeout=20) as answer:
+        functions = json.load(answer)["dependencies"]
+    number = next(f["id"] for f in functions if (f["targets"][0][1], len(f["inputs"])) == event)
+    body = {"fn_index": number, "data": data, "session_hash": session, "event_data": event_data}
+    status, _ = send(page, "queue/join", json.dumps(body | {"trigger_id": 1}).encode())
+    assert status == 200
+    messages = f"{page.address}gradio_api/queue/data?session_hash={session}"
+    with opener.open(messages, timeout=60) as lines:
+        for line in lines:
+            message = json.loads(line.removeprefix(b"data: ") if line.strip() else "{}")
+            if message.get("msg") == "process_completed":
+                return message["output"]
+    raise AssertionError
+
+
+UPLOAD, BAND, OPACITY, CLICK = ("upload", 3), ("release", 3), ("release", 2), ("select", 2)
+
+
+def send_photo(page, session, file):
+    body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{file.name}"\r\n\r\n'
+    body = body.encode() + file.read_bytes() + b"\r\n--x--\r\n"
+    _, (path,) = send(page, "upload", body, "multipart/form-data; boundary=x")
+    data = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    return call(page, session, UPLOAD, [data, 4, 0.5])["data"]
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "event_data", "message"),
+    [
+        (BAND, [None, 1.5, 0.5], None, "k=1.5: must be a whole number"),
+        (BAND, [None, 10**9, 0.5], None, "64"),
+        (BAND, [None, "x", 0.5], None, "x"),
+        (BAND, [None, 4, float("nan")], None, "alpha is nan"),
+        (OPACITY, [None, float("nan")], None, "alpha is nan"),
+        (OPACITY, [None, [[]]], None, "[[]]"),
+        (OPACITY, [None], None, "needed: 2, got: 1"),
+        (UPLOAD, [5, 4, 0.5], None, "validation error"),
+        (CLICK, [None, 4], {"index": ["a", None], "value": 0}, "must be two numbers, x and y"),
+        (CLICK, [None, 4], {"index": [1, 2, 3], "value": 0}, "must be two numbers, x and y"),
+        (CLICK, [None, 4], {"index": [1, 1e999], "value": 0}, "must be two numbers, x and y"),
+        (CLICK, [None, 4], {"index": None, "value": 0}, "must be two numbers, x and y"),
+        (CLICK, [None, 4], [], "must be integers"),
+    ],
+)
+def test_crafted_calls_give_a_message(page, photo, capsys, event, data, event_data, message):
+    session = f"{event}{data}{event_data}".translate({ord(c): "_" for c in " '\"()[]{},:."})
+    send_photo(page, session, photo)
+    output = call(page, session, event, data, event_data)
+    assert message in output["error"]
+    assert "Traceback" not in capsys.readouterr().err
+    assert len(call(page, session, OPACITY, [None, 0.5])["data"]) == 8  # the page goes on
+
+
+def test_a_request_that_fails_is_logged_once(page, capsys, caplog):
+    with caplog.at_level(logging.ERROR):
+        status, answer = send(page, "call/none", b'{"data": [1]}')
+    assert status == 500
+    assert "none" in answer["error"]
+    (record,) = caplog.records
+    assert record.message.startswith("a request failed: FnIndexInferError: ")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_two_visitors_at_once(page, models, photo, tmp_path):
+    """Each gets the result of the own image, although the networks and k are shared."""
+    other = tmp_path / "other.png"
+    Image.fromarray(np.full((40, 30, 3), 200, np.uint8)).save(other)
+    with ThreadPoolExecutor(2) as threads:
+        answers = threads.map(send_photo, [page] * 2, ["one", "two"], [photo, other])
+    for file, (_, _, about, _, legend, *_) in zip((photo, other), answers, strict=True):
+        assert file.stem.split()[0] in about
+        assert legend == legend_table(Predictor(models[0].predictor.model)(file))
 
 
 def test_a_taken_port(page, models):

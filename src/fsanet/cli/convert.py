@@ -282,6 +282,7 @@ def _evaluate(before: Any, after: Any, test: Test) -> dict[str, dict[str, float]
 
 def _classes(text: str) -> str | list[str]:
     from fsanet.data.datasets import LABEL_SETS
+    from fsanet.inputs import read_text
 
     if text in LABEL_SETS:
         return text
@@ -289,8 +290,5 @@ def _classes(text: str) -> str | list[str]:
         raise InputError(
             f"--classes {text}: neither {', '.join(LABEL_SETS)} nor a file of class names"
         )
-    try:
-        lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--classes {text}: cannot be read as text") from error
+    lines = read_text(text, "class list").splitlines()
     return [line.strip() for line in lines if line.strip()]

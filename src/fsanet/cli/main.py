@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     try:
         with handled(to_the_end=arguments is None):
-            code = _run(given)
+            code = _run(given, debug)
             _finish_output()
             return code
     except KeyboardInterrupt as stop:
@@ -185,7 +185,7 @@ def _finish_output() -> None:
         raise
 
 
-def _run(given: list[str]) -> int:
+def _run(given: list[str], debug: bool) -> int:
     name = given[0] if given else ""
     if name in _COMMANDS:
         command = import_module(f"fsanet.cli.{name}")
@@ -197,7 +197,7 @@ def _run(given: list[str]) -> int:
             os.getcwd()
         except OSError as error:  # oneMKL ends the process without it
             raise InputError("the current folder is gone; change to another one") from error
-        silence_libraries()
+        silence_libraries(debug)
         _check_environment()
         # `bench` measures what a program has that only imports the library, `bench --predict` what
         # `predict` has; `--window` is for images that hardly fit into memory.
@@ -218,8 +218,12 @@ def _run(given: list[str]) -> int:
     raise InputError(f"no command {name!r}; {hint}" if name else f"a command is missing; {hint}")
 
 
-def silence_libraries() -> None:
-    """Keep from the console what the user neither asked for nor can act on."""
+def silence_libraries(debug: bool = False) -> None:
+    """Keep from the console what the user neither asked for nor can act on.
+
+    Args:
+        debug: errors that are logged keep their tracebacks.
+    """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ["MPLBACKEND"] = "agg"  # figures are files
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text
@@ -228,7 +232,8 @@ def silence_libraries() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it cannot read, it raises, too
-    logging.basicConfig(handlers=[_OneLine()])
+    if not debug:
+        logging.basicConfig(handlers=[_OneLine()])
     for pattern in (
         r".*does not have many workers.*",
         r".*LeafSpec.*",
@@ -280,14 +285,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class _OneLine(logging.StreamHandler[Any]):
-    """Errors that other libraries log, each on one line."""
+    """Errors that are logged, each on one line."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setLevel(logging.ERROR)  # Lightning sets the level of its own logger
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.name}: {one_line(record.getMessage())}"
+        return f"fsanet: warning: {record.name}: {one_line(record.getMessage())}"
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]

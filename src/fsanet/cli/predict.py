@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -288,11 +287,12 @@ def _finish(
 ) -> None:
     """Write the zip file if there is to be one, and print what was done."""
     from fsanet.data.images import list_images
+    from fsanet.inputs import read_json
     from fsanet.predict.folder import remove_results
     from fsanet.predict.launch import this_process
 
     folder = _folder(out, cityscapes_export)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(folder / "summary.json", "summary")
     if "state" in summary:
         return  # other machines are still working
     if cityscapes_export is not None:

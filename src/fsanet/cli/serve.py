@@ -49,8 +49,6 @@ def serve(
     try:
         print(f"open {page.start(port)} in a browser; Ctrl-C ends it", flush=True)
         page.wait()
-    except KeyboardInterrupt:
-        print("ended")
     finally:
         page.stop()
     return 0

@@ -135,12 +135,12 @@ def _train_and_test(out: Path, recipe: Recipe, test: Test) -> dict[str, Any]:
 
     from fsanet.cli.recipe import Test
     from fsanet.files import first_process, write_json
-    from fsanet.inputs import read_json
+    from fsanet.inputs import read_json, read_text
     from fsanet.report.sweep import check_scores
     from fsanet.train import train
 
     config, recorded, finished = recipe.text(out), out / "config.yaml", out / "scores.json"
-    if recorded.is_file() and recorded.read_text(encoding="utf-8") != config:
+    if recorded.is_file() and read_text(recorded, "recipe") != config:
         raise InputError(f"{recorded}: a run with other options; give another --out")
     if finished.is_file():
         found: dict[str, Any] = read_json(finished, "scores")

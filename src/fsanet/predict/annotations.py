@@ -126,17 +126,30 @@ def most_uncertain(
 def _records(out: Path, images: Iterable[str | Path] | None) -> Iterator[_Record]:
     """The JSON files of predicted images, of all or of these, in the order of their paths.
 
-    Whatever else lies in the folder is left out.
+    Of an image that earlier runs predicted together with others, and so under another name, the
+    result written last counts. Whatever else lies in the folder is left out.
     """
     chosen = None if images is None else {*map(str, images)}
+    latest = dict[str, tuple[int, Path]]()  # by image; files are read twice, to hold one at a time
     for file in sorted(out.rglob("*.json")):
-        record = None
-        with contextlib.suppress(InputError):
-            record = read_json(file, "result", _LARGEST_JSON)
-        if not isinstance(record, dict) or not {"made", "image", "files", "width"} <= record.keys():
-            continue  # of an image that could not be read, or no result
-        if chosen is None or record["image"] in chosen:
+        record = _record(file)
+        if record is not None and (chosen is None or record["image"] in chosen):
+            found = file.stat().st_mtime_ns, file
+            latest[record["image"]] = max(found, latest.get(record["image"], found))
+    for _, file in sorted(latest.values(), key=lambda entry: entry[1]):
+        record = _record(file)
+        if record is not None:
             yield file, record
+
+
+def _record(file: Path) -> dict[str, Any] | None:
+    """The content of a JSON file of a predicted image; None if it is none."""
+    record = None
+    with contextlib.suppress(InputError):
+        record = read_json(file, "result", _LARGEST_JSON)
+    if not isinstance(record, dict) or not {"made", "image", "files", "width"} <= record.keys():
+        return None  # of an image that could not be read, or no result
+    return record if isinstance(record["image"], str) else None
 
 
 def _category_names(out: Path) -> dict[int, str]:

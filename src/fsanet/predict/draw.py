@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import numbers
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -358,7 +359,7 @@ def _write_at_box(
 
 def check_alpha(alpha: float) -> None:
     """Raise `InputError` unless ``alpha`` is in 0 to 1."""
-    if not 0 <= alpha <= 1:
+    if not isinstance(alpha, numbers.Real) or not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}; give the opacity of the colours, 0 to 1")
 
 

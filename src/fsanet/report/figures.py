@@ -21,6 +21,7 @@ from matplotlib.ticker import PercentFormatter
 from fsanet.convert.calibration import Calibration
 from fsanet.convert.variants import Variant
 from fsanet.errors import InputError
+from fsanet.inputs import read_text
 
 __all__ = ["History", "draw_calibration", "draw_curves", "draw_sweep", "read_history"]
 
@@ -97,14 +98,12 @@ def read_history(path: Path) -> History:
     """Read the ``metrics.csv`` of a run folder.
 
     Raises:
-        InputError: the file is missing or not of that form.
+        InputError: see `read_text`; or the file is not of that form.
     """
+    text = read_text(path, "metrics")
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = list(csv.DictReader(text.splitlines()))
         return History(loss=_column(rows, "train/loss"), miou=_column(rows, "val/miou"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a metrics file of a training run ({error})") from error
 

@@ -9,12 +9,16 @@ Legend: H x W image, R rounds, h x w grid of the attention.
 from __future__ import annotations
 
 import html
+import logging
 import os
+import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 
 from fsanet.attention.dct import Band
 from fsanet.data.images import limit_pixels, read_image
-from fsanet.errors import InputError, check_ranges, one_line
+from fsanet.errors import InputError, check_range, check_ranges, one_line
 from fsanet.files import model_summary
 from fsanet.predict.draw import heat_map, percent
 from fsanet.predict.predictor import Predictor
@@ -31,6 +35,7 @@ from fsanet.report.explain import attend_from, find_layer, reduce_image, uniform
 
 __all__ = ["Page", "ServedModel"]
 
+_LOG = logging.getLogger(__name__)
 _LONGEST_SIDE = 1024  # pixels of an image whose attention is shown
 _LARGEST_K = 64
 _KEPT = 1800  # seconds that results of a visitor are kept
@@ -74,7 +79,12 @@ class ServedModel:
         return max(_LARGEST_K if end is None else min(end, _LARGEST_K) for end in ends)
 
     def set_k(self, k: int) -> None:
-        """Keep the lowest k x k frequencies; for the saved k, the bands as they were saved."""
+        """Keep the lowest k x k frequencies; for the saved k, the bands as they were saved.
+
+        Raises:
+            InputError: k is no whole number, or out of range.
+        """
+        check_range("k", k, 1, _LARGEST_K)
         for module, band in self._saved:
             module.band = band if k == self.k else Band.of(k)
 
@@ -136,6 +146,9 @@ class Page:
         except ImportError as error:
             raise InputError("the page needs gradio: pip install 'fsanet[serve]'") from error
         self._gradio: Any = gradio
+        # These two print the traceback of whatever a request raises, be it the request's own fault.
+        for module in (self._gradio.queueing, self._gradio.routes):
+            module.traceback = SimpleNamespace(print_exc=_log_error)
         self._blocks: Any = self._build()
 
     def start(self, port: int | None) -> str:
@@ -168,7 +181,7 @@ class Page:
                 mcp_server=False,
                 pwa=False,
                 state_session_capacity=50,
-                app_kwargs={"middleware": [hosts]},
+                app_kwargs={"middleware": [hosts, Middleware(_OneLineErrors)]},
                 theme=gradio.themes.Default(font=font, font_mono=mono),
                 css=_STYLE,
             )
@@ -196,18 +209,22 @@ class Page:
 
     def _segment(self, visit: Visit, k: int | None) -> None:
         """Predict with each network, and write the files for download."""
-        visit.results = []
-        visit.folder = tempfile.TemporaryDirectory(dir=self._files.name)
+        results, folder = [], tempfile.TemporaryDirectory(dir=self._files.name)
         for number, served in enumerate(self.models):
             if k is not None:
                 served.set_k(k)
             result = served.predictor(visit.image)
             extra = {"model": served.summary, "k": k if served.k is not None else None}
-            result.save(visit.folder.name, self._stem(visit, number), overlay=False, extra=extra)
-            visit.results.append(result)
+            result.save(folder.name, self._stem(visit, number), overlay=False, extra=extra)
+            results.append(result)
+        visit.results, visit.folder = results, folder
 
     def _stem(self, visit: Visit, number: int) -> str:
         return visit.stem if len(self.models) == 1 else f"{visit.stem}-{'AB'[number]}"
+
+    def _change_opacity(self, visit: Visit | None, alpha: float) -> list[Any]:
+        with self._messages():
+            return self._shown(visit, alpha)
 
     def _shown(self, visit: Visit | None, alpha: float) -> list[Any]:
         """Values of overlay, legend and both downloads, for each network."""
@@ -224,55 +241,55 @@ class Page:
         if file is None:
             return [None, None, "", *self._shown(None, alpha), *self._no_attention()]
         path = Path(file)
-        try:
-            visit = Visit(read_image(path), path.stem[:80])
+        with self._messages(path):
+            try:
+                visit = Visit(read_image(path), path.stem[:80])
+            finally:
+                path.unlink(missing_ok=True)
             self._segment(visit, k)
-        except InputError as error:
-            raise self._error(error, path) from error
-        finally:
-            path.unlink(missing_ok=True)
-        height, width = visit.image.shape[1:]
-        about = f"**{_plain(path.name)}**, {width} x {height} pixels. Click a pixel."
-        return [None, visit, about, *self._shown(visit, alpha), *self._no_attention()]
+            height, width = visit.image.shape[1:]
+            about = f"**{_plain(path.name)}**, {width} x {height} pixels. Click a pixel."
+            return [None, visit, about, *self._shown(visit, alpha), *self._no_attention()]
 
     def _change_k(self, visit: Visit | None, k: int, alpha: float) -> list[Any]:
-        if visit is not None:
-            try:
+        with self._messages():
+            if visit is not None:
                 self._segment(visit, k)
-            except InputError as error:
-                raise self._error(error) from error
-        return [visit, *self._shown(visit, alpha), *self._no_attention()]
+            return [visit, *self._shown(visit, alpha), *self._no_attention()]
 
     def _click(self, visit: Visit | None, k: int | None, event: Any) -> list[Any]:
         if visit is None:
             return self._no_attention()
         height, width = visit.image.shape[1:]
-        x, y = (int(value) for value in event.index)
-        at = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
         values: list[Any] = []
-        for served, result in zip(self.models, visit.results, strict=True):
-            if k is not None:
-                served.set_k(k)
-            name = result.classes[int(result.mask[at[1], at[0]])]
-            try:
-                drawn, line = served.attend(visit.image, at)
-                values += [
-                    drawn,
-                    f"Pixel {at[0]},{at[1]} is **{_plain(name)}**, and attends to this. {line}",
-                ]
-            except InputError as error:
-                values += [None, f"Pixel {at[0]},{at[1]} is **{_plain(name)}**. {error}"]
+        with self._messages():
+            x, y = _pixel(event.index)
+            at = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+            for served, result in zip(self.models, visit.results, strict=True):
+                if k is not None:
+                    served.set_k(k)
+                name = result.classes[int(result.mask[at[1], at[0]])]
+                about = f"Pixel {at[0]},{at[1]} is **{_plain(name)}**"
+                try:
+                    drawn, line = served.attend(visit.image, at)
+                    values += [drawn, f"{about}, and attends to this. {line}"]
+                except InputError as error:
+                    values += [None, f"{about}. {error}"]
         return values
 
     def _no_attention(self) -> list[Any]:
         return [None, ""] * len(self.models)
 
-    def _error(self, error: InputError, path: Path | None = None) -> Exception:
-        text = str(error) if path is None else str(error).replace(str(path), path.name)
-        wrong: Exception = self._gradio.Error(
-            html.escape(text), duration=None, print_exception=False
-        )
-        return wrong
+    @contextmanager
+    def _messages(self, path: Path | None = None) -> Iterator[None]:
+        """Show an `InputError` to the visitor, who knows an upload by its own name."""
+        try:
+            yield
+        except InputError as error:
+            text = str(error) if path is None else str(error).replace(str(path), path.name)
+            raise self._gradio.Error(
+                html.escape(text), duration=None, print_exception=False
+            ) from error
 
     # --- how it looks -----------------------------------------------------------------------
 
@@ -335,7 +352,7 @@ class Page:
                 self._upload, [file, k, alpha], [file, visit, about, *shown, *attention], **one
             )
             k.release(self._change_k, [visit, k, alpha], [visit, *shown, *attention], **one)
-            alpha.release(self._shown, [visit, alpha], shown, **one)
+            alpha.release(self._change_opacity, [visit, alpha], shown, **one)
 
             def click(seen: Visit | None, chosen: int | None, event: Any) -> list[Any]:
                 return self._click(seen, chosen, event)
@@ -359,6 +376,40 @@ class Page:
             elem_id=f"attention-{number}",
         )
         return [row, gr.Markdown(elem_id=f"line-{number}")]
+
+
+class _OneLineErrors:
+    """Answers a request that the application fails on; a server would print the traceback."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        from starlette.responses import JSONResponse
+
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            _log_error()
+            with suppress(RuntimeError):  # an answer has begun
+                await JSONResponse({"error": one_line(error)}, 500)(scope, receive, send)
+
+
+def _log_error() -> None:
+    """Log the exception that is being handled; the command line prints such logs on one line."""
+    error = sys.exc_info()[1]
+    _LOG.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
+
+
+def _pixel(index: Any) -> tuple[int, int]:
+    """The x and y that a click has sent."""
+    try:
+        x, y = (int(value) for value in index)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"pixel {index!r:.50}: must be two numbers, x and y") from error
+    return x, y
 
 
 def legend_table(result: Segmentation) -> str:
