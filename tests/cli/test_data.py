@@ -10,6 +10,7 @@ from support.miniature import write_camvid, write_cityscapes
 from fsanet.cli import data as command
 from fsanet.cli import main as cli
 from fsanet.data.check import LAYOUTS
+from fsanet.report import contact_sheet
 
 
 @pytest.fixture
@@ -126,6 +127,28 @@ def test_statistics_of_class_names_that_hold_anything(tmp_path, capsys, coco_fil
     assert "b" * 101 not in out
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width < 3000
+
+
+def test_the_contact_sheet_is_evenly_spaced(tmp_path, monkeypatch):
+    """Of 9 images, 6 are drawn from the whole folder; the letters of the legend fit its names."""
+    for index in range(9):
+        Image.new("RGB", (24, 16)).save(tmp_path / f"{index}.jpg")
+        Image.new("L", (24, 16)).save(tmp_path / f"{index}_mask.png")
+    drawn, write = [], contact_sheet.draw_contact_sheet
+
+    def draw(items, *arguments):
+        items = list(items)
+        drawn.extend(name for name, _, _ in items)
+        return write(items, *arguments)
+
+    monkeypatch.setattr(contact_sheet, "draw_contact_sheet", draw)
+    masks = ["--data.images", "*.jpg", "--data.masks", "{stem}_mask.png", "--workers", "0"]
+    sheet = tmp_path / "sheet.png"
+    arguments = ["data", "stats", str(tmp_path), *masks, "--sheet", str(sheet)]
+    assert cli.main([*arguments, "--sheet-images", "6"]) == 0
+    assert drawn == ["0", "1", "3", "4", "6", "7"]
+    with Image.open(sheet) as picture:
+        assert picture.height - (6 + 2 * (180 + 18 + 6)) < 60  # one line of the legend
 
 
 @pytest.mark.parametrize("workers", ["-1", "100000000"])

@@ -41,6 +41,8 @@ def test_files(tmp_path):
     legend = page.partition('<ul class="legend">')[2].partition("</ul>")[0]
     assert legend.count("<li>") == len(present)
     assert all(f"</i>{found.result.classes[index]}</li>" in legend for index in present)
+    assert "-0.00</td>" not in page
+    assert "What changes when a band is dropped" in page
     assert page.count("<img") == page.count('src="data:image/png;base64,')
     with Image.open(report.parent / "attention-1.png") as picture:
         assert picture.width == 4 * 136  # enlarged by whole numbers

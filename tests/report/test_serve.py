@@ -124,7 +124,9 @@ def test_upload_click_and_download(browser, page, models, photo):
     image = results[0].image
     rows = attend_from(models[0].predictor.model, image, (x, y))
     assert f"weights {rows[-1].min():.2g} to {rows[-1].max():.2g}" in line
-    assert f"is {results[0].classes[results[0].mask[y, x]]}, " in line
+    assert f"is {results[0].classes[results[0].mask[y, x]]} and" in line
+    tops = [f"document.querySelector('#attention-{n}').getBoundingClientRect().top" for n in (0, 1)]
+    assert browser.evaluate(tops[0]) == browser.evaluate(tops[1])  # side by side
 
 
 def slide(browser, name, value):
@@ -185,11 +187,11 @@ def bomb():
 
 
 @needs_browser
-def test_what_is_too_large_gives_a_message(browser, page, tmp_path):
+def test_what_is_too_large_gives_a_message(browser, page, photo, tmp_path):
     for name, content, message in [
         ("bomb.png", bomb(), "30000x30000 pixels, more than the limit of 1000000"),
         ("text.png", b"no image", "not an image in a known format"),
-        ("large.png", bytes(1_500_000), "exceed the maximum allowed size"),
+        ("large.png", bytes(1_500_000), "exceed the maximum allowed size of 1.0 M"),
     ]:
         file = tmp_path / name
         file.write_bytes(content)
@@ -197,9 +199,14 @@ def test_what_is_too_large_gives_a_message(browser, page, tmp_path):
         text = browser.wait_for(TOAST)
         assert message in text, text
         assert str(page.files) not in text
-        browser.open(page.address)
+        browser.evaluate("document.querySelectorAll('.toast-close').forEach(b => b.click())")
+        browser.wait_for("!document.querySelector('.toast-body')")
+        errors = browser.evaluate("document.body.innerText.split('Error').length - 1")
+        assert errors == (name == "large.png"), name  # on the upload alone, by gradio
     left = [f for f in page.files.rglob("*") if f.is_file() and f.name.startswith(("bomb", "text"))]
     assert left == []
+    upload(browser, photo)  # the page goes on
+    browser.wait_for(READY.format("overlay-0"))
 
 
 @needs_browser

@@ -196,7 +196,8 @@ def _stats(module: Any, json: str | None, sheet: str | None, count: int, workers
         from fsanet.report.contact_sheet import draw_contact_sheet
 
         flat = [(dataset, i) for dataset in datasets.values() for i in range(len(dataset))]
-        chosen = flat[:: max(1, len(flat) // count)][:count]
+        count = min(count, len(flat))
+        chosen = [flat[i * len(flat) // count] for i in range(count)]  # evenly spaced
         items = (
             (dataset.names[i] if hasattr(dataset, "names") else str(i), *labelled_item(dataset, i))
             for dataset, i in chosen
@@ -204,7 +205,7 @@ def _stats(module: Any, json: str | None, sheet: str | None, count: int, workers
         entries = [(classes[i], palette[i], share) for i, share in shares]
         picture = draw_contact_sheet(items, palette, entries)
         write_whole(sheet, picture.write_png)
-        print(f"{len(chosen)} labelled images in {sheet}")
+        print(f"{count} labelled images in {sheet}")
     return 0
 
 

@@ -157,13 +157,23 @@ def _blend_tables(palette: Sequence[Colour], alpha: float) -> Array:
     return blend.astype(np.uint8).transpose(1, 0, 2).reshape(3, -1)
 
 
-def beside_legend(picture: Picture, entries: Sequence[Entry]) -> Picture:
-    """The picture with class names, colours and areas below it (wide) or beside it (tall)."""
+def beside_legend(
+    picture: Picture, entries: Sequence[Entry], letters: int | None = None
+) -> Picture:
+    """The picture with class names, colours and areas below it (wide) or beside it (tall).
+
+    Args:
+        picture: without a legend.
+        entries: of the legend.
+        letters: their height in pixels; by default it follows from the size of the picture.
+    """
     if not entries:
         return picture
     width, height, bands = picture
     below = width >= height
-    legend = _legend((width, height), entries, below)  # uint8 (h, w, 3)
+    if letters is None:
+        letters = int(min(40, max(12, min(width, height) / 24)))
+    legend = _legend((width, height), entries, below, letters)  # uint8 (h, w, 3)
     if below:
         size = max(width, legend.shape[1]), height + len(legend)
     else:
@@ -189,10 +199,9 @@ def beside_legend(picture: Picture, entries: Sequence[Entry]) -> Picture:
     return Picture(*size, rows())
 
 
-def _legend(size: tuple[int, int], entries: Sequence[Entry], below: bool) -> Array:
+def _legend(size: tuple[int, int], entries: Sequence[Entry], below: bool, letters: int) -> Array:
     """The legend for a picture of this width and height, uint8 (h, w, 3)."""
     width, height = size
-    letters = int(min(40, max(12, min(width, height) / 24)))  # their height
     type_face = font(letters)
     pad, row = letters // 2, round(letters * 1.6)
     labels = [(printable(name), colour, percent(share)) for name, colour, share in entries]

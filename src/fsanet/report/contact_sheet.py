@@ -18,6 +18,7 @@ from fsanet.predict.draw import TEXT, Entry, Picture, beside_legend, font, overl
 _CELL = (240, 180)  # width and height that a picture is fitted into
 _LINE = 18  # height of the line of text below it
 _GAP = 6
+_LETTERS = 12  # height of names; those of the legend are a half larger
 
 
 def draw_contact_sheet(
@@ -53,6 +54,8 @@ def draw_contact_sheet(
         middle = left + (_CELL[0] - picture.width) // 2
         sheet.paste(picture, (middle, top + _CELL[1] - picture.height))
         text = printable(name, 34)
-        draw.text((left, top + _CELL[1] + 2), text, fill=TEXT, font=font(12))
+        draw.text((left, top + _CELL[1] + 2), text, fill=TEXT, font=font(_LETTERS))
     width, height = sheet.size
-    return beside_legend(Picture(width, height, iter([np.asarray(sheet)])), entries)
+    return beside_legend(
+        Picture(width, height, iter([np.asarray(sheet)])), entries, letters=_LETTERS * 3 // 2
+    )

@@ -83,11 +83,11 @@ def write_explanation(
         ),
         Section("Frequencies of the block's input", _band_text(one), bands),
         Section(
-            "What changes when they are taken out",
+            "What changes when a band is dropped",
             [
-                "The part is taken out of the input of the attention block, so both its residual "
-                "and its attention lose it; the last line leaves the block out. Pixels that get "
-                "another class show that class in full colour, the others are grey."
+                "Each band is taken out of the input of the attention block, so both the residual "
+                "and the attention lose it; the last row leaves the attention out. Pixels that get "
+                "another class show its colour, the others are grey."
             ],
             changes,
             ["without", "class", "probability", "logit", "change", "pixels changed"],
@@ -96,8 +96,8 @@ def write_explanation(
                     name,
                     outcome.class_at_pixel,
                     percent(outcome.probability),
-                    f"{outcome.logit:.2f}",
-                    f"{outcome.logit - one.outcome.logit:+.2f}",
+                    f"{outcome.logit:z.2f}",
+                    f"{outcome.logit - one.outcome.logit:+z.2f}",
                     percent(outcome.changed),
                 ]
                 for name, outcome in [("nothing", one.outcome), *dropped]
@@ -118,12 +118,12 @@ def write_explanation(
         title=f"Why pixel {at[0]},{at[1]} is {one.outcome.class_at_pixel}",
         lead=[
             f"What the network looks at to call this pixel of {source or 'the image'} "
-            f"“{one.outcome.class_at_pixel}”. Red is above, blue below what the text says."
+            f"“{one.outcome.class_at_pixel}”."
         ],
         figures=[
             (one.outcome.class_at_pixel, "class"),
             (percent(one.outcome.probability), "probability"),
-            (f"{one.outcome.logit:.2f}", "logit"),
+            (f"{one.outcome.logit:z.2f}", "logit"),
         ],
         classes=[],
         sections=[
@@ -195,10 +195,10 @@ def _class_rows(one: Explanation) -> list[list[str]]:
 def _band_text(one: Explanation) -> list[str]:
     band = getattr(one.layer, "band", None)
     text = [
-        "The input of the block, cut by frequency: “4:8” holds what is below 8 on both axes and "
-        "not below 4. Each map is the part's projection on the direction of the input at the "
-        "pixel, so the maps add up to the last one (largest relative difference "
-        f"{one.split_error:.1e})."
+        "The input of the block, cut into bands of frequency: “4:8” holds what is below 8 on both "
+        f"axes and not below 4, “{one.parts[-1].name}” the rest. Each map is the band's projection "
+        "on the direction of the input at the pixel (red: along it, blue: against it), so the maps "
+        f"add up to the last one (largest relative difference {one.split_error:.1e})."
     ]
     if band is not None:
         text.append(f"The attention sees frequencies {band}; all others pass by it.")

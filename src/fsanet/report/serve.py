@@ -98,9 +98,10 @@ class ServedModel:
         rows = attend_from(self.predictor.model, smaller, pixel)  # (R, h, w)
         _, layer = find_layer(self.predictor.model)
         uniform = uniform_weight(layer, rows[-1])
+        last = f"in round {len(rows)} of {len(rows)}, " if len(rows) > 1 else ""
         line = (
-            f"Round {len(rows)} of {len(rows)}, weights {rows[-1].min():.2g} to "
-            f"{rows[-1].max():.2g}; red: more than {uniform:.2g}, blue: less."
+            f"{last}weights {rows[-1].min():.2g} to {rows[-1].max():.2g}, red above "
+            f"{uniform:.2g}, blue below."
         )
         drawn = heat_map(rows[-1].numpy(), smaller.numpy(), at=pixel, centre=uniform)
         return drawn, line
@@ -175,7 +176,7 @@ class Page:
                 quiet=True,
                 show_error=True,
                 footer_links=[],
-                max_file_size=self.max_file_mb * 1_000_000,
+                max_file_size=self.max_file_mb * 2**20,  # gradio's megabyte, in its message
                 ssr_mode=False,
                 enable_monitoring=False,
                 mcp_server=False,
@@ -241,15 +242,22 @@ class Page:
         if file is None:
             return [None, None, "", *self._shown(None, alpha), *self._no_attention()]
         path = Path(file)
-        with self._messages(path):
+        try:
             try:
                 visit = Visit(read_image(path), path.stem[:80])
             finally:
                 path.unlink(missing_ok=True)
             self._segment(visit, k)
             height, width = visit.image.shape[1:]
-            about = f"**{_plain(path.name)}**, {width} x {height} pixels. Click a pixel."
+            about = (
+                f"**{_plain(path.name)}**, {width} x {height} pixels. Click a pixel to see what it "
+                "attends to."
+            )
             return [None, visit, about, *self._shown(visit, alpha), *self._no_attention()]
+        except InputError as error:  # passed on, it would leave an error in each part of the page
+            text = str(error).replace(str(path), path.name)
+            self._gradio.Warning(html.escape(text), duration=None)
+            return self._upload(None, k, alpha)
 
     def _change_k(self, visit: Visit | None, k: int, alpha: float) -> list[Any]:
         with self._messages():
@@ -272,7 +280,7 @@ class Page:
                 about = f"Pixel {at[0]},{at[1]} is **{_plain(name)}**"
                 try:
                     drawn, line = served.attend(visit.image, at)
-                    values += [drawn, f"{about}, and attends to this. {line}"]
+                    values += [drawn, f"{about} and attends to this: {line}"]
                 except InputError as error:
                     values += [None, f"{about}. {error}"]
         return values
@@ -281,21 +289,20 @@ class Page:
         return [None, ""] * len(self.models)
 
     @contextmanager
-    def _messages(self, path: Path | None = None) -> Iterator[None]:
-        """Show an `InputError` to the visitor, who knows an upload by its own name."""
+    def _messages(self) -> Iterator[None]:
+        """Show an `InputError` to the visitor."""
         try:
             yield
         except InputError as error:
-            text = str(error) if path is None else str(error).replace(str(path), path.name)
             raise self._gradio.Error(
-                html.escape(text), duration=None, print_exception=False
+                html.escape(str(error)), duration=None, print_exception=False
             ) from error
 
     # --- how it looks -----------------------------------------------------------------------
 
     def _build(self) -> Any:
         gr = self._gradio
-        ks = [served.k for served in self.models if served.k is not None]
+        ks = dict.fromkeys(served.k for served in self.models if served.k is not None)
         limits = f"up to {self.max_file_mb} MB and {self.max_pixels / 1e6:g} million pixels"
         with gr.Blocks(
             title="fsanet", analytics_enabled=False, delete_cache=(300, _KEPT), fill_width=True
@@ -337,12 +344,15 @@ class Page:
                             summary = gr.DownloadButton("areas (JSON)", elem_id=f"json-{number}")
                         pictures.append(overlay)
                         shown += [overlay, legend, mask, summary]
-                        if len(self.models) > 1:
-                            attention += self._attention_parts(number)
                 if len(self.models) == 1:  # beside the classes, where another network would be
                     with gr.Column(min_width=300):
-                        gr.Markdown("### What a pixel attends to")
-                        attention += self._attention_parts(0)
+                        attention += self._attention_parts("What a pixel attends to", 0)
+            if len(self.models) > 1:  # in a row of its own: legends differ in height
+                with gr.Row():
+                    for number, served in enumerate(self.models):
+                        with gr.Column(min_width=300):
+                            heading = f"What a pixel attends to in {_plain(served.name)}"
+                            attention += self._attention_parts(heading, number)
             one: dict[str, Any] = {
                 "concurrency_limit": 1,
                 "concurrency_id": "one",
@@ -364,9 +374,10 @@ class Page:
         blocks.queue(max_size=32)
         return blocks
 
-    def _attention_parts(self, number: int) -> list[Any]:
+    def _attention_parts(self, heading: str, number: int) -> list[Any]:
         """The picture of what a pixel attends to, and the line below it."""
         gr = self._gradio
+        gr.Markdown(f"### {heading}")
         row = gr.Image(
             show_label=False,
             elem_classes="drawn",
