@@ -177,7 +177,7 @@ def test_libraries_say_at_most_one_line(capsys, monkeypatch):
     with warnings.catch_warnings():
         code, shown = ending(capsys, "demo")
     assert code == 0
-    assert shown == "some.library: three more lines\n"
+    assert shown == "fsanet: warning: some.library: three more lines\n"
 
 
 def test_class_name_of_two_lines_takes_one_row(capsys):

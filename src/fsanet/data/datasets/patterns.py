@@ -54,7 +54,7 @@ def matching(root: Path, pattern: str) -> list[Path]:
     """
     try:
         return sorted(root.glob(pattern))
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, IndexError) as error:
         raise InputError(
             f"images={pattern!r}: not a pattern of names below {root}, such as '*.jpg' ({error})"
         ) from error
