@@ -414,10 +414,8 @@ def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -
     if residual.dtype != left.dtype:
         product = torch.bmm(left, right)
         return residual.add_(product) if inplace else (residual + product).to(residual.dtype)
-    captured = torch.compiler.is_compiling() or is_transformed(residual)
-    part_bytes = PART_BYTES * torch.get_num_threads()
-    if captured or residual.device.type != "cpu" or residual.nbytes < 8 * part_bytes:
-        # Not baddbmm_, whose FLOPs torch does not count.
+    part_bytes = _part_bytes(residual)
+    if part_bytes is None:  # not baddbmm_, whose FLOPs torch does not count
         return torch.baddbmm(residual, left, right, out=residual if inplace else None)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (residual, left, right)):
         return torch.bmm(left, right).add_(residual)
@@ -428,6 +426,14 @@ def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -
         product = torch.bmm(left[part], right[part[0]], out=None if inplace else y[part])
         torch.add(residual[part], product, out=y[part])
     return y
+
+
+def _part_bytes(residual: Tensor) -> int | None:
+    """Size of the parts in which a product is added to a map; None: at once."""
+    if torch.compiler.is_compiling() or is_transformed(residual) or residual.device.type != "cpu":
+        return None
+    part_bytes = PART_BYTES * torch.get_num_threads()
+    return part_bytes if residual.nbytes >= 8 * part_bytes else None
 
 
 def _parts(x: Tensor, nbytes: int) -> Iterator[tuple[slice, slice]]:
