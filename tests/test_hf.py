@@ -151,6 +151,18 @@ def test_a_preprocessor_config_that_is_wrong(folder, tmp_path, change):
         transformers.AutoImageProcessor.from_pretrained(bad)
 
 
+@pytest.mark.parametrize("name", ["preprocess", "__class__", "__call__"])
+def test_a_preprocessor_config_replaces_no_attribute(folder, photo, tmp_path, name):
+    other = shutil.copytree(folder, tmp_path / "other")
+    file = other / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: [1]}))
+    given, expected = (
+        transformers.AutoImageProcessor.from_pretrained(one)(str(photo))["pixel_values"]
+        for one in (other, folder)
+    )
+    assert torch.equal(given, expected)
+
+
 def test_code_in_the_folder_does_not_run(folder, photo, tmp_path):
     trap = shutil.copytree(folder, tmp_path / "trap")
     (trap / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n")

@@ -171,9 +171,9 @@ class FsaImageProcessor(BaseImageProcessor):
         image_mean: Sequence[float] = (0.485, 0.456, 0.406),
         image_std: Sequence[float] = (0.229, 0.224, 0.225),
         bgr: bool = False,
-        **options: Any,
+        **unused: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__()  # it would set any name in the file as an attribute
         try:
             mean, std = check_normalisation(image_mean, image_std, len(image_mean))
         except (TypeError, ValueError) as error:

@@ -199,8 +199,8 @@ def test_the_data_decide_the_task(arguments, kind, tmp_path, monkeypatch, write)
         ("--test.scales=[0]", "test: scales"),
         ("--test.window=0", "test: window is 0"),
         ("--test.resize=[0,5]", "test: resize"),
-        ("--test.boundary_ratio=2", "test: boundary ratio 2"),
-        ("--test.trimap=[3,3]", "test: trimap widths"),
+        ("--test.boundary_ratio=2", "test: boundary_ratio=2"),
+        ("--test.trimap=[3,3]", "test: trimap=.*: give each width once"),
         ("--data.seed=7", "data.seed=7: a training has one seed"),
         ("--data={init_args: {seed: 7}}", "data.seed=7: a training has one seed"),
         ("--config=none.yaml", "none.yaml: no such YAML file"),
@@ -211,6 +211,12 @@ def test_mistakes_are_one_line(named, argument, line):
         Recipe([named, argument])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_an_empty_root_is_not_the_current_folder():
+    recipe = Recipe(["--data=FolderData", "--data.root=", "--data.num_classes=3", "--steps=1"])
+    with pytest.raises(InputError, match=r"data\.root is empty"):
+        recipe.data()
 
 
 @pytest.mark.parametrize(

@@ -165,12 +165,29 @@ def test_only_ignored_pixels():
     assert math.isnan(scores.trimap_miou[1])
 
 
-@pytest.mark.parametrize("options", [{"ratio": 0}, {"ratio": 1.5}, {"widths": (0, 1)}])
-def test_options_out_of_range(options):
-    with pytest.raises(InputError, match="give"):
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"ratio": 0}, "boundary_ratio=0"),
+        ({"ratio": 1e308}, r"boundary_ratio=1e\+308"),
+        ({"ratio": math.nan}, "boundary_ratio=nan"),
+        ({"widths": (0, 1)}, "trimap=0"),
+        ({"widths": (10**20,)}, "trimap=1000"),
+    ],
+)
+def test_options_out_of_range(options, name):
+    with pytest.raises(InputError, match=f"{name}.*: must be"):
         BoundaryQuality("ab", **options)
 
 
+def test_distances_beyond_the_image_are_those_to_its_end():
+    ids = torch.zeros(1, 30, 20, dtype=torch.int16)
+    ids[..., 0, 0] = 1
+    far = near_edges(ids, (29, 30, 10**9, 10**9 + 1))  # in memory of the image, not of the distance
+    assert all(found.all() for found in far)
+    assert not near_edges(ids, (28,))[0].all()
+
+
 def test_width_given_twice():
-    with pytest.raises(InputError, match="each once"):
+    with pytest.raises(InputError, match="each width once"):
         BoundaryQuality("ab", widths=(2, 2))

@@ -317,6 +317,10 @@ def plain(tmp_path_factory):
         (b"", "is not JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "nested too deeply"),
+        (
+            b'{"num_classes": 3, "encoder_options": {"a": ' + b"[" * 300 + b"]" * 300 + b"}}",
+            "encoder_options is nested too deeply",
+        ),
         (b'{"dropout": NaN}', "holds nan, infinity"),
         (b'{"dropout": 1e999}', "holds nan, infinity"),
         (b'{"num_classes": ' + b"9" * 5000 + b"}", "is not JSON"),
@@ -328,7 +332,7 @@ def plain(tmp_path_factory):
         (b'{"network": ["FsaNet"]}', "which this version does not know"),
         (b'{"network": "FsaNet\\n\\u001b[31m"}', r"FsaNet\\n\\x1b\[31m'"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_file_that_is_no_config(folder, content, message):
     (folder / "config.json").write_bytes(content)

@@ -124,8 +124,8 @@ def test_lines_where_no_bar_can_be_drawn(net, capsys, monkeypatch):
         ({"resize": (0, 512)}, "resize"),
         ({"stride": 4}, "stride is 4, but there is no window"),
         ({"window": 8, "window_batch": 0}, "batch_size is 0"),
-        ({"boundary": True, "trimap": (0,)}, "trimap widths"),
-        ({"boundary": True, "boundary_ratio": 0.0}, "boundary ratio"),
+        ({"boundary": True, "trimap": (0,)}, "trimap=0: must be at least 1"),
+        ({"boundary": True, "boundary_ratio": 0.0}, "boundary_ratio=0.0: must be above 0"),
     ],
 )
 def test_options_out_of_range(net, options, line):

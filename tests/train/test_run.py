@@ -588,6 +588,10 @@ def set_loop(content):
     loop["optimizer"]["step"]["total"]["completed"] = 3
 
 
+def counters(content):
+    return content["loops"]["fit_loop"]["epoch_progress"]
+
+
 def set_shape(content):
     content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3, 1)
 
@@ -606,6 +610,14 @@ def set_shape(content):
         (lambda c: c["lr_schedulers"][0].update(_step_count="x"), "the step of its schedule"),
         (lambda c: c["callbacks"]["KeepBest"].update(epoch=3), "not of such a training"),
         (set_batches, "epoch_loop.batch_progress.current.ready is 'x'"),
+        (lambda c: counters(c)["total"].update(processed={"value": 1}), "total.processed is"),
+        (lambda c: counters(c)["total"].update(reset=1), "total.reset is 1"),
+        (lambda c: counters(c)["current"].clear(), "epoch_progress.current.* is None"),
+        (lambda c: counters(c).pop("current"), "epoch_progress.current is None"),
+        (
+            lambda c: c["loops"]["fit_loop"]["state_dict"].update(combined_loader=[]),
+            r"fit_loop.state_dict.combined_loader is \[\]",
+        ),
         (set_shape, "does not fit this training .exp_avg of parameter 0 has another shape"),
         (
             lambda c: c["optimizer_states"][0]["param_groups"][0].update(betas=("a", 1.0)),

@@ -556,6 +556,8 @@ def check_seeds(given: Sequence[Any], seed: int) -> None:
 def instantiate_data(parser: CommandParser, options: Namespace) -> Any:
     """The data module that parsed options describe."""
     check_nulls("data", options.data)
+    if options.data.init_args.get("root") == "":  # would be the current folder
+        raise InputError("data.root is empty; give the folder of the data set")
     try:
         return parser.instantiate(options).data
     except (ValueError, TypeError) as error:

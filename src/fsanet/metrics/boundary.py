@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from fsanet.errors import InputError
+from fsanet.errors import InputError, check_range
 from fsanet.metrics.confusion import BoundaryScores, scores_of
 
 __all__ = ["BoundaryQuality", "check_bands", "near_edges"]
@@ -159,7 +159,9 @@ tensor([[False,  True,  True,  True, False,  True]])]
     highest = ids  # -1 is already neutral for a maximum
     lowest = torch.where(known, ids, _NONE_BELOW)
     found, done = [], 0
-    for reach in reaches:  # a window of reach a, then one of reach b, is one of reach a + b
+    farthest = max(ids.shape[-2:])
+    for distance in reaches:  # a window of reach a, then one of reach b, is one of reach a + b
+        reach = min(distance, farthest)
         highest = _sliding(highest, reach - done, torch.maximum, _NONE_ABOVE)
         lowest = _sliding(lowest, reach - done, torch.minimum, _NONE_BELOW)
         done = reach
@@ -184,9 +186,8 @@ def _sliding(
 
 def check_bands(ratio: float, widths: Sequence[int]) -> None:
     """Raise `InputError` for a ratio or widths that `BoundaryQuality` does not take."""
-    if not 0 < ratio <= 1:
-        raise InputError(
-            f"boundary ratio {ratio}: give a fraction of the image diagonal, above 0 up to 1"
-        )
-    if any(width < 1 for width in widths) or len(set(widths)) < len(widths):
-        raise InputError(f"trimap widths {list(widths)}: give pixels from 1 up, each once")
+    check_range("boundary_ratio", ratio, 0.0, 1.0, above=True)
+    for width in widths:
+        check_range("trimap", width, 1, 10**9)
+    if len(set(widths)) < len(widths):
+        raise InputError(f"trimap={list(widths)}: give each width once")

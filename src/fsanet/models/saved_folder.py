@@ -151,7 +151,11 @@ def check_values(values: Mapping[str, Any], target: type, where: object) -> None
             advice = f"did you mean '{near[0]}'?" if near else "a newer fsanet may know it"
             raise InputError(f"{where}: unknown key '{printable(name)}'; {advice}")
         hint = hints.get(name, Any)
-        if not _matches(value, hint):
+        try:
+            fits = _matches(value, hint)
+        except RecursionError as error:
+            raise InputError(f"{where}: {name} is nested too deeply") from error
+        if not fits:
             raise InputError(f"{where}: {name} is {_shown(value)}; expected {_kind(hint)}")
     check_limits(values, where)
     for name, parameter in parameters.items():

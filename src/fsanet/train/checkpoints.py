@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = ["CheckpointFiles", "Checkpoints", "export_model", "find_checkpoint", 
 _LAST, _PREVIOUS, _BEST = "last.ckpt", "last-previous.ckpt", "best.ckpt"
 # Of the callback that earlier versions had in the place of `Checkpoints`; run folders keep it.
 _STATE_KEY = "KeepBest"
+_LOADER = "combined_loader"  # in the state of the loop, within an epoch
 
 
 class Checkpoints(Callback):
@@ -310,9 +311,7 @@ def _check_steps(content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     best = state.get("step", 0)
     if step < 0 or not 0 <= best <= step:
         raise _Mismatch(f"damaged (global_step is {step}, the best step {best})")
-    for path, value in _leaves(content["loops"]):
-        if not (isinstance(value, int) and value >= 0):
-            raise _Mismatch(f"damaged ({printable(path)} is {printable(repr(value))})")
+    _check_loop(_new_loop(), content["loops"]["fit_loop"])
     # AdamW counts itself; fewer steps where 16-mixed left some out.
     for parameter, values in content["optimizer_states"][0]["state"].items():
         if "step" in values and not 0 <= float(values["step"]) <= step:
@@ -322,13 +321,29 @@ def _check_steps(content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             )
 
 
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Values of nested dicts and lists, with their dotted paths."""
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        if isinstance(value, dict | list):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
+def _new_loop() -> dict[str, Any]:
+    """What Lightning saves of a training that has not begun, with the state of its loader."""
+    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, **quiet)
+    state = trainer.fit_loop.state_dict()
+    state["state_dict"][_LOADER] = [{"batches": 0}]
+    return state
+
+
+def _check_loop(ours: Any, theirs: Any, path: str = "fit_loop") -> None:
+    """Check that a state has the same counters as ours, none below 0; raise `_Mismatch`."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = ours.keys() | theirs.keys()
+        pairs = [(n, ours.get(n), theirs.get(n)) for n in names if n in theirs or n != _LOADER]
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = [*zip(range(len(ours)), ours, theirs, strict=True)]
+    elif isinstance(ours, int) and isinstance(theirs, int) and theirs >= 0:
+        return
+    else:
+        found = f"{printable(path)} is {printable(repr(theirs))}"
+        raise _Mismatch(f"damaged, or of another version of Lightning ({found})")
+    for name, value, there in pairs:
+        _check_loop(value, there, f"{path}.{name}")
 
 
 def _same_type(ours: Any, theirs: Any) -> bool:
