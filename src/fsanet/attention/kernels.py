@@ -422,9 +422,14 @@ def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -
     # A product that is added to a large map takes some BLAS longer than a product and a sum, which
     # finds the product in the caches (benchmarks/native_kernels.py).
     y = residual if inplace else torch.empty_like(residual)
+    buffer = None  # one for all parts: fresh memory costs more than the product
     for part in _parts(y, part_bytes):
-        product = torch.bmm(left[part], right[part[0]], out=None if inplace else y[part])
-        torch.add(residual[part], product, out=y[part])
+        sums = y[part]
+        if inplace and buffer is None:
+            buffer = sums.new_empty(sums.numel())
+        product = sums if buffer is None else buffer[: sums.numel()].view(sums.shape)
+        torch.bmm(left[part], right[part[0]], out=product)
+        torch.add(residual[part], product, out=sums)
     return y
 
 
