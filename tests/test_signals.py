@@ -126,3 +126,38 @@ def test_signal_while_an_object_is_deleted(capfd):
     with pytest.raises(Interrupted, match="interrupted"), handled():
         delete_and_wait()
     assert capfd.readouterr().err == ""
+
+
+IMPORT = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    whole = True
+except BaseException:  # as libraries do around what is optional
+    whole = False
+"""
+
+
+def test_a_signal_in_an_import_comes_after_it(tmp_path):
+    (tmp_path / "library.py").write_text(IMPORT)
+    body = f"sys.path.insert(0, {str(tmp_path)!r}); import library; print(library.whole); wait(60)"
+    process = start(body)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (128 + signal.SIGTERM, "")
+    assert out.startswith("True\n")
+    assert out.endswith("interrupted\n")
+
+
+def test_a_program_that_runs_in_an_import_is_interrupted_at_once(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM.format(body=AT_ONCE))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import program"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "interrupted\n")

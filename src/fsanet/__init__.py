@@ -6,7 +6,6 @@ Public names are imported on first use, so that the attention layers import PyTo
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,13 +37,19 @@ _MODULES = {
     "load_model": "fsanet.convert",
 }
 
-try:
-    __version__ = version("fsanet")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module 'fsanet' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow: it imports email
+
+    try:
+        return version("fsanet")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

@@ -47,6 +47,7 @@ class _State:
     deferring = 0  # depth of `deferred`
     received: int | None = None
     when = 0.0
+    imports = 0  # frames of imports below `handled`
     unraisable: Callable[[Any], object] = sys.unraisablehook
     signals: tuple[int, ...] = ()  # those that are not ignored, as nohup does with SIGHUP
 
@@ -62,8 +63,34 @@ def _handle(number: int, frame: Any) -> None:
             os._exit(128 + number)
         return
     _State.received, _State.when = number, time.monotonic()
-    if not _State.deferring:
+    if _State.deferring:
+        return
+    if _imports(frame) > _State.imports:
+        threading.Thread(target=_send_after_import, args=(number,), daemon=True).start()
+    else:
         raise Interrupted(number)
+
+
+def _imports(frame: Any) -> int:
+    """The number of frames of the import system among a frame and those that called it."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+        frame = frame.f_back
+    return count
+
+
+def _send_after_import(number: int) -> None:
+    """Send a signal again that arrived in an import.
+
+    A library may catch any exception there, and go on with a half of a module.
+    """
+    main = threading.main_thread().ident
+    assert main is not None
+    while _imports(sys._current_frames().get(main)) > _State.imports:
+        time.sleep(0.01)
+    _State.received = None
+    os.kill(os.getpid(), number)
 
 
 def _unraisable(found: Any) -> None:
@@ -105,6 +132,7 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     if not _State.depth:
         _State.process, _State.received = os.getpid(), None
+        _State.imports = _imports(sys._getframe())
         _State.unraisable, sys.unraisablehook = sys.unraisablehook, _unraisable
         _State.signals = tuple(n for n in _SIGNALS if before[n] != signal.SIG_IGN)
     _State.depth += 1
