@@ -121,6 +121,21 @@ def test_no_recipe_at_all():
     assert (recipe.options.steps, recipe.name) == (4, "run")
 
 
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("road car", ["road", "car"]),
+        ("road", ["road"]),
+        ("[road, car]", ["road", "car"]),
+        ("null --data.num-classes 2", None),
+    ],
+)
+def test_names_of_classes_are_given_as_words(text, classes):
+    words = [text] if text[0] == "[" else text.split()
+    recipe = Recipe(["--data.classes", *words, "--data.root", "photos", "--steps", "1"])
+    assert recipe.options.data.init_args.classes == classes
+
+
 @pytest.mark.parametrize("path", ["fsanet.data.module.FolderData", "fsanet.data.FolderData"])
 def test_classes_are_found_by_name_wherever_they_were(write, path):
     recipe = Recipe([write("old", {"data": DATA | {"class_path": path}, "steps": 3})])

@@ -120,6 +120,8 @@ class CommandParser(ArgumentParser):
                 name, equals, value = positive, "=", "false"
             values = [value] if equals else []
             takes = _takes(self._option_string_actions.get(name))
+            if name == "--data.classes":  # declared by the class that another option may name
+                takes = "texts"
             while left and not equals and _continues(takes, values, left[0]):
                 values.append(left.pop(0))
             if name in declared and values:
@@ -129,7 +131,7 @@ class CommandParser(ArgumentParser):
                 values = ["true"]
             if takes == "one" and name.rpartition(".")[2].lstrip("-") == "k" and values:
                 values = [json.dumps(read_band(values[0]))]
-            if takes == "texts" and values and values[0][:1] != "[":
+            if takes == "texts" and values and values[0][:1] != "[" and values != ["null"]:
                 values = [json.dumps(values)]
             if len(values) > 1 or (takes == "numbers" and values and _is_number(values[0])):
                 values = [f"[{','.join(values)}]"]
