@@ -156,6 +156,26 @@ def test_a_run_from_python_remembers_its_data(folder, capsys, monkeypatch, tmp_p
     assert "mIoU" in run(capsys, ["eval", str(out)])[0]
 
 
+def test_training_from_python_as_documented(folder, monkeypatch, tmp_path):
+    """docs/training.md, with a smaller network, crop and number of steps."""
+    monkeypatch.chdir(folder)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", page, re.S) if "evaluate" in c]
+    small = {
+        "mobilenetv2_100": "mobilenetv3_small_050",
+        "crop=(256, 256)": "crop=(32, 32), workers=0",
+        "steps=200": "steps=1, progress=False",
+        "runs/python": str(tmp_path / "run"),
+    }
+    for word, smaller in small.items():
+        assert code.count(word) == 1
+        code = code.replace(word, smaller)
+    found = {}
+    exec(compile(code, "training.md", "exec"), found)
+    assert found["result"].monitor == "val/miou"
+    assert found["scores"].miou >= 0
+
+
 class OwnData(FolderData):
     """As in a user's own file."""
 
@@ -211,6 +231,29 @@ def test_masks_as_pycocotools_reads_them(folder, capsys, monkeypatch, tmp_path):
         mask = read.annToMask(annotation).astype(bool)
         assert np.array_equal(mask, ids == annotation["category_id"] - 1)
         assert annotation["area"] == mask.sum()
+
+
+def test_masks_as_fiftyone_reads_them(folder, capsys, monkeypatch, tmp_path):
+    """Its reader of COCO files, which needs no database."""
+    reader = pytest.importorskip("fiftyone.utils.coco")
+    monkeypatch.chdir(folder)
+    arguments = ["predict", "photos/p0.jpg", "--model", "runs/mine", "--out", str(tmp_path)]
+    run(capsys, [*arguments, "--format", "coco"])
+    file = str(tmp_path / "annotations.json")
+    _, names, _, images, annotations = reader.load_coco_detection_annotations(file)
+    ids = np.asarray(Image.open(tmp_path / "p0_mask.png"))
+    found = np.full(ids.shape, 255)
+    for annotation in annotations[next(iter(images))]:
+        read = annotation.to_detection(ids.shape[::-1], names, load_segmentation=True)
+        assert read.label == str(annotation.category_id - 1)
+        x, y = (
+            round(side * n) for side, n in zip(read.bounding_box, ids.shape[::-1], strict=False)
+        )
+        height, width = read.mask.shape
+        box = found[y : y + height, x : x + width]
+        assert (box[read.mask.astype(bool)] == 255).all()
+        box[read.mask.astype(bool)] = annotation.category_id - 1
+    assert np.array_equal(found, ids)
 
 
 def test_other_classes_of_a_saved_network(folder, capsys):

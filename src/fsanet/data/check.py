@@ -126,8 +126,8 @@ def guess_layout(root: Path) -> str:
     if (root / "images").is_dir() or any(root.glob("*/images")):
         return "camvid" if "camvid" in root.resolve().name.lower() else "folder"
     raise InputError(
-        f"{root}: no known layout in it; give --layout ({', '.join(LAYOUTS)}) to see what "
-        "belongs there"
+        f"{root}: no known layout in it; describe it by --data.images and --data.masks "
+        f"(docs/own_data.md), or give --layout ({', '.join(LAYOUTS)}) to see what belongs there"
     )
 
 

@@ -47,6 +47,14 @@ def test_folders_in_patterns(write):
     assert found == ["town/img/a", "wood/img/a"]
 
 
+def test_folders_that_repeat_beside_the_root(write):
+    for day in ("one", "two"):
+        write.image(f"img/{day}/a.jpg")
+        write.mask(f"gt/{day}/a.png")
+    options = {"images": "**/*.jpg", "masks": "../gt/{folder}/{stem}.png"}  # of docs/own_data.md
+    assert names(write.root / "img", None, **options) == ["one/a", "two/a"]
+
+
 def test_split_in_the_pattern(write):
     for split, name in (("train", "a"), ("val", "b")):
         write.image(f"{split}/{name}.jpg")
