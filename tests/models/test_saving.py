@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from fsanet import FsaNet, convert_attention, load_model
 from fsanet.convert import save_converted
@@ -642,6 +643,41 @@ def test_no_option_runs_what_is_in_a_file(tmp_path, canary, suffix):
     ):
         with pytest.raises(InputError, match=r"besides its weights|damaged"):
             read()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict image.png --model GIVEN --out out",
+        "eval GIVEN",
+        "sweep GIVEN",
+        "convert GIVEN --out out",
+        "convert GIVEN --from ccnet --out out",
+        "convert GIVEN --from mmseg --out out",
+        "export GIVEN --out out.onnx",
+        "explain image.png --model GIVEN --at 1,1 --out out",
+        "serve --model GIVEN",
+        "serve --model net --compare GIVEN",
+        "train --config demo --init-from GIVEN --out out",
+        "train --config demo --model.encoder_weights GIVEN --out out",
+        "bench --predict image.png --model GIVEN",
+    ],
+)
+def test_no_command_runs_what_is_in_a_file(tmp_path, canary, monkeypatch, capsys, command):
+    """As a file, and as the weights of a folder that is right otherwise."""
+    from fsanet.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40)).save("image.png")
+    fsanet(classes=["a", "b", "c"]).save_pretrained("net")
+    shutil.copytree("net", "given")
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "hook": Attack(canary)}, "given.pth")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        shutil.copy("given.pth", f"given/{name}")
+    for given in ("given", "given.pth"):
+        assert main(command.replace("GIVEN", given).split()) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert given in line
 
 
 def test_weights_in_the_cache_of_torchvision(tmp_path, canary, monkeypatch):
