@@ -11,6 +11,7 @@ from campaign.case import Case
 from campaign.inputs.common import ODD_NAMES, damage, damage_values, replace_by_special
 from campaign.material import ON_DATA, give
 from campaign.mutate import HOSTILE, short, words
+from fsanet.errors import escaped
 
 _ARGUMENTS = [
     *words("0 -1 1 3 1000000 99999999999999999999 1e9 1e308 nan inf -inf 0.5 0.0001 true false"),
@@ -75,7 +76,7 @@ def options(rng: Random, root: Path, folder: Path) -> Case:
         more += [option, *(_argument(rng) for _ in range(rng.choice((1, 1, 1, 2, 0))))]
     # The option, or its name in Python or a recipe, or what was given, unless any message has that.
     bare = [text.strip("-").replace("-", "_") for text in more if text.startswith("--")]
-    names = [*more, *bare, *(text.rpartition(".")[2] for text in bare)]
+    names = [*more, *map(escaped, more), *bare, *(text.rpartition(".")[2] for text in bare)]
     # A short value is too likely to occur by chance, but not where a message quotes or lists it.
     quoted = [form for text in more for form in (f"'{text}'", f": {text}", f" {text}: ")]
     quoted += [f'"{text}"' for text in bare]
