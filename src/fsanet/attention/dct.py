@@ -34,6 +34,7 @@ __all__ = [
     "dct_basis",
     "dense_basis",
     "full_precision",
+    "is_eager",
     "is_transformed",
     "split_frequencies",
     "synthesise",
@@ -287,7 +288,7 @@ def dct_bases(x: Tensor, band: Band) -> tuple[Tensor, Tensor]:
     height, width = x.shape[-2:]
     dtype = basis_dtype(x.dtype)
     ordinary = type(x) in (Tensor, torch.nn.Parameter) and type(height) is type(width) is int
-    if ordinary and not torch.compiler.is_compiling() and not is_transformed(x):
+    if ordinary and is_eager(x):
         return (
             _cached_basis(height, band.h0, band.h1, dtype, x.device),  # type: ignore[arg-type]
             _cached_basis(width, band.w0, band.w1, dtype, x.device),  # type: ignore[arg-type]
@@ -296,6 +297,11 @@ def dct_bases(x: Tensor, band: Band) -> tuple[Tensor, Tensor]:
         dct_basis(height, band.h0, band.h1, dtype=dtype, device=x.device),  # type: ignore[arg-type]
         dct_basis(width, band.w0, band.w1, dtype=dtype, device=x.device),  # type: ignore[arg-type]
     )
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether operations on ``x`` run at once: no graph is captured, no transform is active."""
+    return not torch.compiler.is_compiling() and not is_transformed(x)
 
 
 def is_transformed(x: Tensor) -> bool:

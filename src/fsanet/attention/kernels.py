@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fsanet.attention.dct import full_precision, is_transformed
+from fsanet.attention.dct import full_precision, is_eager, is_transformed
 
 __all__ = ["add_row_products", "analyse", "analyse_with_residual", "choose_route", "synthesise"]
 
@@ -340,8 +340,7 @@ def add_row_products(
 def _add_row_products_planes(
     residual: Tensor, left: Tensor, right: Tensor, inplace: bool
 ) -> Tensor:
-    captured = torch.compiler.is_compiling() or is_transformed(residual)
-    if captured or residual.dtype != left.dtype or residual.shape[0] == 0:
+    if not is_eager(residual) or residual.dtype != left.dtype or residual.shape[0] == 0:
         products = _row_products(left, right)
         return residual.add_(products) if inplace else (residual + products).to(residual.dtype)
     if inplace:
@@ -435,7 +434,7 @@ def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -
 
 def _part_bytes(residual: Tensor) -> int | None:
     """Size of the parts in which a product is added to a map; None: at once."""
-    if torch.compiler.is_compiling() or is_transformed(residual) or residual.device.type != "cpu":
+    if not is_eager(residual) or residual.device.type != "cpu":
         return None
     part_bytes = PART_BYTES * torch.get_num_threads()
     return part_bytes if residual.nbytes >= 8 * part_bytes else None
