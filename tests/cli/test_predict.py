@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fsanet import cost
 from fsanet.cli import main as cli
 from fsanet.models import FsaNet
 from fsanet.predict import precision
@@ -295,7 +296,7 @@ def test_faster_dtype_is_measured_once_and_kept(
     assert Choice((40, 50), float32=1.0, bfloat16=2.0, agreement=1.0).dtype is None
 
     (images / "0.png").unlink()
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(cost, "has_bfloat16", lambda: True)
     cli.main([*arguments, "--dtype", "bfloat16"])
     assert cli.main([*arguments, "--dtype", "auto", "--resume"]) == 0
     assert used() == "bfloat16"  # where a second measurement would choose float32
@@ -306,9 +307,9 @@ def test_bfloat16_without_instructions_is_said_to_be_slow(
 ) -> None:
     photo = str(pictures(tmp_path, ("photo",)) / "photo.png")
     where = ["predict", photo, "--model", str(model), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(cost, "has_bfloat16", lambda: False)
     with pytest.warns(UserWarning, match="is slower with it than in float32"):
         assert cli.main([*where, "--device", "cpu", "--dtype", "bfloat16"]) == 0
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(cost, "has_bfloat16", lambda: True)
     with warnings.catch_warnings(action="error"):
         assert cli.main([*where, "--device", "cpu", "--dtype", "bfloat16"]) == 0

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fsanet.errors import InputError
+from fsanet.train import trainer
 from fsanet.train.trainer import check_batch, make_trainer
 
 
@@ -38,6 +39,19 @@ def test_no_warning_if_a_step_takes_as_many_images_as_the_recipe(batch_size, acc
 def test_options_that_no_trainer_takes(options, match):
     with pytest.raises(InputError, match=match):
         make_trainer({"callbacks": (), "logger": False}, accelerator="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("precision", "known", "count"),
+    [("bf16-mixed", False, 1), ("bf16-mixed", True, 0), ("32-true", False, 0)],
+)
+def test_bfloat16_without_instructions_is_said_to_be_slow(monkeypatch, precision, known, count):
+    monkeypatch.setattr(trainer, "has_bfloat16", lambda: known)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        make_trainer({"callbacks": (), "logger": False}, accelerator="cpu", precision=precision)
+    lines = [str(warning.message) for warning in found]
+    assert sum("precision=bf16-mixed: this processor has no" in line for line in lines) == count
 
 
 def test_recipe_for_one_gpu_started_on_eight():

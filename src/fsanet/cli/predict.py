@@ -122,11 +122,11 @@ def predict(
     from fsanet.cli.parsing import available_device
     from fsanet.convert import load_model
     from fsanet.convert.saved import open_exported
+    from fsanet.cost import has_bfloat16
     from fsanet.data.images import limit_pixels, list_images
     from fsanet.data.shapes import mask_tools
     from fsanet.predict.folder import predict_folder
     from fsanet.predict.launch import is_launched, process_device
-    from fsanet.predict.precision import has_bfloat16
     from fsanet.predict.predictor import check_options
     from fsanet.predict.video import is_video
 

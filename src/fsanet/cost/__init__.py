@@ -13,7 +13,16 @@ from fsanet.cost.memory import (
     peak_resident_memory,
 )
 from fsanet.cost.process import START_SECONDS, Outcome, Stage, describe_error, run_isolated
-from fsanet.cost.timing import Clock, Quartiles, Timed, Watch, no_watch, ratios, time_calls
+from fsanet.cost.timing import (
+    Clock,
+    Quartiles,
+    Timed,
+    Watch,
+    has_bfloat16,
+    no_watch,
+    ratios,
+    time_calls,
+)
 
 __all__ = [
     "START_SECONDS",
@@ -28,6 +37,7 @@ __all__ = [
     "count_parameters",
     "describe_error",
     "flop_counter",
+    "has_bfloat16",
     "is_out_of_memory",
     "kept_for_backward",
     "limit_memory",

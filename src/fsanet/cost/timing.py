@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["Clock", "Quartiles", "Timed", "Watch", "no_watch", "ratios", "time_calls"]
+__all__ = [
+    "Clock",
+    "Quartiles",
+    "Timed",
+    "Watch",
+    "has_bfloat16",
+    "no_watch",
+    "ratios",
+    "time_calls",
+]
 
 _SETTLE_BELOW = 0.1  # seconds; a longer call soon fills the caches with its own data
 _WARM_UP_TWICE_BELOW = 1.0  # seconds
@@ -204,3 +213,10 @@ def ratios(over: Mapping[int, float], under: Mapping[int, float]) -> list[float]
     [3.0]
     """
     return [over[round_] / under[round_] for round_ in sorted(over.keys() & under.keys())]
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; True where torch cannot tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+    return capabilities is None or any(capabilities().get(name) for name in names)

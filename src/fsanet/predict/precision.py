@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fsanet.models.segmenter import check_settings
 from fsanet.predict.predictor import Predictor
 
-__all__ = ["Choice", "choose_dtype", "has_bfloat16"]
+__all__ = ["Choice", "choose_dtype"]
 
 _AGREEMENT = 0.995  # fraction of pixels that have to keep their class
 _LONGEST = 1024  # pixels of a side of what is predicted without a window
@@ -74,10 +74,3 @@ def choose_dtype(
     same = (masks[0] == masks[1]).double().mean()
     size = (part.shape[2], part.shape[3])
     return Choice(size, min(seconds[0]), min(seconds[1]), float(same))
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16; True where torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)
-    names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-    return capabilities is None or any(capabilities().get(name) for name in names)

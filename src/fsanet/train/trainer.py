@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from fsanet.cost import has_bfloat16
 from fsanet.errors import InputError, check_range, one_line
 from fsanet.files import first_process
 from fsanet.signals import handled, install
@@ -42,7 +44,8 @@ def make_trainer(
         devices: processes per node (each takes `data.batch_size` images per batch), or "auto".
         num_nodes: number of machines.
         strategy: how processes work together, such as "ddp"; "auto" chooses.
-        precision: of the computation; "bf16-mixed" and "16-mixed" save memory on a GPU.
+        precision: of the computation; "bf16-mixed" and "16-mixed" save memory on a GPU; on a CPU
+            without instructions for bfloat16 they are slow.
         deterministic: use only deterministic kernels, which are slower on a GPU.
 
     Raises:
@@ -56,7 +59,7 @@ def make_trainer(
         )
     settings = {**settings, "callbacks": [*settings["callbacks"], _OwnSignals()]}
     try:
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -71,6 +74,14 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         raise InputError(f"trainer options: {one_line(error)}") from error
+    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    if precision == "bf16-mixed" and on_cpu and not has_bfloat16() and first_process():
+        warnings.warn(
+            "precision=bf16-mixed: this processor has no instructions for bfloat16, and a step "
+            "takes up to ten times as long as with 32-true",
+            stacklevel=1,
+        )
+    return trainer
 
 
 def _check_processes(accelerator: str, devices: int | str, num_nodes: int) -> None:
