@@ -51,8 +51,8 @@ from fsanet.train import SemanticSegmentation, evaluate, train
 
 #: Our networks, by their options; the others, by the names of their classes.
 OURS = {
-    "FsaNet": ["--model.decoder=multiscale"],
-    "FsaNet-no-attention": ["--model.decoder=multiscale", "--model.attention=null"],
+    "FsaNet": [],
+    "FsaNet-no-attention": ["--model.attention=null"],
     "FsaNet-no-decoder": ["--model.decoder=null"],
 }
 PEERS = ("DeepLabV3Plus", "FPN", "PSPNet", "Unet")

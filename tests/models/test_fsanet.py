@@ -22,6 +22,7 @@ VARIANTS = [
     {"decoder": "multiscale", "attention": "spatial", "align_corners": True},
     {"decoder": "multiscale", "attention": None, "output_stride": 16},
     {"decoder": "multiscale", "decoder_channels": 16, "output_stride": 16, "decoder_stride": 2},
+    {"decoder": "summed", "decoder_channels": 16, "output_stride": 16, "align_corners": True},
 ]
 
 
@@ -38,7 +39,7 @@ class TestContract(SegmentationContract):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", [None, "multiscale"])
+@pytest.mark.parametrize("decoder", [None, "multiscale", "summed"])
 def test_exports(decoder):
     assert_exports(small(decoder=decoder, decoder_channels=16, output_stride=16))
 
@@ -88,10 +89,11 @@ def test_multiscale_logits_have_the_finest_stride(encoder, output_stride, stride
         (2, False, [(6, 16), (4, 8), (2, 4)]),
     ],
 )
-def test_multiscale_decoder_step_by_step(stride, align_corners, widths):
+@pytest.mark.parametrize("decoder", ["multiscale", "summed"])
+def test_decoder_step_by_step(decoder, stride, align_corners, widths):
     """The head against its definition, written with functions and the names of its weights."""
     options = {"decoder_channels": 16, "decoder_stride": stride, "align_corners": align_corners}
-    head = small(decoder="multiscale", output_stride=16, **options).head
+    head = small(decoder=decoder, output_stride=16, **options).head
     generator = torch.Generator().manual_seed(2)
     for value in head.state_dict().values():
         if value.is_floating_point():
@@ -120,8 +122,14 @@ def test_multiscale_decoder_step_by_step(stride, align_corners, widths):
         x = conv_bn_relu(last, "reduce", padding=1)
         x = conv_bn_relu(head.attention(x), "refine", padding=1)
         x = conv_bn_relu(torch.cat([last, x], 1), "join", padding=1)
+        want = 0
         for index, (fine, (width, merged)) in enumerate(zip(finer, widths, strict=True)):
             name = f"merges.{index}"
+            if decoder == "summed":
+                classify = f"classify_coarser.{index}"
+                scores = conv2d(x, weights[f"{classify}.weight"], weights[f"{classify}.bias"])
+                finest = finer[-1].shape[-2:]
+                want += interpolate(scores, finest, mode="bilinear", align_corners=align_corners)
             up = interpolate(x, fine.shape[-2:], mode="bilinear", align_corners=align_corners)
             projected = conv_bn_relu(fine, f"{name}.project")
             assert projected.shape[1] == width
@@ -129,7 +137,7 @@ def test_multiscale_decoder_step_by_step(stride, align_corners, widths):
             x = conv_bn_relu(x, f"{name}.depthwise", padding=1, groups=x.shape[1])
             x = conv_bn_relu(x, f"{name}.pointwise")
             assert x.shape[1] == merged
-        want = conv2d(x, weights["classify.weight"], weights["classify.bias"])
+        want = want + conv2d(x, weights["classify.weight"], weights["classify.bias"])
         torch.testing.assert_close(head(last, *finer), want)
 
 
@@ -148,7 +156,7 @@ def test_decoder_adds_weights_and_changes_no_name():
     assert flops[1] - flops[0] == products
 
 
-@pytest.mark.parametrize("decoder", [None, "multiscale"])
+@pytest.mark.parametrize("decoder", [None, "multiscale", "summed"])
 def test_a_network_without_decoder_is_saved_as_before_there_was_one(tmp_path, decoder):
     model = small(decoder=decoder).eval()
     model.save_pretrained(tmp_path)
@@ -357,7 +365,7 @@ def test_align_corners():
         ({"mean": (0.5,), "std": (0.5,)}, "one value per channel"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"decoder": "multiscale", "decoder_stride": 8}, "decoder_stride=8: use 4 or 2"),
-        ({"decoder": "unet"}, "decoder='unet' must be 'multiscale' or None"),
+        ({"decoder": "unet"}, "decoder='unet' must be 'multiscale', 'summed' or None"),
         ({"decoder": "multiscale", "decoder_channels": 0}, "decoder_channels=0 >= 1"),
         (
             {
@@ -366,7 +374,7 @@ def test_align_corners():
                 "output_stride": 16,
                 "decoder": "multiscale",
             },
-            "strides 8, 16, 16, 16; decoder='multiscale' with decoder_stride=4 needs 8 and 4",
+            "strides 8, 16, 16, 16; a decoder with decoder_stride=4 needs 8 and 4",
         ),
     ],
 )

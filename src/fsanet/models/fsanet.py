@@ -47,8 +47,9 @@ class FsaNet(SegmentationNetwork):
         dropout: channel dropout in both heads.
         output_stride: image pixels per feature position, 8 or 16.
         decoder: "multiscale" merges the head's features with the encoder's, one stride at a time
-            down to ``decoder_stride``, which logits then have before they are upsampled; None
-            leaves them at ``output_stride``.
+            down to ``decoder_stride``, which logits then have before they are upsampled; "summed"
+            also classifies the features of each coarser stride, and adds their scores, from which
+            rare classes are learned sooner; None leaves logits at ``output_stride``.
         decoder_channels: width of the merged features.
         decoder_stride: image pixels per position of the finest features merged, 4 or 2. Thin
             objects gain from 2 where the encoder has it.
@@ -105,7 +106,7 @@ class FsaNet(SegmentationNetwork):
         aux_channels: int = 256,
         dropout: float = 0.1,
         output_stride: int = 8,
-        decoder: Literal["multiscale"] | None = None,
+        decoder: Literal["multiscale", "summed"] | None = None,
         decoder_channels: int = 128,
         decoder_stride: int = 4,
         align_corners: bool = False,
@@ -127,9 +128,9 @@ class FsaNet(SegmentationNetwork):
                 f"num_classes={num_classes} and head_channels={head_channels} must be >= 1, "
                 f"aux_channels={aux_channels} >= 0"
             )
-        if decoder not in (None, "multiscale") or decoder_channels < 1:
+        if decoder not in (None, "multiscale", "summed") or decoder_channels < 1:
             raise InputError(
-                f"decoder={decoder!r} must be 'multiscale' or None, "
+                f"decoder={decoder!r} must be 'multiscale', 'summed' or None, "
                 f"decoder_channels={decoder_channels} >= 1"
             )
         if decoder_stride not in (2, 4):
@@ -173,6 +174,7 @@ class FsaNet(SegmentationNetwork):
             zero_init=zero_init,
             dropout=dropout,
             finer={stride: widths[index] for stride, index in finer.items()},
+            sum_scores=decoder == "summed",
             decoder_channels=decoder_channels,
             align_corners=align_corners,
         )
@@ -188,7 +190,7 @@ class FsaNet(SegmentationNetwork):
         if not 0 < std < math.inf:
             raise InputError(f"init_std={std}: give a number above 0")
         heads: list[Any] = [self.head] if self.auxiliary is None else [self.head, self.auxiliary]
-        layers: list[Any] = [head.classify for head in heads]
+        layers: list[Any] = [*(head.classify for head in heads), *self.head.classify_coarser]
         if isinstance(self.head.attention, AttentionBlock):
             block = self.head.attention
             layers += [block.query, block.key, block.value]
@@ -222,7 +224,7 @@ def _finer_features(encoder: str, strides: Sequence[int], finest: int) -> dict[i
     if not set(needed) <= set(strides):
         raise InputError(
             f"encoder {encoder!r}: its features have strides {', '.join(map(str, strides))}; "
-            f"decoder='multiscale' with decoder_stride={finest} needs "
+            f"a decoder with decoder_stride={finest} needs "
             f"{' and '.join(map(str, needed))}; use another encoder, or decoder=None"
         )
     return {s: len(strides) - 1 - list(strides)[::-1].index(s) for s in needed}

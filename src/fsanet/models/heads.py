@@ -4,6 +4,7 @@ Source: FsaNet (arXiv 2211.15595), section IV. The layout around the attention i
 and MMSegmentation's non-local head share.
 
 Finer features are merged as in DeepLabV3+ (arXiv 1802.02611, section 3.1), one stride at a time.
+Scores of several grids are added as in FCN (arXiv 1411.4038, section 4.2).
 
 Legend: B batch, C head channels, D decoder channels, h x w feature grid, h' x w' a finer one.
 """
@@ -88,6 +89,7 @@ class FsaHead(nn.Module):
         dropout: probability of dropping a channel before the classifier.
         finer: the encoder's finer features to merge with, their strides (8, 4, 2) and channels,
             coarsest first.
+        sum_scores: classify the features of every grid, and add their scores on the finest.
         decoder_channels: width of the merged features. Those of stride 8 are projected to 3/8 of
             it, of stride 4 to 1/4, of stride 2 to 1/8. With stride 2 the width shrinks with the
             stride, to 1/2 at stride 4 and 1/4 at stride 2.
@@ -105,6 +107,7 @@ class FsaHead(nn.Module):
         attention: AttentionKind | None = "frequency",
         dropout: float = 0.1,
         finer: Mapping[int, int] | None = None,
+        sum_scores: bool = False,
         decoder_channels: int = 128,
         align_corners: bool = False,
         **options: Any,
@@ -115,6 +118,7 @@ class FsaHead(nn.Module):
         self.refine = conv_bn_relu(channels, channels)
         self.join = conv_bn_relu(in_channels + channels, channels)
         merges: list[nn.Module] = []
+        coarser: list[nn.Module] = []  # classifiers of all grids but the finest
         finer = finer or {}
         for stride, fine in finer.items():
             merged = max(1, decoder_channels * stride // 8) if 2 in finer else decoder_channels
@@ -127,11 +131,15 @@ class FsaHead(nn.Module):
                     align_corners=align_corners,
                 )
             )
+            if sum_scores:
+                coarser.append(nn.Conv2d(channels, num_classes, 1))
             channels = merged
         # Without any, no empty list is printed, which would change the fingerprint of old networks.
         self.merges = nn.ModuleList(merges) if merges else ()
+        self.classify_coarser = nn.ModuleList(coarser) if coarser else ()
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, 1)
+        self.align_corners = align_corners
 
     def forward(self, features: Tensor, *finer: Tensor) -> Tensor:
         """Map features to logits.
@@ -150,9 +158,18 @@ class FsaHead(nn.Module):
             x = self.attention(x)
         x = self.refine(x)  # (B, C, h, w)
         x = self.join(torch.cat([features, x], 1))  # (B, in_channels + C, h, w) to (B, C, h, w)
+        maps = [x]
         for merge, fine in zip(self.merges, finer, strict=True):
-            x = merge(x, fine)  # (B, D, h', w')
-        return self.classify(self.dropout(x))
+            maps.append(merge(maps[-1], fine))  # (B, D, h', w')
+        scores = self.classify(self.dropout(maps[-1]))
+        for classify, coarse in zip(self.classify_coarser, maps, strict=False):
+            scores = scores + interpolate(
+                classify(self.dropout(coarse)),
+                size=scores.shape[-2:],
+                mode="bilinear",
+                align_corners=self.align_corners,
+            )  # (B, num_classes, h', w')
+        return scores
 
 
 def _only_infers() -> bool:
