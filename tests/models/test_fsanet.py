@@ -252,8 +252,9 @@ def test_auxiliary_head_is_for_training_only():
 def test_initial_weights_of_a_standard_deviation(attention):
     options = {"num_classes": 19, "attention": attention, "head_channels": 128}
     torch.manual_seed(0)
-    model = FsaNet("test_resnet", init_std=0.01, **options)
-    drawn = [model.head.classify, model.auxiliary.classify]
+    model = FsaNet("test_resnet", init_std=0.01, decoder="summed", **options)
+    drawn = [model.head.classify, *model.head.classify_coarser, model.auxiliary.classify]
+    assert len(drawn) == 3
     if attention is not None:
         block = model.head.attention
         drawn += [block.query, block.key, block.value]
