@@ -146,7 +146,8 @@ def build(
         InputError: the recipe is not one of FsaNet, or wrong in itself.
     """
     configs = [f"--config={name}" for name in arguments.config or CONFIGS]
-    shared = [*configs, "--model.aux_channels=0", *arguments.rest]
+    ours = ["--model.aux_channels=0", "--model.decoder=multiscale"]
+    shared = [*configs, *ours, *arguments.rest]
     recipe = Recipe([*shared, *OURS.get(name, ()), *extra])
     lightning.seed_everything(recipe.options.seed, verbose=False)
     data = recipe.data()

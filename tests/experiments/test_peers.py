@@ -138,6 +138,7 @@ def test_training_steps_side_by_side(peers, monkeypatch, tmp_path, capsys, netwo
     found = json.loads((tmp_path / "step.json").read_text())
     networks = found["networks"]
     assert list(networks) == ["FsaNet", "FsaNet-no-decoder", "DeepLabV3Plus"]
+    assert networks["FsaNet"]["parameters"] != networks["FsaNet-no-decoder"]["parameters"]
     assert networks["FsaNet"]["ratio"]["median"] == 1
     assert all(one["seconds"]["count"] == 2 for one in networks.values())
     # At the least, the images' features at stride 2 are kept for the backward pass.

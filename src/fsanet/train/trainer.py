@@ -45,7 +45,7 @@ def make_trainer(
         num_nodes: number of machines.
         strategy: how processes work together, such as "ddp"; "auto" chooses.
         precision: of the computation; "bf16-mixed" and "16-mixed" save memory on a GPU; on a CPU
-            without instructions for bfloat16 they are slow.
+            without instructions for bfloat16 "bf16-mixed" is slow.
         deterministic: use only deterministic kernels, which are slower on a GPU.
 
     Raises:
