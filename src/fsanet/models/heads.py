@@ -158,13 +158,15 @@ class FsaHead(nn.Module):
             x = self.attention(x)
         x = self.refine(x)  # (B, C, h, w)
         x = self.join(torch.cat([features, x], 1))  # (B, in_channels + C, h, w) to (B, C, h, w)
-        maps = [x]
-        for merge, fine in zip(self.merges, finer, strict=True):
-            maps.append(merge(maps[-1], fine))  # (B, D, h', w')
-        scores = self.classify(self.dropout(maps[-1]))
-        for classify, coarse in zip(self.classify_coarser, maps, strict=False):
+        coarser = []
+        for index, (merge, fine) in enumerate(zip(self.merges, finer, strict=True)):
+            if self.classify_coarser:
+                coarser.append(self.classify_coarser[index](self.dropout(x)))
+            x = merge(x, fine)  # (B, D, h', w')
+        scores = self.classify(self.dropout(x))
+        for coarse in coarser:
             scores = scores + interpolate(
-                classify(self.dropout(coarse)),
+                coarse,
                 size=scores.shape[-2:],
                 mode="bilinear",
                 align_corners=self.align_corners,
