@@ -27,13 +27,13 @@ python=${PYTHON:-python}
 data=${DATA:-local/camvid} weights=${WEIGHTS:-local/mobilenetv2_100.safetensors}
 out=docs/evidence/gpu runs=runs/gpu device=cuda accelerator=gpu training=()
 seeds=(0 1 2) networks=(FsaNet FsaNet-no-attention DeepLabV3Plus FPN PSPNet Unet)
-layers=(floor softmax sdpa paper-R1 dot-R1 dot-R2 linear_softmax-R1) sizes=(97x97 129x129 256x512)
+layers=(floor softmax sdpa paper-R1 dot-R1 dot-R2 linear_softmax-R1) sizes=(97x97 129x129 128x256 256x512)
 fused=(floor sdpa dot-R1 dot-R1-inplace dot-R1-channels-last)
-encoder=resnet101s image=769x769 peers=() bench=()
+encoder=resnet101s image=769x769 peers=() bench=() workers=8
 if [ $mode = smoke ]; then
   out=runs/gpu-smoke/evidence runs=runs/gpu-smoke device=cpu accelerator=cpu
   training=(--batch 1 --rounds 1)
-  seeds=(0) networks=(FsaNet FPN) peers=(--steps 2) bench=(--rounds 1 --seconds 5)
+  seeds=(0) networks=(FsaNet FPN) workers=0 peers=(--steps 2) bench=(--rounds 1 --seconds 5)
   layers=(floor dot-R1) fused=(floor dot-R1) sizes=(9x9) encoder=resnet10t image=65x65
 fi
 failed=0
@@ -82,10 +82,14 @@ done
 part training "$python" experiments/training_cost.py --device $device --encoder $encoder \
   --image $image --json "$out/training.json" ${training[@]+"${training[@]}"}
 
-# 4. CamVid at full budget, output stride 8, beside other networks; the longest part, so the last
-part peers "$python" experiments/peers.py train --networks "${networks[@]}" --seeds "${seeds[@]}" \
-  ${peers[@]+"${peers[@]}"} --scores "$out/peers" --out "$runs/peers" --accelerator=$accelerator \
-  --model.output_stride=8 \
-  --model.encoder_weights="$weights" --data.root="$data"
+# 4. Latency beside other networks, and CamVid at full budget with output stride 8, one seed after
+# another: the longest part, so the last; whatever is trained when the time is up counts
+networks=(--networks "${networks[@]}" --scores "$out/peers")
+options=(--model.output_stride=8 --model.encoder_weights="$weights" --data.root="$data")
+part peers-cost "$python" experiments/peers.py cost "${networks[@]}" --device $device \
+  ${training[@]+--rounds=2} "${options[@]}"
+part peers "$python" experiments/peers.py train "${networks[@]}" --seeds "${seeds[@]}" \
+  ${peers[@]+"${peers[@]}"} --out "$runs/peers" --accelerator=$accelerator --data.workers=$workers \
+  "${options[@]}"
 
 exit $failed

@@ -146,8 +146,7 @@ def build(
         InputError: the recipe is not one of FsaNet, or wrong in itself.
     """
     configs = [f"--config={name}" for name in arguments.config or CONFIGS]
-    ours = ["--model.aux_channels=0", "--model.decoder=multiscale"]
-    shared = [*configs, *ours, *arguments.rest]
+    shared = [*configs, "--model.aux_channels=0", *arguments.rest]
     recipe = Recipe([*shared, *OURS.get(name, ()), *extra])
     lightning.seed_everything(recipe.options.seed, verbose=False)
     data = recipe.data()
@@ -209,7 +208,9 @@ def train_one(name: str, seed: int, file: Path, arguments: argparse.Namespace) -
     result = train(task, data, out=out, config=recipe.text(out), **options)
     seconds = time.process_time() - before
     best = type(network).from_pretrained(result.model)
-    scores = evaluate(best, data, split="test", boundary=True, accelerator="cpu")
+    scores = evaluate(
+        best, data, split="test", boundary=True, accelerator=recipe.options.accelerator
+    )
     write_json(
         file,
         {
@@ -233,24 +234,24 @@ def cost(arguments: argparse.Namespace) -> None:
     """Time all networks in interleaved rounds; count their FLOPs and parameters."""
     torch.set_num_threads(arguments.threads)
     height, width = arguments.size
+    device = torch.device(arguments.device)
     calls, found = {}, {}
     for name in arguments.networks:
         _, _, network = build(name, arguments)
-        network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = network.normalise(torch.rand(1, 3, height, width))
+        network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = network.normalise(torch.rand(1, 3, height, width, device=device))
         with torch.no_grad():
             flops = count_flops(lambda n=network, x=images: n(x))
         found[name] = {"flops": flops, "parameters": count_parameters(network)}
         calls[name] = Timed(torch.inference_mode()(lambda n=network, x=images: n(x)))
-    seconds = time_calls(calls, device=torch.device("cpu"), rounds=arguments.rounds)
+    seconds = time_calls(calls, device=device, rounds=arguments.rounds)
     first = REFERENCE if REFERENCE in seconds else arguments.networks[0]
     for name, by_round in seconds.items():
         found[name]["seconds"] = vars(Quartiles.of(list(by_round.values())))
         found[name]["ratio"] = vars(Quartiles.of(ratios(by_round, seconds[first])))
     about = {"size": [height, width], "threads": arguments.threads, "reference": first}
-    write_json(
-        arguments.scores / "cost.json", about | {"networks": found, "versions": environment()}
-    )
+    about |= {"networks": found, "versions": environment(device)}
+    write_json(arguments.scores / "cost.json", about)
     print_cost(arguments.scores)
 
 
@@ -258,8 +259,8 @@ def print_cost(scores: Path) -> None:
     found = read_json(scores / "cost.json", "the costs of the networks")
     height, width = found["size"]
     print(
-        f"\nOne image of {height} x {width}, {found['threads']} thread(s), channels-last; median "
-        f"(quartiles) of interleaved rounds; times that of {found['reference']}\n"
+        f"\nOne image of {height} x {width}, {found['threads']} CPU thread(s), channels-last; "
+        f"median (quartiles) of interleaved rounds; times that of {found['reference']}\n"
     )
     print("| network | parameters, M | GFLOP | ms | ratio |\n| --- | --- | --- | --- | --- |")
     for name, one in found["networks"].items():
@@ -396,7 +397,7 @@ def draw(runs: Mapping[str, Any], costs: Mapping[str, Any], stream: Any) -> None
 
 
 SCORES: dict[str, Any] = {"type": Path, "default": Path("docs/evidence/peers")}
-CONFIGS = ["camvid_full", "experiments/camvid_files.yaml"]
+CONFIGS = ["camvid_best", "experiments/camvid_files.yaml"]
 SIZE: dict[str, Any] = {
     "type": whole(32),
     "nargs": 2,
@@ -425,6 +426,7 @@ COMMANDS = {
             **SHARED,
             "--rounds": {"type": whole(1), "default": 20},
             "--size": SIZE,
+            "--device": {"choices": ["cpu", "cuda"], "default": "cpu"},
         },
     ),
     "step": (

@@ -63,7 +63,8 @@ def test_each_part_parses(monkeypatch, tmp_path, command):
     if "COMMANDS" in found:
         import common
 
-        monkeypatch.setitem(found["COMMANDS"], "train", (reach, found["COMMANDS"]["train"][1]))
+        for name in ("cost", "train"):
+            monkeypatch.setitem(found["COMMANDS"], name, (reach, found["COMMANDS"][name][1]))
         with pytest.raises(Reached):
             common.main("peers", found["COMMANDS"])
     else:

@@ -39,7 +39,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def network_options(weights):
     return [
-        "--config=camvid_full",
+        "--config=camvid_best",
         "--model.encoder=mobilenetv2_035",
         f"--model.encoder_weights={weights}",
         "--model.head_channels=8",
