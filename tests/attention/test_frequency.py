@@ -140,11 +140,13 @@ def test_one_analysis_and_one_synthesis(similarity, recurrence):
 
 
 @pytest.mark.parametrize("similarity", ["dot", "linear_softmax"])
-def test_half_precision_map_has_no_wider_copy(similarity):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_half_precision_map_has_no_wider_copy(similarity, memory_format):
     layer = FrequencySelfAttention(128, k=4, similarity=similarity, zero_init=False).eval()
-    x = torch.randn(2, 128, 24, 32, dtype=torch.bfloat16)
+    x = torch.randn(2, 128, 24, 32, dtype=torch.bfloat16).to(memory_format=memory_format)
     with torch.no_grad(), Written() as written:
         y = layer(x)
+    assert y.is_contiguous(memory_format=memory_format)
     assert written.sizes(torch.float32)[0] <= x.numel() // 4
     want = layer(x.float())
     assert relative_error(y.float(), want) <= torch.finfo(torch.bfloat16).eps

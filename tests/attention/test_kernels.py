@@ -136,7 +136,8 @@ def test_rule(monkeypatch):
     half, last = x.half(), x.to(memory_format=torch.channels_last)
     assert choose_route(x, torch.float32) == "planes"
     assert choose_route(last, torch.float32, products=4) == "channels_last"
-    assert choose_route(last.half(), torch.float32) == "channels_last"
+    assert choose_route(last.half(), torch.float32) == "channel_groups"
+    assert choose_route(last[:, :8].half(), torch.float32) == "channels_last"
     assert choose_route(half, torch.float32) == "channel_groups"
     assert choose_route(half[:, :8], torch.float32) == "planes"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -10,7 +10,8 @@ Legend: B batch, C channels, H x W grid, kh x kw kept frequencies, J products ad
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -36,9 +37,9 @@ def choose_route(
 
     * "triton": the kernels of triton_kernels.py, on a CUDA device, if ``FSANET_TRITON=1`` is set.
     * "compiled": element-wise sums, which torch.compile fuses into one loop over the map.
+    * "channel_groups": eager half precision, an eighth of the channels at a time in float32, so
+      that this copy never exists as a whole. A compiler fuses the change of dtype by itself.
     * "channels_last": one matrix for all channels of a row of the map.
-    * "channel_groups": eager half precision, an eighth of the channels at a time, so that the
-      float32 copy never exists as a whole. A compiler fuses the change of dtype by itself.
     * "planes": one matrix per channel (:func:`add_row_products`: per row).
 
     Args:
@@ -52,10 +53,10 @@ def choose_route(
         return "triton"
     if products is not None and products <= MOST_UNROLLED and compiling and not exporting:
         return "compiled"
-    if not exporting and _is_channels_last(x):  # at export, asking for strides would fix the sizes
-        return "channels_last"
     if x.dtype != dtype and x.shape[1] >= FEWEST_GROUPED and not compiling:
         return "channel_groups"
+    if not exporting and _is_channels_last(x):  # at export, asking for strides would fix the sizes
+        return "channels_last"
     return "planes"
 
 
@@ -123,8 +124,9 @@ def _analyse_channels_last(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _analyse_channel_groups(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    groups = [x[:, group].to(rows.dtype) for group in _channel_groups(x)]
-    return torch.cat([_analyse_planes(group, rows, columns) for group in groups], 1)
+    run = _analyse_channels_last if _is_channels_last(x) else _analyse_planes
+    groups = _channel_groups(x)
+    return torch.cat([run(group.to(rows.dtype), rows, columns) for group in groups], 1)
 
 
 def analyse_with_residual(x: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,13 +270,15 @@ def _synthesise_channel_groups(
     constant: Tensor | None,
     inplace: bool,
 ) -> Tensor:
-    y = residual if inplace else torch.empty_like(residual)
-    for group in _channel_groups(residual):
-        part = None if constant is None else constant[:, group]
-        y[:, group] = residual[:, group] + _synthesise_planes(
-            c[:, group], rows, columns, None, part, False
-        )
-    return y
+    directly = inplace or not torch.is_grad_enabled()  # into the copy
+    run = _synthesise_channels_last if _is_channels_last(residual) else _synthesise_planes
+    shifts = repeat(None) if constant is None else _channel_groups(constant)
+    parts = zip(_channel_groups(residual), _channel_groups(c), shifts, strict=False)
+    sums = (
+        run(one, rows, columns, part.to(c.dtype, copy=True), shift, directly)
+        for part, one, shift in parts
+    )
+    return _join_channel_groups(sums, residual, inplace)
 
 
 def _synthesise_compiled(
@@ -383,10 +387,12 @@ def _add_row_products_channels_last(
 def _add_row_products_channel_groups(
     residual: Tensor, left: Tensor, right: Tensor, inplace: bool
 ) -> Tensor:
-    y = residual if inplace else torch.empty_like(residual)
-    for group in _channel_groups(residual):
-        y[:, group] = residual[:, group] + _row_products(left[..., group], right)
-    return y
+    directly = inplace or not torch.is_grad_enabled()  # into the copy
+    last = _is_channels_last(residual)
+    run = _add_row_products_channels_last if last else _add_row_products_planes
+    parts = zip(_channel_groups(residual), _channel_groups(left, -1), strict=True)
+    sums = (run(part.to(left.dtype, copy=True), one, right, directly) for part, one in parts)
+    return _join_channel_groups(sums, residual, inplace)
 
 
 def _add_row_products_compiled(residual: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -457,7 +463,18 @@ def _writes_into(residual: Tensor, route: Route) -> bool:
     return route == "channel_groups" or (route == "planes" and residual.is_contiguous())
 
 
-def _channel_groups(x: Tensor) -> list[slice]:
-    """Slices of an eighth of the channels of ``x`` (B, C, H, W)."""
-    size = -(-x.shape[1] // 8)
-    return [slice(start, start + size) for start in range(0, x.shape[1], size)]
+def _channel_groups(x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
+    """Parts of ``x`` with an eighth of the channels each, which ``dim`` counts."""
+    return x.split(-(-x.shape[dim] // 8), dim)
+
+
+def _join_channel_groups(sums: Iterable[Tensor], residual: Tensor, inplace: bool) -> Tensor:
+    """The groups of channels as one map like ``residual``."""
+    if (
+        torch.is_grad_enabled() and not inplace
+    ):  # assignments to slices would copy the whole gradient for each
+        return torch.cat([part.to(residual.dtype) for part in sums], 1)
+    y = residual if inplace else torch.empty_like(residual)
+    for target, part in zip(_channel_groups(y), sums, strict=True):
+        target.copy_(part)
+    return y
