@@ -170,6 +170,11 @@ def test_resnet101_has_the_names_of_torchvision():
 def test_pyramid_levels_pass_through_their_blocks():
     model = shake(tiny(positions=["p3", "p5"])).eval()
     images = torch.rand(1, 3, 64, 96)
+    shared = []
+    model.backbone.attention["p3"].register_forward_hook(
+        lambda m, x, y: shared.append(x[0].data_ptr() == y.data_ptr())
+    )
+    model.backbone(images)
     with torch.no_grad():
         plain = model.backbone.fpn(model.backbone.body(images))
         levels = model.backbone(images)
@@ -178,6 +183,7 @@ def test_pyramid_levels_pass_through_their_blocks():
             block = model.backbone.attention[position] if position else torch.nn.Identity()
             assert torch.equal(levels[key], block(level)), key
             assert torch.equal(levels[key], level) == (position is None), key
+    assert shared == [False, True, False]  # in training, in inference, and on a map of our own
 
 
 def test_timm_stage_with_the_block_before_its_last():

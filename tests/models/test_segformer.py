@@ -101,6 +101,18 @@ def test_block_is_between_fusion_and_classifier(attention, folder):
         assert (after - before).norm() > 1e-3 * before.norm()
 
 
+def test_inference_attends_in_place_with_the_same_logits():
+    model, images = small().eval(), torch.rand(1, 3, 64, 96)
+    shared = []
+    model.attention.register_forward_hook(
+        lambda m, x, y: shared.append(x[0].data_ptr() == y.data_ptr())
+    )
+    recorded = model(images)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), recorded.detach())
+    assert shared == [False, True]
+
+
 def test_gradient_reaches_the_block():
     images = torch.randn(2, 3, 64, 64)
     closed, opened = small(zero_init=True).train(), small().train()

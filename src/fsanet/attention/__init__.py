@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fsanet.attention.bands import BandTreatments
 from fsanet.attention.block import rename_published_keys
@@ -19,6 +20,7 @@ __all__ = [
     "BandTreatments",
     "FrequencySelfAttention",
     "SpatialSelfAttention",
+    "attend",
     "attention_row",
     "make_attention",
     "rename_published_keys",
@@ -51,3 +53,19 @@ def make_attention(
     if kind is None:
         return nn.Identity()
     raise InputError(f'attention={kind!r}: use "frequency", "spatial" or None')
+
+
+def attend(attention: nn.Module, x: Tensor) -> Tensor:
+    """Apply an attention layer to a map that only the caller holds: inference overwrites it.
+
+    Args:
+        attention: what :func:`make_attention` returns.
+        x: ``(B, C, H, W)``.
+
+    Returns:
+        ``(B, C, H, W)``, in the memory of ``x`` where the layer can write there.
+    """
+    only_infers = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if only_infers and isinstance(attention, FrequencySelfAttention):
+        return attention(x, inplace=True)
+    return attention(x)

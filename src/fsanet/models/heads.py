@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from fsanet.attention import AttentionKind, FrequencySelfAttention, make_attention
+from fsanet.attention import AttentionKind, attend, make_attention
 
 __all__ = ["FcnHead", "FsaHead", "Merge", "conv_bn_relu"]
 
@@ -152,11 +152,7 @@ class FsaHead(nn.Module):
             Logits ``(B, num_classes, h, w)`` on the grid of the last argument.
         """
         x = self.reduce(features)  # (B, C, h, w)
-        if isinstance(self.attention, FrequencySelfAttention) and _only_infers():
-            x = self.attention(x, inplace=True)  # the map belongs to this head alone
-        else:
-            x = self.attention(x)
-        x = self.refine(x)  # (B, C, h, w)
+        x = self.refine(attend(self.attention, x))  # (B, C, h, w)
         x = self.join(torch.cat([features, x], 1))  # (B, in_channels + C, h, w) to (B, C, h, w)
         coarser = []
         for index, (merge, fine) in enumerate(zip(self.merges, finer, strict=True)):
@@ -172,10 +168,6 @@ class FsaHead(nn.Module):
                 align_corners=self.align_corners,
             )  # (B, num_classes, h', w')
         return scores
-
-
-def _only_infers() -> bool:
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class FcnHead(nn.Module):

@@ -21,6 +21,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from fsanet.attention import attend
 from fsanet.errors import InputError, one_line
 from fsanet.files import read_weights
 from fsanet.models.encoder import build_encoder
@@ -69,7 +70,7 @@ class Pyramid(nn.Module):
         """Map ``(B, 3, H, W)`` to ``(B, C, h, w)`` for each of "0", "1", "2", "3", "pool"."""
         features = self.fpn(self.body(images))
         for level, attention in self.attention.items():
-            features[_LEVELS[level]] = attention(features[_LEVELS[level]])
+            features[_LEVELS[level]] = attend(attention, features[_LEVELS[level]])
         return features
 
 

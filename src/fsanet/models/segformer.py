@@ -8,7 +8,6 @@ Legend: B batch, D decoder channels, H x W image, h x w feature grid (H/4 x W/4)
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fsanet.attention import (
     AttentionKind,
     FrequencySelfAttention,
     SpatialSelfAttention,
+    attend,
     make_attention,
 )
 from fsanet.attention.block import Block
@@ -60,6 +60,18 @@ _SIZES: dict[Variant, Size] = {
 }
 _SMALLEST = 29  # image side that still has 8 rows, the reduction of the first stage, at stride 4
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, as in the published weights
+
+
+class _ReluAndAttention(nn.Module):
+    """A ReLU, and attention to its result, which nothing else reads."""
+
+    def __init__(self, activation: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attend(self.attention, self.activation(x))  # (B, D, h, w)
 
 
 class SegformerFsa(SegmentationNetwork):
@@ -168,7 +180,7 @@ class SegformerFsa(SegmentationNetwork):
                 zero_init=zero_init,
             )
             relu = self.decode_head.activation
-            both = nn.Sequential(OrderedDict(activation=relu, attention=layer))
+            both = _ReluAndAttention(relu, layer)
             self.decode_head.add_module("activation", both)
         self.record_config(k=k)
 
