@@ -428,28 +428,43 @@ def gains(results: Sequence[dict[str, Any]], variant: str) -> list[float]:
     ]
 
 
+def losses(results: Sequence[dict[str, Any]], variant: str) -> list[float]:
+    """mIoU of each training of a variant minus that of the same head without its attention."""
+    return [
+        100 * (one["trained"]["miou"] - one["removed"]["miou"])
+        for one in results
+        if one["variant"] == variant and "removed" in one
+    ]
+
+
 def draw(results: list[dict[str, Any]], stream: Any) -> None:
-    """The gain over the head without attention of the same seed, against the receptive field."""
+    """What attention is worth, and how far heads rely on it, against the receptive field.
+
+    Worth: the gain over the head trained without attention with the same seed.
+    """
     from fsanet.report.figures import LIGHT, new_figure, style
 
-    figure, (axes,) = new_figure(6.4, 3.8, 1, LIGHT)
+    figure, panels = new_figure(9.6, 3.8, 2, LIGHT)
     fields = sorted({one["receptive_field"] for one in results})
-    for number, variant in enumerate(name for name in VARIANTS if name != "none"):
-        points = []
-        for index, field in enumerate(fields):
-            found = gains([one for one in results if one["receptive_field"] == field], variant)
-            if found:
-                spread = statistics.stdev(found) if len(found) > 1 else 0.0
-                points.append((index + 0.06 * (number - 2), statistics.mean(found), spread))
-        if points:
-            x, y, errors = zip(*points, strict=True)
-            axes.errorbar(x, y, errors, marker="o", capsize=3, label=variant)
-    axes.axhline(0, color=LIGHT.ink, linewidth=1)
-    axes.set_xticks(range(len(fields)), [f"{field} px" for field in fields])
-    axes.set_xlabel("receptive field of the frozen convolutions", color=LIGHT.ink)
-    axes.set_ylabel("gain in mIoU over no attention (points)", color=LIGHT.ink)
-    style(axes, "What attention adds, CamVid test split", LIGHT)
-    axes.legend(frameon=False)
+    titles = {"Gain over training without attention": gains, "Loss when it is removed": losses}
+    for axes, (title, differences) in zip(panels, titles.items(), strict=True):
+        for number, variant in enumerate(name for name in VARIANTS if name != "none"):
+            points = []
+            for index, field in enumerate(fields):
+                here = [one for one in results if one["receptive_field"] == field]
+                found = differences(here, variant)
+                if found:
+                    spread = statistics.stdev(found) if len(found) > 1 else 0.0
+                    points.append((index + 0.06 * (number - 2), statistics.mean(found), spread))
+            if points:
+                x, y, errors = zip(*points, strict=True)
+                axes.errorbar(x, y, errors, marker="o", capsize=3, label=variant)
+        axes.axhline(0, color=LIGHT.ink, linewidth=1)
+        axes.set_xticks(range(len(fields)), [f"{field} px" for field in fields])
+        axes.set_xlabel("receptive field of the frozen convolutions", color=LIGHT.ink)
+        axes.set_ylabel("points of mIoU, CamVid test split", color=LIGHT.ink)
+        style(axes, title, LIGHT)
+    panels[0].legend(frameon=False)
     figure.savefig(stream, format="png", facecolor=figure.get_facecolor())
 
 
