@@ -1,4 +1,4 @@
-"""Regression benchmark: the layer before and after a change, on the same machine.
+"""Regression benchmark: layer, network and prediction before and after a change.
 
     pytest -c benchmarks/pytest.ini benchmarks --benchmark-autosave    # before
     pytest -c benchmarks/pytest.ini benchmarks --benchmark-compare     # after
@@ -10,16 +10,30 @@ compares with other layers.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fsanet import FsaNet
 from fsanet.bench.cases import find_cases
 from fsanet.bench.training import make_training_step
+from fsanet.predict.folder import predict_folder
 from fsanet.train.losses import SegmentationLoss
 
-NAMES = ("floor", "dot-R1", "dot-R4", "linear_softmax-R1", "linear_softmax-R2", "linear-R1")
-SIZES = ((97, 97), (128, 256))
+NAMES = (
+    "floor",
+    "dot-R1",
+    "dot-R2",
+    "dot-R4",
+    "dot-R1-inplace",
+    "dot-R1-channels-last",
+    "linear_softmax-R1",
+    "linear_softmax-R2",
+    "linear-R1",
+    "paper-R1",
+)
+SIZES = ((97, 97), (128, 256), (256, 512))
 CHANNELS = 512
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -39,6 +53,8 @@ def test_forward(benchmark, x: torch.Tensor, name: str) -> None:
     benchmark.group = f"forward {tuple(x.shape)}"
     (case,) = find_cases([name])
     layer = case.build(CHANNELS, DEVICE, x.dtype).eval()
+    if case.channels_last:
+        x = x.to(memory_format=torch.channels_last)
 
     def run() -> None:
         layer(x)
@@ -53,6 +69,8 @@ def test_forward_and_backward(benchmark, x: torch.Tensor, name: str) -> None:
     benchmark.group = f"forward + backward {tuple(x.shape)}"
     (case,) = find_cases([name])
     layer = case.build(CHANNELS, DEVICE, x.dtype).train()
+    if case.channels_last:
+        x = x.to(memory_format=torch.channels_last)
     seed = torch.ones_like(x)
     x.requires_grad_()
 
@@ -65,6 +83,22 @@ def test_forward_and_backward(benchmark, x: torch.Tensor, name: str) -> None:
         wait()
 
     benchmark.pedantic(run, setup=clear, rounds=15, warmup_rounds=2)
+
+
+def test_folder(benchmark, tmp_path) -> None:
+    """Four photos through network, drawing and files, which an earlier round has written."""
+    benchmark.group = "fsanet predict, 4 photos of 360x480, resnet18 FsaNet"
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        smooth = generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        photo = Image.fromarray(smooth).resize((480, 360), Image.Resampling.BICUBIC)
+        photo.save(tmp_path / f"{number}.jpg")
+    model = FsaNet("resnet18", num_classes=19).eval()
+
+    def run() -> None:
+        predict_folder(model, tmp_path, tmp_path / "out", device=DEVICE.type, progress=False)
+
+    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("attention", [None, "frequency"], ids=["none", "frequency"])
