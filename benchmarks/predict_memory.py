@@ -1,10 +1,11 @@
-"""Peak memory of `fsanet predict` by image size and window, in a process of its own per image.
+"""Peak memory and time of `fsanet predict` by image size and window, each in its own process.
 
     python benchmarks/predict_memory.py --megapixels 24 100 --window 512
     python benchmarks/predict_memory.py --megapixels 4 --classes 150 --window none 512
 
-prints a table of resident memory at its highest, interpreter and network included. The network has
-random weights; the image is made here, so that nothing is downloaded. Linux only.
+prints a table of resident memory at its highest, interpreter and network included, and of seconds
+from start to end. The network has random weights; the image is made here, so that nothing is
+downloaded. Linux only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +51,17 @@ def write_photo(file: Path, side: int) -> None:
     Image.fromarray(pixels).save(file)
 
 
-def peak(arguments: list[str]) -> float:
-    """MiB of resident memory that the command takes at most."""
+def run(arguments: list[str]) -> tuple[float, float]:
+    """MiB of resident memory that the command takes at most, and its seconds."""
+    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, "predict", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return int(done.stdout.splitlines()[-1]) / 1024
+    seconds = time.perf_counter() - start
+    return int(done.stdout.splitlines()[-1]) / 1024, seconds
 
 
 def main() -> None:
@@ -77,17 +81,17 @@ def main() -> None:
         network.save_pretrained(model)
         del network
         print(f"{given.encoder}, {given.classes} classes", *options)
-        print("| image | window | peak memory |\n|---|---|---|")
+        print("| image | window | peak memory | seconds |\n|---|---|---:|---:|")
         for size, suffix in itertools.product(given.megapixels, given.formats):
             photo = Path(folder, f"photo.{suffix}")
             side = round((size * 1e6) ** 0.5)
             write_photo(photo, side)
             where = [str(photo), "--model", str(model), "--out", f"{folder}/out", "--device", "cpu"]
             for window in given.window:
-                mib = peak([*where, *([] if window == "none" else ["--window", window]), *options])
-                print(
-                    f"| {side} x {side} {suffix.upper()} | {window} | {mib:,.0f} MiB |", flush=True
-                )
+                windows = [] if window == "none" else ["--window", window]
+                mib, seconds = run([*where, *windows, *options])
+                name = f"{side} x {side} {suffix.upper()}"
+                print(f"| {name} | {window} | {mib:,.0f} MiB | {seconds:.1f} |", flush=True)
             photo.unlink()
 
 
