@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import Parser, mean_and_spread, print_environment, whole
+from torch import nn
 
 from fsanet.cli.main import silence_libraries
 from fsanet.errors import InputError
@@ -56,13 +57,12 @@ def main() -> None:
             print(f"seed {seed}, {head}: mIoU {100 * scores['miou']:.1f}", flush=True)
     print(f"\n{options.steps} steps, batch 8, {len(options.seeds)} seeds: mean ± std\n")
     print(
-        "| head | mIoU | IoU of look-alikes | look-alikes distinguished |\n"
-        "| --- | --- | --- | --- |"
+        "| head | mIoU | IoU of look-alikes | look-alikes distinguished "
+        "| mIoU, attention then removed |\n| --- | --- | --- | --- | --- |"
     )
-    for head, scores in results.items():
-        columns = [
-            percent([s[key] for s in scores]) for key in ("miou", "look_alikes", "told_apart")
-        ]
+    for head, runs in results.items():
+        keys = ("miou", "look_alikes", "told_apart", "removed")
+        columns = [percent([one[key] for one in runs]) if key in runs[0] else "" for key in keys]
         print(f"| {head} | {' | '.join(columns)} |")
     if SWEPT in results:
         sweep(options)
@@ -115,7 +115,11 @@ def run(out: Path, head: dict[str, Any], seed: int, steps: int) -> dict[str, flo
         progress=False,
         accelerator="cpu",
     )
-    result = {"steps": steps, **score(FsaNet.from_pretrained(trained.model), seed, steps)}
+    model = FsaNet.from_pretrained(trained.model)
+    result = {"steps": steps, **score(model, seed, steps)}
+    if head["attention"] is not None:
+        model.head.attention = nn.Identity()
+        result["removed"] = score(model, seed, steps)["miou"]
     write_json(file, result)
     return result
 
