@@ -387,11 +387,16 @@ def _add_row_products_channels_last(
 def _add_row_products_channel_groups(
     residual: Tensor, left: Tensor, right: Tensor, inplace: bool
 ) -> Tensor:
-    directly = inplace or not torch.is_grad_enabled()  # into the copy
-    last = _is_channels_last(residual)
-    run = _add_row_products_channels_last if last else _add_row_products_planes
     parts = zip(_channel_groups(residual), _channel_groups(left, -1), strict=True)
-    sums = (run(part.to(left.dtype, copy=True), one, right, directly) for part, one in parts)
+    if not _is_channels_last(residual):
+        # In two steps: a row of one group is too little for a product that adds to it.
+        sums = (part + _row_products(one, right) for part, one in parts)
+    else:
+        directly = inplace or not torch.is_grad_enabled()  # into the copy
+        sums = (
+            _add_row_products_channels_last(part.to(left.dtype, copy=True), one, right, directly)
+            for part, one in parts
+        )
     return _join_channel_groups(sums, residual, inplace)
 
 
@@ -477,4 +482,5 @@ def _join_channel_groups(sums: Iterable[Tensor], residual: Tensor, inplace: bool
     y = residual if inplace else torch.empty_like(residual)
     for target, part in zip(_channel_groups(y), sums, strict=True):
         target.copy_(part)
+        del part  # before the next one is made
     return y
