@@ -280,6 +280,16 @@ def test_vmap_and_functional_call(similarity):
     torch.testing.assert_close(per_sample[1], torch.func.grad(loss)(x[0][1]))
 
 
+@pytest.mark.parametrize("similarity", ["dot", "linear_softmax"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_vmap_of_half_precision_in_inference(similarity, memory_format):
+    layer = FrequencySelfAttention(32, k=3, similarity=similarity, zero_init=False).eval()
+    x = torch.randn(4, 32, 9, 10).bfloat16().to(memory_format=memory_format)
+    with torch.no_grad():
+        got = torch.func.vmap(lambda one: layer(one[None])[0])(x)
+        torch.testing.assert_close(got, layer(x))
+
+
 def test_zero_init_is_the_identity():
     x = torch.randn(2, 16, 9, 9)
     for options in ({}, {"block": "ccnet"}, {"norm": False}):

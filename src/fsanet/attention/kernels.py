@@ -270,7 +270,7 @@ def _synthesise_channel_groups(
     constant: Tensor | None,
     inplace: bool,
 ) -> Tensor:
-    directly = inplace or not torch.is_grad_enabled()  # into the copy
+    directly = _writes_into_copies(residual, inplace)
     run = _synthesise_channels_last if _is_channels_last(residual) else _synthesise_planes
     shifts = repeat(None) if constant is None else _channel_groups(constant)
     parts = zip(_channel_groups(residual), _channel_groups(c), shifts, strict=False)
@@ -392,7 +392,7 @@ def _add_row_products_channel_groups(
         # In two steps: a row of one group is too little for a product that adds to it.
         sums = (part + _row_products(one, right) for part, one in parts)
     else:
-        directly = inplace or not torch.is_grad_enabled()  # into the copy
+        directly = _writes_into_copies(residual, inplace)
         sums = (
             _add_row_products_channels_last(part.to(left.dtype, copy=True), one, right, directly)
             for part, one in parts
@@ -473,11 +473,15 @@ def _channel_groups(x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
     return x.split(-(-x.shape[dim] // 8), dim)
 
 
+def _writes_into_copies(residual: Tensor, inplace: bool) -> bool:
+    """Whether sums go into the float32 copies of channel groups: not where something records."""
+    return is_eager(residual) and (inplace or not torch.is_grad_enabled())
+
+
 def _join_channel_groups(sums: Iterable[Tensor], residual: Tensor, inplace: bool) -> Tensor:
     """The groups of channels as one map like ``residual``."""
-    if (
-        torch.is_grad_enabled() and not inplace
-    ):  # assignments to slices would copy the whole gradient for each
+    if torch.is_grad_enabled() and not inplace:
+        # Assignments to slices would copy the whole gradient for each.
         return torch.cat([part.to(residual.dtype) for part in sums], 1)
     y = residual if inplace else torch.empty_like(residual)
     for target, part in zip(_channel_groups(y), sums, strict=True):
