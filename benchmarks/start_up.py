@@ -19,22 +19,10 @@ from functools import partial
 
 import torch
 
+from fsanet.bench.tables import spread
+from fsanet.cli.main import COMMANDS
 from fsanet.cost import Quartiles, Timed, time_calls
 from fsanet.files import environment
-
-COMMANDS = [
-    "demo",
-    "train",
-    "eval",
-    "predict",
-    "convert",
-    "sweep",
-    "bench",
-    "export",
-    "data",
-    "explain",
-    "serve",
-]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,6 +33,8 @@ def import_seconds(log: str) -> dict[str, float]:
     """Seconds by package, of the lines "import time: self | cumulative | name"."""
     seconds = defaultdict[str, float](float)
     for line in log.splitlines():
+        if not line.startswith("import time:"):
+            continue
         own, _, name = (part.strip() for part in line.removeprefix("import time:").split("|"))
         if own.isdigit():  # not the header
             seconds[name.split(".")[0]] += int(own) / 1e6
@@ -71,10 +61,8 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in environment().items()))
     print("\n| command | seconds, median (quartiles) |\n| --- | ---: |")
     for name, by_round in found.items():
-        time = Quartiles.of(list(by_round.values()))
-        print(f"| {name} | {time.median:.2f} ({time.low:.2f} - {time.high:.2f}) |")
-    lines = "\n".join(line for line in log.splitlines() if line.startswith("import time:"))
-    largest = sorted(import_seconds(lines).items(), key=lambda entry: -entry[1])[:6]
+        print(f"| {name} | {spread(Quartiles.of([*by_round.values()]))} |")
+    largest = sorted(import_seconds(log).items(), key=lambda entry: -entry[1])[:6]
     print("\nimports of predict, by package: ", end="")
     print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in largest))
 

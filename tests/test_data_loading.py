@@ -1,15 +1,13 @@
 """benchmarks/data_loading.py on pipelines of known speed: they sleep by a clock of their own."""
 
-import importlib.util
 import json
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from support.miniature import write_ade20k, write_coco
+from support.scripts import load_benchmark
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -17,16 +15,10 @@ from fsanet.data import SceneData, SegmentationData
 from fsanet.data.batches import SeededData
 from fsanet.errors import InputError
 
-_FILE = Path(__file__).parents[1] / "benchmarks" / "data_loading.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("data_loading", _FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["data_loading"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("data_loading")
 
 
 class Sleeps:

@@ -1,7 +1,6 @@
 """benchmarks/processes.py: which commands run in which order, and what becomes of their rates."""
 
 import csv
-import importlib.util
 import io
 import json
 import sys
@@ -9,16 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-_FILE = Path(__file__).parents[1] / "benchmarks" / "processes.py"
+from support.scripts import load_benchmark
 
 
 @pytest.fixture
 def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("processes", _FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("processes")
 
 
 @pytest.fixture

@@ -1,21 +1,15 @@
 """benchmarks/scaling_on_paper.py: its arithmetic, on round numbers."""
 
 import argparse
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
-
-_FILE = Path(__file__).parents[1] / "benchmarks" / "scaling_on_paper.py"
+from support.scripts import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("scaling_on_paper", _FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("scaling_on_paper")
 
 
 def inputs(script, what, **changed):

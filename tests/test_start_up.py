@@ -1,24 +1,18 @@
 """benchmarks/start_up.py: sums of importtime's lines, and one round of it all."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from support.scripts import load_benchmark
 
 from fsanet import FsaNet
-
-_FILE = Path(__file__).parents[1] / "benchmarks" / "start_up.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("start_up", _FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("start_up")
 
 
 def test_imports_are_summed_by_package(script):

@@ -1,27 +1,20 @@
 """benchmarks/training_rate.py: what its clock counts, and a training in miniature."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from support.miniature import write_camvid
+from support.scripts import load_benchmark
 from torch import nn
 
 from fsanet.bench.training import make_training_step
 
-_FILE = Path(__file__).parents[1] / "benchmarks" / "training_rate.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("training_rate", _FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["training_rate"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("training_rate")
 
 
 def test_steps_and_loops_are_timed_apart(script):

@@ -26,9 +26,9 @@ from fsanet.cli.help import requested_help
 from fsanet.errors import InputError, one_line, printable
 from fsanet.signals import Interrupted, handled
 
-__all__ = ["main", "reuse_freed_memory", "user_error", "user_errors"]
+__all__ = ["COMMANDS", "main", "reuse_freed_memory", "user_error", "user_errors"]
 
-_COMMANDS = {
+COMMANDS = {
     "demo": "train on built-in scenes for two minutes, evaluate, predict, write a report",
     "train": "train a network from a recipe and options",
     "eval": "score a trained network on a split: mIoU or average precision",
@@ -187,7 +187,7 @@ def _finish_output() -> None:
 
 def _run(given: list[str], debug: bool) -> int:
     name = given[0] if given else ""
-    if name in _COMMANDS:
+    if name in COMMANDS:
         command = import_module(f"fsanet.cli.{name}")
         page = requested_help(name, given[1:], command.HELP)
         if page is not None:
@@ -206,15 +206,15 @@ def _run(given: list[str], debug: bool) -> int:
             reuse_freed_memory()
         return command.run(given[1:])
     if name in ("--help", "-h"):
-        print(_USAGE.format("\n".join(f"  {n:9}{text}" for n, text in _COMMANDS.items())), end="")
+        print(_USAGE.format("\n".join(f"  {n:9}{text}" for n, text in COMMANDS.items())), end="")
         return 0
     if name == "--version":
         from fsanet import __version__
 
         print(f"fsanet {__version__}")
         return 0
-    near = difflib.get_close_matches(name, _COMMANDS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(_COMMANDS)}, or --help"
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(COMMANDS)}, or --help"
     raise InputError(f"no command {name!r}; {hint}" if name else f"a command is missing; {hint}")
 
 
