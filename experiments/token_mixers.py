@@ -7,9 +7,10 @@ A small ViT (timm) and a SegFormer encoder of two stages (transformers) on featu
 MobileNetV2 that sees 19 pixels, cached as in real_context.py; a token is a position at stride 8.
 Beside attention, the ViT has nothing that relates positions; the SegFormer has the 3 x 3 depthwise
 convolutions of its perceptrons and the 2 x 2 patches of its second stage. Each network is trained
-on CamVid with its attention and without, scored, and scored again with the attention of single
-layers or stages, and of all, removed or restricted to low frequencies by
-`fsanet.convert_attention`, without retraining.
+on CamVid without attention, with its own, and with its own on the 8 x 8 lowest frequencies
+(`fsanet.convert_attention`). It is scored as trained and with the attention of single layers or
+stages, and of all, removed; the network with its own attention also with k x k frequencies in
+them, without retraining.
 
 Each training leaves one JSON file with all its figures in --scores, and is not repeated.
 """
@@ -134,8 +135,8 @@ class Segformer(nn.Module):
         )
 
 
-KEPT_IN_PART = (1, 2, 4, 8, 16)  # lowest frequencies per axis in one layer or stage
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"vit": Vit, "segformer": Segformer}
+TRAINED_K = 8  # frequencies per axis in the networks that are converted before training
 
 
 class NoAttention(nn.Module):
@@ -154,13 +155,30 @@ class NoAttention(nn.Module):
         return (zero, None) if self.pair else zero
 
 
-def without_attention(network: nn.Module, match: str = "*") -> nn.Module:
-    """A copy of a network without the attention that a pattern of module names matches."""
+def without_attention(
+    network: nn.Module, match: str = "*", *, original: nn.Module | None = None
+) -> nn.Module:
+    """A copy of a network without the attention that a pattern of module names matches.
+
+    Args:
+        network: network with its own attention, or one converted before training.
+        match: glob pattern.
+        original: the network before its conversion, if it was converted.
+    """
+    originals = convert_attention(original or network, match=match).originals
     network = copy.deepcopy(network)
-    for name, module in convert_attention(network, match=match).originals.items():
+    for name, module in originals.items():
         pair = type(module).__name__ == "SegformerAttention"
         network.set_submodule(name, NoAttention(pair=pair))
     return network
+
+
+# What each attention makes of a network before it is trained.
+ATTENTIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": without_attention,
+    "softmax": copy.deepcopy,
+    "frequency": lambda network: convert_attention(network, TRAINED_K).model,
+}
 
 
 # --- trainings --------------------------------------------------------------------------------
@@ -172,7 +190,7 @@ def run_all(options: argparse.Namespace) -> None:
         (seed, name, attention, options.scores / f"{name}-{attention}-{seed}.json")
         for seed in options.seeds
         for name in options.networks
-        for attention in ("none", "softmax")
+        for attention in ATTENTIONS
     ]
     todo = [one for one in todo if not one[-1].is_file()]
     if not todo:
@@ -180,9 +198,8 @@ def run_all(options: argparse.Namespace) -> None:
     train, test = (load_split(options, options.field, split) for split in ("train", "test"))
     for seed, name, attention, file in todo:
         torch.manual_seed(seed)
-        network = NETWORKS[name](train.features.shape[1], len(CamVid.classes))
-        if attention == "none":
-            network = without_attention(network)
+        original: Any = NETWORKS[name](train.features.shape[1], len(CamVid.classes))
+        network = ATTENTIONS[attention](original)
         times = fit(network, seed, options.steps, train, rate=2e-3)
         found = {
             "receptive_field": options.field,
@@ -193,29 +210,25 @@ def run_all(options: argparse.Namespace) -> None:
             **times,
             "trained": score(network, test, edges=True),
         }
+        parts = {**original.parts, "all": "*"}
+        if attention != "none":
+            found["removed"] = {
+                part: score(without_attention(network, match, original=original), test)["miou"]
+                for part, match in parts.items()
+            }
         if attention == "softmax":
-            found |= without_retraining(network, test)
+            found["lowest k x k"] = {
+                part: without_retraining(network, match, test) for part, match in parts.items()
+            }
         write_json(file, found | {"versions": environment()})
         print(f"{file.stem}: mIoU {100 * found['trained']['miou']:.2f} %", flush=True)
 
 
-def without_retraining(network: Any, data: Split) -> dict[str, dict[str, Any]]:
-    """mIoU, by part, without the attention of a part and with k x k frequencies in it."""
-    parts = {**network.parts, "all": "*"}
+def without_retraining(network: nn.Module, match: str, data: Split) -> dict[str, float]:
+    """mIoU by the number of frequencies per axis that a part of the attention keeps."""
     return {
-        "removed": {
-            part: score(without_attention(network, match), data)["miou"]
-            for part, match in parts.items()
-        },
-        "lowest k x k": {
-            part: {
-                str(k or "full"): score(convert_attention(network, k, match=match).model, data)[
-                    "miou"
-                ]
-                for k in (KEPT if part == "all" else KEPT_IN_PART)
-            }
-            for part, match in parts.items()
-        },
+        str(k or "full"): score(convert_attention(network, k, match=match).model, data)["miou"]
+        for k in KEPT
     }
 
 
@@ -225,50 +238,47 @@ def without_retraining(network: Any, data: Split) -> dict[str, dict[str, Any]]:
 def print_tables(results: list[dict[str, Any]]) -> None:
     """Mean and sample standard deviation over seeds, in percent."""
     print(
-        "| network | seeds | mIoU, trained without attention | with attention | then removed "
-        "| boundary IoU, without | with | variance within regions: class scores, without | with "
-        "| CPU ms per step, without | with |"
+        "| network | attention in training | seeds | mIoU | attention then removed "
+        "| boundary IoU | variance within regions: class scores | CPU ms per step |"
     )
-    print("| --- " * 11 + "|")
-    for name in NETWORKS:
-        runs = {
-            attention: [
-                one for one in results if (one["network"], one["attention"]) == (name, attention)
-            ]
-            for attention in ("none", "softmax")
-        }
-        matched = set.intersection(*({one["seed"] for one in some} for some in runs.values()))
-        if not matched:
-            continue
-        runs = {
-            attention: [one for one in some if one["seed"] in matched]
-            for attention, some in runs.items()
-        }
-        seeds = ", ".join(map(str, sorted(matched)))
-        miou, boundary, spread = (
-            [percent(some, "trained", *path) for some in runs.values()]
-            for path in (("miou",), ("boundary_iou",), ("within_regions", "class scores"))
-        )
-        times = [
-            mean_and_spread([1000 * value for value in figures(some, "cpu_seconds_per_step")])
-            for some in runs.values()
+    print("| --- " * 8 + "|")
+    trained = {
+        (name, attention): [
+            one for one in results if (one["network"], one["attention"]) == (name, attention)
         ]
-        removed = percent(runs["softmax"], "removed", "all")
-        cells = [name, seeds, *miou, removed, *boundary, *spread, *times]
+        for name in NETWORKS
+        for attention in ATTENTIONS
+    }
+    for (name, attention), runs in trained.items():
+        if not runs:
+            continue
+        milliseconds = [1000 * value for value in figures(runs, "cpu_seconds_per_step")]
+        cells = [
+            name,
+            attention,
+            ", ".join(str(one["seed"]) for one in runs),
+            percent(runs, "trained", "miou"),
+            percent(runs, "removed", "all"),
+            percent(runs, "trained", "boundary_iou"),
+            percent(runs, "trained", "within_regions", "class scores"),
+            mean_and_spread(milliseconds),
+        ]
         print(f"| {' | '.join(cells)} |")
     names = [str(k or "full") for k in KEPT]
     for name in NETWORKS:
-        runs_ = [one for one in results if one["network"] == name and "removed" in one]
-        if runs_:
-            print(f"\n{name}, lowest k x k frequencies without retraining, mIoU:\n")
-            print(f"| attention of | removed | {' | '.join(names)} |")
-            print("| --- " * (len(names) + 2) + "|")
-            for part in runs_[0]["removed"]:
-                swept = set.intersection(*(set(one["lowest k x k"][part]) for one in runs_))
-                cells = [
-                    percent(runs_, "lowest k x k", part, k) if k in swept else "" for k in names
-                ]
-                print(f"| {part} | {percent(runs_, 'removed', part)} | {' | '.join(cells)} |")
+        runs, converted = trained[name, "softmax"], trained[name, "frequency"]
+        if not runs:
+            continue
+        print(f"\n{name}, lowest k x k frequencies without retraining, mIoU:\n")
+        print(f"| attention of | removed | {' | '.join(names)} | trained with 8 x 8, removed |")
+        print("| --- " * (len(names) + 3) + "|")
+        for part in runs[0]["removed"]:
+            cells = [
+                percent(runs, "removed", part),
+                *(percent(runs, "lowest k x k", part, k) for k in names),
+                percent(converted, "removed", part),
+            ]
+            print(f"| {part} | {' | '.join(cells)} |")
     print_cost(results)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -55,19 +56,20 @@ def write_features(cache):
 def test_token_mixers_leave_scores_and_tables(monkeypatch, capsys, tmp_path):
     mixers = load(monkeypatch, "token_mixers")
     monkeypatch.setattr(mixers, "KEPT", (2, None))
-    monkeypatch.setattr(mixers, "KEPT_IN_PART", (2,))
     write_features(tmp_path / "cache")
     where = ["--cache", tmp_path / "cache", "--scores", tmp_path / "scores"]
     assert run(monkeypatch, mixers, *where, "--steps", "2", "--seeds", "3") == 0
     out = capsys.readouterr().out
-    assert "| vit | 3 |" in out
-    assert "| segformer | 3 |" in out
+    for name, attention in itertools.product(("vit", "segformer"), mixers.ATTENTIONS):
+        assert f"| {name} | {attention} | 3 |" in out
     for name, parts in (("vit", 3), ("segformer", 2)):
         found = json.loads((tmp_path / "scores" / f"{name}-softmax-3.json").read_text())
         assert found["lowest k x k"]["all"]["full"] == pytest.approx(found["trained"]["miou"])
+        converted = json.loads((tmp_path / "scores" / f"{name}-frequency-3.json").read_text())
         assert len(found["removed"]) == len(found["lowest k x k"]) == parts + 1
+        assert converted["removed"].keys() == found["removed"].keys()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()}
-    assert len(before) == 4
+    assert len(before) == 6
     assert run(monkeypatch, mixers, *where, "--steps", "2", "--seeds", "3") == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
