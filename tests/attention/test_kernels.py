@@ -45,6 +45,7 @@ def parts(request, monkeypatch):
         part_bytes, lines = request.param
         monkeypatch.setattr(kernels, "PART_BYTES", part_bytes // torch.get_num_threads())
         monkeypatch.setattr(kernels, "FEWEST_LINES", lines)
+        monkeypatch.setattr(kernels, "_adds_products_fast", lambda: False)
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS)
@@ -148,6 +149,25 @@ def test_rule(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     for exported in (x, last, half):
         assert choose_route(exported, torch.float32, products=4) == "planes"
+
+
+@pytest.mark.parametrize(
+    ("mkl", "cpu", "fast"),
+    [
+        (True, {"cpu_name": "Intel Xeon"}, True),
+        (True, {"cpu_name": "AMD EPYC"}, False),
+        (False, {"cpu_name": "Intel Xeon"}, False),
+        (True, {}, False),
+    ],
+)
+def test_a_product_is_added_at_once_where_that_is_fast(monkeypatch, mkl, cpu, fast):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    adds_fast = kernels._adds_products_fast.__wrapped__
+    assert adds_fast() is fast
+    monkeypatch.setattr(kernels, "_adds_products_fast", adds_fast)
+    large = torch.empty(8 * kernels.PART_BYTES * torch.get_num_threads(), 1, 1, dtype=torch.uint8)
+    assert (kernels._part_bytes(large) is None) is fast
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS)

@@ -9,6 +9,7 @@ Legend: B batch, C channels, H x W grid, kh x kw kept frequencies, J products ad
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from itertools import repeat
@@ -429,8 +430,8 @@ def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -
         return torch.baddbmm(residual, left, right, out=residual if inplace else None)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (residual, left, right)):
         return torch.bmm(left, right).add_(residual)
-    # A product that is added to a large map takes some BLAS longer than a product and a sum, which
-    # finds the product in the caches (benchmarks/native_kernels.py).
+    # A product that is added to a large map can take longer than a product and a sum, which finds
+    # the product in the caches (benchmarks/native_kernels.py).
     y = residual if inplace else torch.empty_like(residual)
     buffer = None  # one for all parts: fresh memory costs more than the product
     for part in _parts(y, part_bytes):
@@ -445,10 +446,18 @@ def _add_product(residual: Tensor, left: Tensor, right: Tensor, inplace: bool) -
 
 def _part_bytes(residual: Tensor) -> int | None:
     """Size of the parts in which a product is added to a map; None: at once."""
-    if not is_eager(residual) or residual.device.type != "cpu":
+    if not is_eager(residual) or residual.device.type != "cpu" or _adds_products_fast():
         return None
     part_bytes = PART_BYTES * torch.get_num_threads()
     return part_bytes if residual.nbytes >= 8 * part_bytes else None
+
+
+@functools.cache
+def _adds_products_fast() -> bool:
+    """Whether the BLAS is at its best, as MKL on Intel's processors: it adds a product at once."""
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
+    cpu = str(capabilities.get("cpu_name", ""))
+    return torch.backends.mkl.is_available() and cpu.startswith("Intel")
 
 
 def _parts(x: Tensor, nbytes: int) -> Iterator[tuple[slice, slice]]:

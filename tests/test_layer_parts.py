@@ -1,0 +1,27 @@
+"""benchmarks/layer_parts.py: the parts of a forward pass add up to it."""
+
+import sys
+
+import pytest
+from support.scripts import load_benchmark
+
+from fsanet.attention import frequency
+
+
+def test_parts_add_up(monkeypatch, capsys):
+    script = load_benchmark("layer_parts")
+    monkeypatch.setattr(script, "reuse_freed_memory", lambda: None)
+    for names in script.PARTS.values():
+        for name in names:  # the script replaces them: put back at the end
+            monkeypatch.setattr(frequency, name, getattr(frequency, name))
+    arguments = ["--sizes", "12x16", "--channels", "16", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["layer_parts.py", *arguments])
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "12x16 |" in line]
+    assert [row[1] for row in rows] == ["x.sum()", "x + x", *script.LAYERS]
+    assert all(row[3:] == ["", "", ""] for row in rows[:2])
+    for row in rows[2:]:
+        whole, *parts = (float(cell.split()[0]) for cell in row[2:])
+        assert all(part > 0 for part in parts)
+        assert sum(parts) == pytest.approx(whole, rel=0.02)  # each is rounded
