@@ -1,6 +1,7 @@
 """The experiments' commands and tables; what they train is tested elsewhere."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -48,6 +49,19 @@ def run(monkeypatch, script, *arguments):
 def test_help(monkeypatch, capsys, script, words):
     assert run(monkeypatch, script, "--help") == 0
     assert words in capsys.readouterr().out
+
+
+def test_one_command_runs_every_study_of_real_images():
+    command = ["bash", "experiments/real_images.sh", "--table"]
+    environment = {**os.environ, "PYTHON": "echo"}
+    done = subprocess.run(
+        command, cwd=EXPERIMENTS.parent, env=environment, capture_output=True, text=True, check=True
+    )
+    scripts = [line.split() for line in done.stdout.splitlines() if not line.startswith("==")]
+    assert scripts == [
+        [f"experiments/{name}.py", "--table"]
+        for name in ("real_context", "token_mixers", "balloon_folds")
+    ]
 
 
 def write_run(out, run, **scores):

@@ -165,7 +165,8 @@ def _draw_lines(
     axes.set(xscale="log", yscale="log")
     style(axes, title, LIGHT)
     axes.set_xlabel(x_label, color=LIGHT.ink)
-    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=6.5)
+    size = 6.5 if len(ticks) < 6 else 5.5  # so that neighbours do not touch
+    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=size)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
