@@ -3,7 +3,8 @@
     python benchmarks/layer_parts.py --threads 2
 
 prints, for each map, the time of a forward pass and of its parts, measured within that pass:
-analysis (the map to coefficients), the rounds on coefficients, synthesis (back, added to the map).
+analysis (the map to coefficients), synthesis (back, added to the map), and the rest, above all the
+rounds on coefficients.
 Beside them stand the parts of the memory floor: `x.sum()` reads the map once, `x + x` reads it and
 writes a fresh one. Medians and quartiles of rounds in which all take turns. Freed memory is kept
 for the next map, as in the commands.
@@ -85,7 +86,8 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of each call as a whole and in its parts, by round."""
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in calls}
-    for name in [*calls] * rounds:
+    names = [*calls]
+    for name in (names[(i + r) % len(names)] for r in range(rounds) for i in range(len(names))):
         call = calls[name]
         call()  # the caches then hold what this call leaves there, as in `fsanet bench`
         of_call.clear()

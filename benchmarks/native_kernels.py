@@ -4,11 +4,11 @@
 
 prints the time of analysis, and of synthesis with the residual in place and into a fresh map, side
 by side in interleaved rounds, as median and quartiles, with the speed-up over the library's eager
-route within a round. On large maps that route takes a product, then a sum; "one baddbmm" takes both
-in one call, and so does "oneDNN", as a 1x1 convolution whose sum is fused into it (an operation
-that torch keeps for its own compiler). The results are compared first. Each kernel of numba runs in
-numba's threads, PyTorch's in those of PyTorch. Freed memory is kept for the next map, as in the
-commands.
+route within a round. On large maps that route takes a product, then a sum, except with MKL on
+Intel's processors; "one baddbmm" takes both in one call, and so does "oneDNN", as a 1x1 convolution
+whose sum is fused into it (an operation that torch keeps for its own compiler). The results are
+compared first. Each kernel of numba runs in numba's threads, PyTorch's in those of PyTorch. Freed
+memory is kept for the next map, as in the commands.
 """
 
 from __future__ import annotations

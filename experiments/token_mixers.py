@@ -270,7 +270,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         if not runs:
             continue
         print(f"\n{name}, lowest k x k frequencies without retraining, mIoU:\n")
-        print(f"| attention of | removed | {' | '.join(names)} | trained with 8 x 8, removed |")
+        trained_k = f"trained with {TRAINED_K} x {TRAINED_K}, removed"
+        print(f"| attention of | removed | {' | '.join(names)} | {trained_k} |")
         print("| --- " * (len(names) + 3) + "|")
         for part in runs[0]["removed"]:
             cells = [

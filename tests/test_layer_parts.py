@@ -1,4 +1,4 @@
-"""benchmarks/layer_parts.py: the parts of a forward pass add up to it."""
+"""benchmarks/layer_parts.py: each layer has all parts, none of them counted twice."""
 
 import sys
 
@@ -8,7 +8,7 @@ from support.scripts import load_benchmark
 from fsanet.attention import frequency
 
 
-def test_parts_add_up(monkeypatch, capsys):
+def test_every_layer_has_all_parts(monkeypatch, capsys):
     script = load_benchmark("layer_parts")
     monkeypatch.setattr(script, "reuse_freed_memory", lambda: None)
     for names in script.PARTS.values():
@@ -22,6 +22,6 @@ def test_parts_add_up(monkeypatch, capsys):
     assert [row[1] for row in rows] == ["x.sum()", "x + x", *script.LAYERS]
     assert all(row[3:] == ["", "", ""] for row in rows[:2])
     for row in rows[2:]:
-        whole, *parts = (float(cell.split()[0]) for cell in row[2:])
+        whole, *parts = (float(cell.split()[0].replace(",", "")) for cell in row[2:])
         assert all(part > 0 for part in parts)
         assert sum(parts) == pytest.approx(whole, rel=0.02)  # each is rounded

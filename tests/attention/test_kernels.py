@@ -158,11 +158,15 @@ def test_rule(monkeypatch):
         (True, {"cpu_name": "AMD EPYC"}, False),
         (False, {"cpu_name": "Intel Xeon"}, False),
         (True, {}, False),
+        (True, None, False),  # a torch without get_capabilities
     ],
 )
 def test_a_product_is_added_at_once_where_that_is_fast(monkeypatch, mkl, cpu, fast):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    if cpu is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     adds_fast = kernels._adds_products_fast.__wrapped__
     assert adds_fast() is fast
     monkeypatch.setattr(kernels, "_adds_products_fast", adds_fast)

@@ -454,7 +454,10 @@ def _part_bytes(residual: Tensor) -> int | None:
 
 @functools.cache
 def _adds_products_fast() -> bool:
-    """Whether the BLAS is at its best, as MKL on Intel's processors: it adds a product at once."""
+    """Whether one product that adds to a large map beats a product and a sum.
+
+    So measured with MKL on an Intel Xeon, elsewhere not (docs/performance.md).
+    """
     capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
     cpu = str(capabilities.get("cpu_name", ""))
     return torch.backends.mkl.is_available() and cpu.startswith("Intel")
