@@ -1,7 +1,8 @@
 """From which image size on attention decides what a forward pass costs.
 
     python experiments/attention_share.py --table    # print what was measured
-    python experiments/attention_share.py --json new.json    # FLOPs of many sizes, CPU time of some
+    python experiments/attention_share.py --json FILE    # adds the sizes that the file lacks: FLOPs
+                                                         # of many, CPU time of some
 
 The network of `fsanet bench --model` without attention, and the attention layer of its head:
 regular (softmax, fused) and frequency (dot, k = 8). FLOPs are counted on the meta device, so that
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from pathlib import Path
@@ -29,6 +29,7 @@ from fsanet.attention import make_attention
 from fsanet.cost import count_flops, kept_for_backward
 from fsanet.errors import InputError
 from fsanet.files import environment, write_json
+from fsanet.inputs import read_json
 
 KINDS: dict[str, dict[str, Any]] = {
     "regular": {"kind": "spatial", "similarity": "softmax"},
@@ -51,19 +52,17 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if not options.table:
-            if options.json.exists():
-                raise InputError(f"{options.json}: holds a measurement; give another, or --table")
             measure_all(options)
         if not options.json.is_file():
             raise InputError(f"{options.json}: nothing measured; run without --table first")
-        print_table(json.loads(options.json.read_text()))
+        print_table(read_json(options.json, "a measurement"))
     except InputError as error:
         parser.error(str(error))
     return 0
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    """Count and time every size; the file is written after each."""
+    """Count and time every size that the file lacks; it is written after each."""
     torch.set_num_threads(1)
     network = FsaNet(
         options.encoder,
@@ -76,8 +75,15 @@ def measure_all(options: argparse.Namespace) -> None:
         name: make_attention(channels=options.head_channels, **kind).eval()
         for name, kind in KINDS.items()
     }
-    rows: list[dict[str, Any]] = []
-    for size in sorted({*options.sizes, *options.timed}):
+    what = {name: getattr(options, name) for name in ("encoder", "output_stride", "head_channels")}
+    found = what | {"rows": [], "versions": environment()}
+    if options.json.exists():
+        found = read_json(options.json, "a measurement")
+        if any(found.get(name) != value for name, value in what.items()):
+            raise InputError(f"{options.json}: of another network; give another file, or --table")
+    rows: list[dict[str, Any]] = found["rows"]
+    measured = {row["image"] for row in rows}
+    for size in sorted({*options.sizes, *options.timed} - measured):
         side = -(-size // options.output_stride)
         image, features = (1, 3, size, size), (1, options.head_channels, side, side)
         row: dict[str, Any] = {"image": size, "positions": side * side}
@@ -94,8 +100,8 @@ def measure_all(options: argparse.Namespace) -> None:
                 for name, layer in layers.items()
             }
         rows.append(row)
-        what = {"encoder": options.encoder, "output_stride": options.output_stride}
-        write_json(options.json, {**what, "rows": rows, "versions": environment()})
+        rows.sort(key=lambda row: row["image"])
+        write_json(options.json, found)
         print(f"{size}: done", file=sys.stderr, flush=True)
 
 

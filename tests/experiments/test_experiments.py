@@ -196,9 +196,23 @@ def test_camvid_is_converted_from_its_source(monkeypatch, capsys, tmp_path):
     assert "missing, the labels of a.png" in capsys.readouterr().err
 
 
-def test_a_measurement_is_not_overwritten(monkeypatch, capsys, tmp_path):
+def test_a_measurement_gets_the_sizes_that_it_lacks(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "share.json"
+    options = ["--encoder", "test_resnet", "--head-channels", "8", "--json", str(file)]
+    for sizes in (["96"], ["64", "96"]):
+        run(monkeypatch, "attention_share.py", *options, "--timed", "96", "--sizes", *sizes)
+        rows = json.loads(file.read_text())["rows"]
+        assert [str(row["image"]) for row in rows] == sizes
+    assert [line for line in capsys.readouterr().err.splitlines() if "done" in line] == [
+        "96: done",
+        "64: done",
+    ]
+    assert "cpu_seconds" in rows[1]
+
+
+def test_a_measurement_of_something_else_is_kept(monkeypatch, capsys, tmp_path):
     kept = tmp_path / "share.json"
     kept.write_text("{}")
     assert run(monkeypatch, "attention_share.py", "--json", str(kept)) == 2
-    assert "give another, or --table" in capsys.readouterr().err
+    assert "give another file, or --table" in capsys.readouterr().err
     assert kept.read_text() == "{}"
