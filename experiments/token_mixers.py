@@ -56,7 +56,7 @@ from fsanet.files import environment, write_json
 
 
 def main() -> int:
-    parser = cached_parser(__doc__, scores="token_mixers", steps=500)
+    parser = cached_parser(__doc__, scores="token_mixers", steps=2000)
     parser.add_argument("--receptive-field", type=int, choices=CUTS, default=19, dest="field")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     _, results = measure(parser, run_all)
@@ -274,9 +274,10 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         print(f"| attention of | removed | {' | '.join(names)} | {trained_k} |")
         print("| --- " * (len(names) + 3) + "|")
         for part in runs[0]["removed"]:
+            swept = set.intersection(*(set(one["lowest k x k"][part]) for one in runs))
             cells = [
                 percent(runs, "removed", part),
-                *(percent(runs, "lowest k x k", part, k) for k in names),
+                *(percent(runs, "lowest k x k", part, k) if k in swept else "" for k in names),
                 percent(converted, "removed", part),
             ]
             print(f"| {part} | {' | '.join(cells)} |")
