@@ -25,7 +25,7 @@ from fsanet.attention import frequency
 from fsanet.bench.cases import find_cases
 from fsanet.bench.tables import spread
 from fsanet.cli.main import reuse_freed_memory
-from fsanet.cost.timing import Quartiles
+from fsanet.cost.timing import Quartiles, interleaved
 from fsanet.files import environment
 
 LAYERS = ("dot-R1", "dot-R4", "dot-R1-inplace", "linear_softmax-R1")
@@ -86,8 +86,7 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of each call as a whole and in its parts, by round."""
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in calls}
-    names = [*calls]
-    for name in (names[(i + r) % len(names)] for r in range(rounds) for i in range(len(names))):
+    for _, name in interleaved(dict.fromkeys(calls, 1), rounds):
         call = calls[name]
         call()  # the caches then hold what this call leaves there, as in `fsanet bench`
         of_call.clear()

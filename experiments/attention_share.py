@@ -63,7 +63,17 @@ def main() -> int:
 
 def measure_all(options: argparse.Namespace) -> None:
     """Count and time every size that the file lacks; it is written after each."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # recorded with the versions
+    what = {name: getattr(options, name) for name in ("encoder", "output_stride", "head_channels")}
+    found = what | {"rows": [], "versions": environment()}
+    if options.json.exists():
+        found = read_json(options.json, "a measurement")
+        if any(found.get(name) != value for name, value in what.items()):
+            raise InputError(f"{options.json}: of another network; give another file, or --table")
+    rows: list[dict[str, Any]] = found["rows"]
+    missing = {*options.sizes, *options.timed} - {row["image"] for row in rows}
+    if not missing:
+        return
     network = FsaNet(
         options.encoder,
         num_classes=19,
@@ -75,15 +85,7 @@ def measure_all(options: argparse.Namespace) -> None:
         name: make_attention(channels=options.head_channels, **kind).eval()
         for name, kind in KINDS.items()
     }
-    what = {name: getattr(options, name) for name in ("encoder", "output_stride", "head_channels")}
-    found = what | {"rows": [], "versions": environment()}
-    if options.json.exists():
-        found = read_json(options.json, "a measurement")
-        if any(found.get(name) != value for name, value in what.items()):
-            raise InputError(f"{options.json}: of another network; give another file, or --table")
-    rows: list[dict[str, Any]] = found["rows"]
-    measured = {row["image"] for row in rows}
-    for size in sorted({*options.sizes, *options.timed} - measured):
+    for size in sorted(missing):
         side = -(-size // options.output_stride)
         image, features = (1, 3, size, size), (1, options.head_channels, side, side)
         row: dict[str, Any] = {"image": size, "positions": side * side}
