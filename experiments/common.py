@@ -21,6 +21,7 @@ from fsanet.errors import InputError
 from fsanet.files import check_writable, environment
 from fsanet.inputs import read_json
 
+REMOVED = Path(__file__).with_name("removed.py")
 Options = dict[str, dict[str, Any]]  # keywords of argparse's add_argument, by option
 
 
@@ -132,7 +133,8 @@ def train_all(
 ) -> None:
     """Train and evaluate variants with every seed, each in a process of its own.
 
-    A run that has been evaluated is skipped, one that was interrupted is resumed.
+    A run that has been evaluated is skipped, one that was interrupted is resumed. Networks with
+    attention are also evaluated without it, as the first evaluation does, into ``removed.json``.
 
     Args:
         arguments: parsed options, see :func:`train_options`.
@@ -160,13 +162,16 @@ def train_all(
         options += ["--resume=true"] if (out / "checkpoints" / "last.ckpt").is_file() else []
         options += [*variants[variant], *arguments.rest]
         options += [f"--steps={arguments.steps}"] if arguments.steps else []
-        commands = [["train", *options]]
-        for name, how in evaluations.items():
-            commands.append(["eval", str(out), f"--json={out / name}.json", *how])
-        if not all((out / f"{name}.json").is_file() for name in evaluations):
+        scripts = {name: (["-m", "fsanet", "eval"], how) for name, how in evaluations.items()}
+        if not any(option.endswith("attention=null") for option in variants[variant]):
+            scripts["removed"] = ([str(REMOVED)], next(iter(evaluations.values())))
+        commands = [["-m", "fsanet", "train", *options]]
+        for name, (script, how) in scripts.items():
+            commands.append([*script, str(out), f"--json={out / name}.json", *how])
+        if not all((out / f"{name}.json").is_file() for name in scripts):
             with (arguments.out / f"{out.name}.log").open("a") as log:
                 for command in commands:
-                    call = [sys.executable, "-m", "fsanet", *command]
+                    call = [sys.executable, *command]
                     if subprocess.run(call, env=quiet, stdout=log, stderr=log).returncode:
                         raise InputError(f"{variant} seed {seed} failed; see {log.name}")
         done += 1
@@ -185,13 +190,19 @@ def finished_runs(
 ) -> dict[str, list[dict[str, Any]]]:
     """The scores of finished runs by variant: for each seed, the content of its JSON files.
 
+    Those without attention are among them, as "removed", where there are any.
+
     Raises:
         InputError: no run is finished.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob(f"*-seed*/{names[-1]}.json")):
-        files = {name: path.parent / f"{name}.json" for name in names}
-        scores = {name: read_json(file, "the scores of a run") for name, file in files.items()}
+        files = {name: path.parent / f"{name}.json" for name in [*names, "removed"]}
+        scores = {
+            name: read_json(file, "the scores of a run")
+            for name, file in files.items()
+            if name != "removed" or file.is_file()
+        }
         found.setdefault(path.parent.name.rsplit("-seed", 1)[0], []).append(scores)
     if not found:
         raise InputError(f"{out}: no finished run; give the --out of train")
@@ -199,15 +210,13 @@ def finished_runs(
 
 
 def print_miou_table(out: Path, order: Sequence[str]) -> None:
-    """Mean and sample standard deviation of the test mIoU over seeds."""
-    print(
-        "| attention | seeds | mIoU mean | spread (std) | each |\n| --- | --- | --- | --- | --- |"
-    )
+    """Mean and sample standard deviation of the test mIoU over seeds, in percent."""
+    print("| attention | seeds | mIoU | attention then removed | mIoU of each |")
+    print("| --- | --- | --- | --- | --- |")
     for variant, runs in finished_runs(out, order, ["test"]).items():
-        scores = [100 * run["test"]["miou"] for run in runs]
-        spread = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "-"
-        each = ", ".join(f"{score:.2f}" for score in scores)
-        print(f"| {variant} | {len(scores)} | {statistics.mean(scores):.2f} | {spread} | {each} |")
+        cells = [percent(runs, name, "miou") for name in ("test", "removed")]
+        each = ", ".join(f"{100 * score:.2f}" for score in figures(runs, "test", "miou"))
+        print(f"| {variant} | {len(runs)} | {' | '.join(cells)} | {each} |")
     print_environment()
 
 

@@ -6,8 +6,7 @@
 
 `train` runs every variant with every seed in a process of its own, resumes what was interrupted,
 and prints the table. AP belongs to the last weights, so that nothing is selected by the images that
-are scored; AP on the training images shows how far a run has memorised them. Options of
-`fsanet train` may follow.
+are XX
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ import sys
 from pathlib import Path
 
 from common import (
+    figures,
     finished_runs,
     main,
-    mean_and_spread,
+    percent,
     print_environment,
     train_all,
     train_options,
@@ -41,6 +41,7 @@ COLUMNS = (
     ("val", "mask", "AP50"),
     ("val", "mask", "AP75"),
     ("train", "mask", "AP"),
+    ("removed", "mask", "AP"),  # on val
 )
 
 
@@ -67,15 +68,12 @@ def mask_ap(out: Path) -> str:
 def table(arguments: argparse.Namespace) -> None:
     """Mean and sample standard deviation over seeds."""
     runs = finished_runs(arguments.out, list(VARIANTS), ["val", "train"])
-    heads = " | ".join(f"{split} {kind} {name}" for split, kind, name in COLUMNS)
+    heads = " | ".join(map(" ".join, COLUMNS))
     print(f"| variant | seeds | {heads} | val mask AP of each |")
     print("| --- " * (len(COLUMNS) + 3) + "|")
     for variant, scores in runs.items():
-        columns = [
-            [100 * score[split][kind][name] for score in scores] for split, kind, name in COLUMNS
-        ]
-        cells = " | ".join(mean_and_spread(values) for values in columns)
-        each = ", ".join(f"{value:.1f}" for value in columns[1])
+        cells = " | ".join(percent(scores, *column) for column in COLUMNS)
+        each = ", ".join(f"{100 * ap:.1f}" for ap in figures(scores, "val", "mask", "AP"))
         print(f"| {variant} | {len(scores)} | {cells} | {each} |")
     print_environment(next(reversed(runs.values()))[-1]["val"]["versions"])
 

@@ -10,10 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.miniature import write_camvid
 
-from fsanet.data import CamVid
+from fsanet import FsaNet
+from fsanet.convert.variants import Variant, make_variant
+from fsanet.data import CamVid, CamVidData
+from fsanet.train import evaluate
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIG = "camvid_segformer_b0"
@@ -73,12 +77,13 @@ def write_run(out, run, **scores):
 
 def test_table_of_miou(monkeypatch, capsys, tmp_path):
     for seed, miou in enumerate([0.5, 0.52, 0.54]):
-        write_run(tmp_path, f"dot-R1-seed{seed}", test={"miou": miou})
+        removed = {"miou": miou - 0.1}
+        write_run(tmp_path, f"dot-R1-seed{seed}", test={"miou": miou}, removed=removed)
     write_run(tmp_path, "none-seed0", test={"miou": 0.4})
     assert run(monkeypatch, "compare.py", "table", "--out", str(tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| none | 1 | 40.00 | - | 40.00 |"
-    assert lines[3] == "| dot-R1 | 3 | 52.00 | 2.00 | 50.00, 52.00, 54.00 |"
+    assert lines[2] == "| none | 1 | 40.0 |  | 40.00 |"
+    assert lines[3] == "| dot-R1 | 3 | 52.0 ± 2.0 | 42.0 ± 2.0 | 50.00, 52.00, 54.00 |"
     assert run(monkeypatch, "compare.py", "table", "--out", str(tmp_path / "no")) == 2
     assert "no finished run" in capsys.readouterr().err
 
@@ -90,7 +95,7 @@ def test_table_of_average_precision(monkeypatch, capsys, tmp_path):
         write_run(tmp_path, f"plain-seed{seed}", val=val, train={"mask": {"AP": 0.9}})
     assert run(monkeypatch, "mask_rcnn.py", "table", "--out", str(tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
-    cells = ["30.0 ± 0.0", "15.0 ± 7.1", "50.0 ± 0.0", "25.0 ± 0.0", "90.0 ± 0.0"]
+    cells = ["30.0 ± 0.0", "15.0 ± 7.1", "50.0 ± 0.0", "25.0 ± 0.0", "90.0 ± 0.0", ""]
     assert lines[2] == f"| plain | 2 | {' | '.join(cells)} | 10.0, 20.0 |"
     assert lines[-1] == "torch 9.9"
 
@@ -99,7 +104,7 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
     commands = []
 
     def fake(command, **options):
-        commands.append(command[3:])
+        commands.append(command[1:] if "removed.py" in command[1] else command[3:])
         if command[3] == "eval":
             write_run(Path(command[4]).parent, Path(command[4]).name, test={"miou": 0.5})
         return SimpleNamespace(returncode=0, stdout="")
@@ -125,9 +130,35 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
     assert ["--resume=true" in command for command in trained] == [False, True, False]
     file = tmp_path / "fsa-seed1" / "test.json"
     assert commands[1] == ["eval", str(file.parent), f"--json={file}", "--split=test"]
+    script, file = EXPERIMENTS / "removed.py", file.with_name("removed.json")
+    assert commands[2] == [str(script), str(file.parent), f"--json={file}", "--split=test"]
+    assert [Path(command[1]).name for command in commands if "removed" in command[0]] == [
+        "fsa-seed1",
+        "fsa-seed2",
+    ]
     out = capsys.readouterr().out
     assert "[1/4] plain seed 1: mIoU 25.00" in out
-    assert "| plain | 2 | 37.50 | 17.68 | 25.00, 50.00 |" in out
+    assert "| plain | 2 | 37.5 ± 17.7 |  | 25.00, 50.00 |" in out
+
+
+def test_scores_without_attention(monkeypatch, capsys, tmp_path):
+    write_camvid(tmp_path / "camvid")
+    torch.manual_seed(0)
+    network = FsaNet("resnet18", num_classes=11, pretrained=False, head_channels=16).eval()
+    torch.nn.init.constant_(network.head.attention.norm.weight, 1e5)  # zero at the start
+    network.save_pretrained(tmp_path / "network")
+    data = CamVidData(tmp_path / "camvid", workers=0)
+    options = [str(tmp_path / "network"), "--split=val", "--data=CamVidData", "--data.workers=0"]
+    options += [f"--data.root={tmp_path / 'camvid'}", f"--json={tmp_path / 'removed.json'}"]
+    assert run(monkeypatch, "removed.py", *options) == 0
+    found = json.loads((tmp_path / "removed.json").read_text())
+    without = make_variant(network, Variant("attention removed", "removed"))
+    assert found["miou"] == pytest.approx(evaluate(without, data, split="val").miou)
+    assert found["miou"] != pytest.approx(evaluate(network, data, split="val").miou)
+    assert found["attention"] == "removed"
+    assert found["split"] == "val"
+    assert run(monkeypatch, "removed.py", *options, "--data.root=no") == 2
+    assert "no" in capsys.readouterr().err
 
 
 @pytest.mark.slow
