@@ -65,7 +65,7 @@ def measure_all(options: argparse.Namespace) -> None:
     """Count and time every size that the file lacks; it is written after each."""
     torch.set_num_threads(1)  # recorded with the versions
     what = {name: getattr(options, name) for name in ("encoder", "output_stride", "head_channels")}
-    found = what | {"rows": [], "versions": environment()}
+    found = what | {"rows": []}
     if options.json.exists():
         found = read_json(options.json, "a measurement")
         if any(found.get(name) != value for name, value in what.items()):
@@ -88,7 +88,7 @@ def measure_all(options: argparse.Namespace) -> None:
     for size in sorted(missing):
         side = -(-size // options.output_stride)
         image, features = (1, 3, size, size), (1, options.head_channels, side, side)
-        row: dict[str, Any] = {"image": size, "positions": side * side}
+        row: dict[str, Any] = {"image": size, "positions": side * side, "versions": environment()}
         row["flops"] = {"rest": flops(network, image)} | {
             name: flops(layer, features) for name, layer in layers.items()
         }
@@ -167,7 +167,8 @@ def print_table(found: dict[str, Any]) -> None:
             positions = half(rows[-1]["positions"], rows[-1][key])
             side = stride * positions**0.5
             print(f"- by {title}: at {positions:,.0f} positions, {side:.0f} x {side:.0f} pixels")
-    print_environment(found["versions"])
+    for versions in {str(row["versions"]): row["versions"] for row in found["rows"]}.values():
+        print_environment(versions)
 
 
 if __name__ == "__main__":

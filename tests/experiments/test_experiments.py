@@ -239,6 +239,12 @@ def test_a_measurement_gets_the_sizes_that_it_lacks(monkeypatch, capsys, tmp_pat
         "64: done",
     ]
     assert "cpu_seconds" in rows[1]
+    rows[0]["versions"]["torch"] = "9.9"  # measured elsewhere
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": rows}))
+    run(monkeypatch, "attention_share.py", "--table", "--json", str(file))
+    out = capsys.readouterr().out
+    assert out.count("torch 9.9, ") == 1
+    assert out.count(f"torch {torch.__version__}, ") == 1
 
 
 def test_a_measurement_of_something_else_is_kept(monkeypatch, capsys, tmp_path):
