@@ -6,7 +6,7 @@ prints, for each map, the time of a forward pass and of its parts, measured with
 analysis (the map to coefficients), synthesis (back, added to the map), and the rest, above all the
 rounds on coefficients.
 Beside them stand the parts of the memory floor: `x.sum()` reads the map once, `x + x` reads it and
-writes a fresh one. Medians and quartiles of rounds in which all take turns. Freed memory is kept
+writes a fresh one. `--dtypes float32 bfloat16` compares maps of both. Medians and quartiles of rounds in which all take turns. Freed memory is kept
 for the next map, as in the commands.
 """
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["97x97", "128x256", "256x512"])
     parser.add_argument("--channels", type=int, default=512)
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
@@ -53,14 +54,17 @@ def main() -> None:
         for name in names:
             setattr(frequency, name, timed(getattr(frequency, name), part, of_call))
     for size in given.sizes:
-        x = torch.randn(1, given.channels, *map(int, size.split("x")))
-        calls: dict[str, Callable[[], Any]] = {
-            "x.sum()": x.sum,
-            "x + x": partial(torch.add, x, x),
-        }
-        for case in find_cases(LAYERS):
-            layer = case.build(given.channels, x.device, x.dtype).eval()
-            calls[case.name] = partial(layer, x.clone() if "inplace" in case.name else x)
+        calls: dict[str, Callable[[], Any]] = {}
+        for name in given.dtypes:
+            x = torch.randn(
+                1, given.channels, *map(int, size.split("x")), dtype=getattr(torch, name)
+            )
+            calls[f"x.sum(), {name}"] = x.sum
+            calls[f"x + x, {name}"] = partial(torch.add, x, x)
+            for case in find_cases(LAYERS):
+                layer = case.build(given.channels, x.device, x.dtype).eval()
+                own = x.clone() if "inplace" in case.name else x
+                calls[f"{case.name}, {name}"] = partial(layer, own)
         found = measure(calls, given.rounds, of_call)
         for name, parts in found.items():
             cells = [spread(Quartiles.of(seconds), 1e3) for seconds in parts.values()]
