@@ -6,8 +6,8 @@ prints, for each map, the time of a forward pass and of its parts, measured with
 analysis (the map to coefficients), synthesis (back, added to the map), and the rest, above all the
 rounds on coefficients.
 Beside them stand the parts of the memory floor: `x.sum()` reads the map once, `x + x` reads it and
-writes a fresh one. `--dtypes float32 bfloat16` compares maps of both. Medians and quartiles of rounds in which all take turns. Freed memory is kept
-for the next map, as in the commands.
+writes a fresh one. `--dtypes float32 bfloat16` compares maps of both. Medians and quartiles of
+rounds in which all take turns. Freed memory is kept for the next map, as in the commands.
 """
 
 from __future__ import annotations
