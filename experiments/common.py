@@ -211,13 +211,14 @@ def finished_runs(
 
 def print_miou_table(out: Path, order: Sequence[str]) -> None:
     """Mean and sample standard deviation of the test mIoU over seeds, in percent."""
-    print("| attention | seeds | mIoU | attention then removed | mIoU of each |")
+    print("| variant | seeds | mIoU | attention then removed | mIoU of each |")
     print("| --- | --- | --- | --- | --- |")
-    for variant, runs in finished_runs(out, order, ["test"]).items():
+    variants = finished_runs(out, order, ["test"])
+    for variant, runs in variants.items():
         cells = [percent(runs, name, "miou") for name in ("test", "removed")]
         each = ", ".join(f"{100 * score:.2f}" for score in figures(runs, "test", "miou"))
         print(f"| {variant} | {len(runs)} | {' | '.join(cells)} | {each} |")
-    print_environment()
+    print_environment(next(reversed(variants.values()))[-1]["test"]["versions"])
 
 
 def test_miou(out: Path) -> str:

@@ -78,12 +78,14 @@ def write_run(out, run, **scores):
 def test_table_of_miou(monkeypatch, capsys, tmp_path):
     for seed, miou in enumerate([0.5, 0.52, 0.54]):
         removed = {"miou": miou - 0.1}
-        write_run(tmp_path, f"dot-R1-seed{seed}", test={"miou": miou}, removed=removed)
+        test = {"miou": miou, "versions": {"torch": "9.9"}}
+        write_run(tmp_path, f"dot-R1-seed{seed}", test=test, removed=removed)
     write_run(tmp_path, "none-seed0", test={"miou": 0.4})
     assert run(monkeypatch, "compare.py", "table", "--out", str(tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "| none | 1 | 40.0 |  | 40.00 |"
     assert lines[3] == "| dot-R1 | 3 | 52.0 ± 2.0 | 42.0 ± 2.0 | 50.00, 52.00, 54.00 |"
+    assert lines[-1] == "torch 9.9"
     assert run(monkeypatch, "compare.py", "table", "--out", str(tmp_path / "no")) == 2
     assert "no finished run" in capsys.readouterr().err
 
