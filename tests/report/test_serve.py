@@ -96,7 +96,7 @@ def test_upload_click_and_download(browser, page, models, photo):
     browser.wait_for("document.querySelector('#about').innerText.includes('256 x 96 pixels')")
     assert "street" in browser.evaluate("document.querySelector('#about').innerText")
     assert not browser.evaluate("!!document.querySelector('#about i, h3 b')")  # escaped
-    assert browser.wait_for(READY.format("overlay-0")) == 256
+    assert browser.wait_for(READY.format("overlay-0")) == 2 * 256  # enlarged
     browser.wait_for(READY.format("overlay-1"))
     uploads = [f for f in page.files.rglob("*") if f.is_file() and f.suffix == ".png"]
     assert all(f.read_bytes() != photo.read_bytes() for f in uploads)  # removed
@@ -155,8 +155,9 @@ def test_opacity_changes_the_overlay(browser, models, photo):
         return Array.from(context.getImageData(0, 0, i.naturalWidth, i.naturalHeight).data)
     }})({IMAGE.format("overlay-0")})""")
     want = Predictor(models[0].predictor.model)(photo).overlay(alpha=1, legend=False)
-    got = np.array(pixels, np.uint8).reshape(want.height, want.width, 4)[..., :3]
-    np.testing.assert_array_equal(got, np.asarray(want))
+    want = np.asarray(want).repeat(2, 0).repeat(2, 1)  # enlarged
+    got = np.array(pixels, np.uint8).reshape(*want.shape[:2], 4)[..., :3]
+    np.testing.assert_array_equal(got, want)
 
 
 @needs_browser

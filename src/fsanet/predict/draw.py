@@ -29,7 +29,7 @@ TEXT: Colour = (32, 32, 32)
 _BACKGROUND: Colour = (255, 255, 255)
 _ABOVE, _BELOW = (214, 35, 35), (25, 85, 215)
 _MAX_ENLARGEMENT = 8
-_READABLE_SIDE = 192  # pixels; shorter images are enlarged if they have a legend
+_READABLE_SIDE = 192  # pixels
 _INSTANCE_COLOURS = 24  # further instances repeat them
 _BAND_PIXELS = 2**16  # of an overlay, drawn at a time: what the caches hold
 
@@ -109,7 +109,7 @@ def overlay(
     """
     check_alpha(alpha)
     if legend is not None:
-        factor = min(_MAX_ENLARGEMENT, math.ceil(_READABLE_SIDE / min(mask.shape)))
+        factor = enlargement(*mask.shape)
         if factor > 1:
             mask = mask.repeat(factor, 0).repeat(factor, 1)
             image = None if image is None else image.repeat(factor, 0).repeat(factor, 1)
@@ -297,11 +297,16 @@ def heat_map(
     weight = np.abs(strength)[..., None] ** 0.75 * 0.85
     grey = image.astype(np.float32).mean(0)[..., None] * 0.75 + 32  # (H, W, 1)
     pixels = (grey * (1 - weight) + colours * weight + 0.5).astype(np.uint8)
-    factor = min(_MAX_ENLARGEMENT, math.ceil(_READABLE_SIDE / min(height, width)))
+    factor = enlargement(height, width)
     picture = Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1))
     if at is not None:
         _mark(picture, (at[0] + 0.5) * factor, (at[1] + 0.5) * factor)
     return picture
+
+
+def enlargement(height: int, width: int) -> int:
+    """The integer factor by which a picture too small for a legend or a marker is enlarged."""
+    return min(_MAX_ENLARGEMENT, math.ceil(_READABLE_SIDE / min(height, width)))
 
 
 def _mark(picture: Image.Image, x: float, y: float) -> None:

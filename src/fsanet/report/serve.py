@@ -28,7 +28,7 @@ from fsanet.attention.dct import Band
 from fsanet.data.images import limit_pixels, read_image
 from fsanet.errors import InputError, check_range, check_ranges, one_line
 from fsanet.files import model_summary
-from fsanet.predict.draw import heat_map, percent
+from fsanet.predict.draw import enlargement, heat_map, percent
 from fsanet.predict.predictor import Predictor
 from fsanet.predict.result import Segmentation
 from fsanet.report.explain import attend_from, find_layer, reduce_image, uniform_weight
@@ -235,6 +235,11 @@ class Page:
         for number, result in enumerate(visit.results):
             file = Path(visit.folder.name, self._stem(visit, number))
             overlay = result.overlay(alpha=alpha, legend=False)
+            # Not enlarged by the page: gradio would then misplace clicks.
+            factor = enlargement(overlay.height, overlay.width)
+            overlay = overlay.resize(
+                (overlay.width * factor, overlay.height * factor), Image.Resampling.NEAREST
+            )
             values += [overlay, legend_table(result), f"{file}_mask.png", f"{file}.json"]
         return values
 
@@ -271,7 +276,7 @@ class Page:
         height, width = visit.image.shape[1:]
         values: list[Any] = []
         with self._messages():
-            x, y = _pixel(event.index)
+            x, y = (value // enlargement(height, width) for value in _pixel(event.index))
             at = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
             for served, result in zip(self.models, visit.results, strict=True):
                 if k is not None:
