@@ -142,11 +142,12 @@ def _passes(predictor: Predictor, files: list[Path]) -> list[tuple[Tensor, int]]
         found = {file: image_size(file) for file in files[first : first + size]}
         times.update(Counter(found.values()).items())
         examples |= {shape: file for file, shape in found.items()}
-    normalised = {
-        size: predictor.model.normalise(read_image(file)[None].to(predictor.device))
-        for size, file in examples.items()
-    }
-    return [(normalised[size].repeat(b, 1, 1, 1), count) for (size, b), count in times.items()]
+    images = {size: read_image(file)[None].to(predictor.device) for size, file in examples.items()}
+    # Repeated before, because normalising chooses the memory format.
+    return [
+        (predictor.model.normalise(images[size].repeat(b, 1, 1, 1)), count)
+        for (size, b), count in times.items()
+    ]
 
 
 def _run(predictor: Predictor, passes: list[tuple[Tensor, int]]) -> None:
