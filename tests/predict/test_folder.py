@@ -367,7 +367,7 @@ def killed_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(results, "write_json", write)
     # In threads, others would go on writing what is predicted.
-    monkeypatch.setattr(folder, "Workers", lambda inline: workers.Workers(inline=True))
+    monkeypatch.setattr(folder, "Workers", lambda most: workers.Workers(1))
 
 
 def without_halves(out: Path) -> None:
@@ -683,6 +683,7 @@ def test_instances_interrupted_and_resumed_equal_uninterrupted(
         return predict_batch(self, files, *others)
 
     monkeypatch.setattr(Detector, "predict_batch", watched)
+    monkeypatch.setattr(folder, "Workers", lambda most: workers.Workers(1))  # in their order
     with pytest.raises(KeyboardInterrupt):
         predict_folder(detector, photos, tmp_path / "out", score=0.0)
     assert not (tmp_path / "out/results.json").exists()

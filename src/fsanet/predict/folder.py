@@ -5,7 +5,9 @@ the batches r, r + n, r + 2n, ... so that the files do not depend on n. An image
 JSON file is there, which is written after its pictures and names the model, the settings and the
 image file that it was made from. The process that finds every image done writes ``summary.json``.
 
-Threads read images ahead and write results behind, while the main thread runs the network.
+Threads read, predict and write images beside each other. Small images of one size share the cores
+of a CPU, which costs less than having all cores wait for each other in every layer. On others, and
+on a GPU, the network runs by itself, while other threads read and write.
 """
 
 from __future__ import annotations
@@ -17,9 +19,8 @@ import json
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from fsanet.data.images import image_size, locate_images, read_image
 from fsanet.errors import InputError
 from fsanet.files import check_writable, disk_error, environment, lock_folder, write_json
 from fsanet.inputs import read_json
+from fsanet.models.segmenter import evaluating
 from fsanet.predict.draw import check_alpha
 from fsanet.predict.launch import is_launched, this_process
 from fsanet.predict.predictor import ImagePredictor, check_options, make_predictor
@@ -44,8 +46,8 @@ _KINDS = ("mask", "instances", "confidence", "overlay")  # of pictures
 _LONGEST_NAME = 255  # bytes; of most file systems
 _LARGEST_JSON = 10**9  # bytes
 
-_READ_AHEAD = 3  # batches
 _MOST_PIXELS = 2**25  # of images that are read or not written yet; a larger image is alone
+_MOST_COMPUTED = 2**21  # pixels in the network at once, if there is more than one batch
 
 # Errors of the system that concern one file of results; others would meet the next file as well.
 _FILE_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ELOOP}
@@ -182,7 +184,7 @@ class _Item(NamedTuple):
 
 class _Read(NamedTuple):
     state: dict[str, int] | None
-    image: Tensor
+    image: Tensor | InputError
 
 
 class _Run:
@@ -215,7 +217,10 @@ class _Run:
         todo = [batches[index] for index in mine if not done[index]]
         total = sum(len(batches[index]) for index in mine)
         task = bar.add_task("predict", total=total, completed=total - sum(map(len, todo)))
-        with Workers(inline=len(todo) < 2) as workers:
+        # By the number of all batches, so that the last bits of a result do not depend on what is
+        # left to do.
+        with evaluating(self.predictor.model), Workers(len(batches)) as workers:
+            self.predictor.network()  # made once, and not by all threads
             for count in self._predict_batches(todo, workers, bar):
                 bar.update(task, advance=count)
         return sum(len(batch) for batch, is_done in zip(batches, done, strict=True) if is_done)
@@ -237,46 +242,37 @@ class _Run:
     def _predict_batches(
         self, todo: Sequence[Sequence[_Item]], workers: Workers, bar: ConsoleProgress
     ) -> Iterator[int]:
-        """Predict batches in their order, while images are read and results written beside that.
+        """Predict batches beside each other.
 
         Yields the number of images done since the last time.
         """
         coming = deque(todo)
         pixels = 0  # of the first batch that is coming, if it is known
-        reading = deque[tuple[Sequence[_Item], int, dict[Path, Future[_Read]]]]()
-        writing: dict[Future[None], int] = {}  # with the pixels of the image
+        running: dict[Future[None], tuple[int, int]] = {}  # with the images and pixels of the batch
         try:
-            while coming or reading or writing:
-                while coming and len(reading) < _READ_AHEAD:
+            while coming or running:
+                if coming:
                     pixels = pixels or sum(map(_pixels, coming[0]))
-                    held = sum(size for _, size, _ in reading) + sum(writing.values())
-                    if held and held + pixels > _MOST_PIXELS:
-                        break
-                    batch, large = coming.popleft(), pixels > _MOST_PIXELS
-                    files = [item.file for item in batch]
-                    found = {file: workers.do(_read, file, here=large) for file in files}
-                    reading.append((batch, pixels, found))
-                    pixels = 0
-                if reading and len(writing) < 4 * workers.count:
-                    batch, _, found = reading.popleft()
-                    for size, write in self._predict_batch(batch, found, bar):
-                        writing[workers.do(write, here=size > _MOST_PIXELS)] = size
-                        del write  # and the result with it, when it is written
-                    yield len(batch)
-                elif writing:
-                    wait(writing, return_when=FIRST_COMPLETED)
-                for future in [future for future in writing if future.done()]:
+                    held = sum(size for _, size in running.values())
+                    fits = len(running) <= workers.count and held + pixels <= _MOST_PIXELS
+                    if fits or not running:
+                        batch, large = coming.popleft(), pixels > _MOST_PIXELS
+                        done = workers.do(self._predict_batch, batch, workers, bar, here=large)
+                        running[done] = len(batch), pixels
+                        pixels = 0
+                        continue
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    count, _ = running.pop(future)
                     future.result()  # raises what the worker did
-                    del writing[future]
+                    yield count
         finally:
-            for _, _, found in reading:
-                for one in found.values():
-                    one.cancel()
+            for future in running:
+                future.cancel()
 
     def _predict_batch(
-        self, batch: Sequence[_Item], futures: dict[Path, Future[_Read]], bar: ConsoleProgress
-    ) -> Iterator[tuple[int, Callable[[], None]]]:
-        """Predict images together; yields the pixels of each with what writes its files."""
+        self, batch: Sequence[_Item], workers: Workers, bar: ConsoleProgress
+    ) -> None:
+        """Read images, predict them together, and write their files."""
         items = {item.file: item for item in batch}
 
         def write_error(file: Path, error: InputError) -> None:
@@ -299,18 +295,27 @@ class _Run:
                     raise
                 write_error(result.source, error)
 
-        states: dict[Path, dict[str, int] | None] = {}
+        found = {file: _read(file) for file in items}
+        states = {file: one.state for file, one in found.items()}
 
-        def read(file: Path) -> Tensor:
-            found = futures.pop(file).result()
-            states[file] = found.state
-            return found.image
+        def take(file: Path) -> Tensor:
+            image = found.pop(file).image
+            if isinstance(image, InputError):
+                raise image
+            return image
 
-        results = self.predictor.predict_batch(list(items), write_error, read)
+        # A network may remember the size of its input while it runs, so that all that it runs on
+        # at once have one size. An exported network, without parameters, has threads of its own.
+        shapes = [one.image.shape for one in found.values() if isinstance(one.image, Tensor)]
+        parameter = next(self.predictor.model.parameters(), None)
+        most = 1
+        if parameter is not None and parameter.device.type == "cpu" and len(set(shapes)) == 1:
+            most = _MOST_COMPUTED // sum(height * width for _, height, width in shapes)
+        with workers.computing(tuple(shapes), most):
+            results = self.predictor.predict_batch(list(items), write_error, take)
         while results:
             result = results.pop(0)
-            size = result.image.shape[-2] * result.image.shape[-1]
-            yield size, partial(write, result, states[result.source])
+            write(result, states[result.source])
 
     def _is_done(self, item: _Item) -> bool:
         found = self._read(item)
@@ -369,7 +374,10 @@ def _pixels(item: _Item) -> int:
 
 def _read(file: Path) -> _Read:
     state = _input_state(file)  # before the file is read, so that a later change is noticed
-    return _Read(state, read_image(file))
+    try:
+        return _Read(state, read_image(file))
+    except InputError as error:
+        return _Read(state, error)
 
 
 def _input_state(file: Path) -> dict[str, int] | None:

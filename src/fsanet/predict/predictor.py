@@ -121,6 +121,10 @@ class ImagePredictor(ABC, Generic[Result]):
                 on_error(file, error)
             return []
 
+    def network(self) -> nn.Module:
+        """What computes, asked for in evaluation mode."""
+        return cast(nn.Module, self.model)
+
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
