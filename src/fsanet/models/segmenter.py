@@ -259,7 +259,8 @@ def highest(scores: Tensor) -> Tensor:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and back to what each module was in: frozen batch norms stay frozen."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:

@@ -31,7 +31,6 @@ from fsanet.data.images import image_size, locate_images, read_image
 from fsanet.errors import InputError
 from fsanet.files import check_writable, disk_error, environment, lock_folder, write_json
 from fsanet.inputs import read_json
-from fsanet.models.segmenter import evaluating
 from fsanet.predict.draw import check_alpha
 from fsanet.predict.launch import is_launched, this_process
 from fsanet.predict.predictor import ImagePredictor, check_options, make_predictor
@@ -219,8 +218,7 @@ class _Run:
         task = bar.add_task("predict", total=total, completed=total - sum(map(len, todo)))
         # By the number of all batches, so that the last bits of a result do not depend on what is
         # left to do.
-        with evaluating(self.predictor.model), Workers(len(batches)) as workers:
-            self.predictor.network()  # made once, and not by all threads
+        with self.predictor.prepared(), Workers(len(batches)) as workers:
             for count in self._predict_batches(todo, workers, bar):
                 bar.update(task, advance=count)
         return sum(len(batch) for batch, is_done in zip(batches, done, strict=True) if is_done)

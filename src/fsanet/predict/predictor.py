@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast, overload
@@ -24,7 +25,7 @@ from fsanet.data.images import ImageSource, list_images, read_image
 from fsanet.errors import InputError
 from fsanet.files import model_summary, write_json
 from fsanet.models.folding import Folding
-from fsanet.models.segmenter import Segmenter, check_settings
+from fsanet.models.segmenter import Segmenter, check_settings, evaluating
 from fsanet.predict.result import Instances, Segmentation
 
 __all__ = ["Detector", "ImagePredictor", "Predictor", "check_options", "make_predictor"]
@@ -121,9 +122,11 @@ class ImagePredictor(ABC, Generic[Result]):
                 on_error(file, error)
             return []
 
-    def network(self) -> nn.Module:
-        """What computes, asked for in evaluation mode."""
-        return cast(nn.Module, self.model)
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Evaluation mode, in which the network is not changed; several threads may predict."""
+        with evaluating(self.model):
+            yield
 
     @property
     @abstractmethod
@@ -169,8 +172,19 @@ class Predictor(Segmenter, ImagePredictor[Segmentation]):
 
     captions = "legend"
 
+    _prepared: nn.Module | None = None
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        with super().prepared():
+            self._prepared = self._folding.network()
+            try:
+                yield
+            finally:
+                self._prepared = None
+
     def network(self) -> nn.Module:
-        return self._folding.network()
+        return self._folding.network() if self._prepared is None else self._prepared
 
     @cached_property
     def _folding(self) -> Folding:
