@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +345,41 @@ def test_two_commands_do_not_share_a_folder(images: Path, tmp_path: Path) -> Non
         other.kill()
         other.communicate()
     assert predict(images, tmp_path)["images"] == 9  # the lock ends with its process
+
+
+class Watched(TinyNet):
+    """Notes the images that are in it at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock, self.now, self.met = threading.Lock(), list[torch.Size](), set[Any]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.lock:
+            self.now.append(images.shape)
+            self.met.add((len(self.now), len(set(self.now))))
+        time.sleep(0.05)
+        try:
+            return super().forward(images)
+        finally:
+            with self.lock:
+                self.now.remove(images.shape)
+
+
+@pytest.mark.parametrize(("most", "together"), [(2 * 9 * 10, 2), (2 * 9 * 10 - 1, 1)])
+def test_images_of_one_size_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, together: int
+) -> None:
+    monkeypatch.setattr(folder, "_MOST_COMPUTED", most)
+    torch.set_num_threads(2)
+    for number in range(12):
+        write(tmp_path / f"in/{number}.png", number, (9, 10) if number % 3 else (10, 9))
+    model = Watched()
+    predict(tmp_path / "in", tmp_path / "out", model, batch_size=1)
+    assert model.met == {(count + 1, 1) for count in range(together)}
+    monkeypatch.setattr(folder, "Workers", lambda most: workers.Workers(1))
+    predict(tmp_path / "in", tmp_path / "whole", model, batch_size=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 # --- resumed

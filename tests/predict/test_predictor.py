@@ -488,3 +488,16 @@ def test_the_network_decides_on_the_predictor(detector: MaskRcnnFsa) -> None:
             make_predictor(model, **options)
     with pytest.raises(TypeError, match="windows"):
         make_predictor(Tiny(), windows=3)
+
+
+def test_prepared_network_is_made_once_and_follows_changes_afterwards() -> None:
+    model = thin_fsanet().train()
+    predictor = Predictor(model)
+    with predictor.prepared():
+        assert not model.training
+        prepared = predictor.network()
+        assert predictor.network() is prepared
+        assert prepared is not model  # folded
+    assert model.training
+    model.eval()
+    assert predictor.network() is not prepared
