@@ -164,9 +164,12 @@ def print_table(found: dict[str, Any]) -> None:
     for title, key in (("FLOPs", "flops"), ("CPU time", "cpu_seconds")):
         rows = [row for row in found["rows"] if key in row]
         if rows:
-            positions = half(rows[-1]["positions"], rows[-1][key])
-            side = stride * positions**0.5
-            print(f"- by {title}: at {positions:,.0f} positions, {side:.0f} x {side:.0f} pixels")
+            ends = sorted(half(row["positions"], row[key]) for row in rows)  # each row has its own
+            lowest, highest = (f"{stride * end**0.5:.0f}" for end in (ends[0], ends[-1]))
+            print(
+                f"- by {title}: at {ends[0]:,.0f} to {ends[-1]:,.0f} positions, "
+                f"{lowest} x {lowest} to {highest} x {highest} pixels"
+            )
     for versions in {str(row["versions"]): row["versions"] for row in found["rows"]}.values():
         print_environment(versions)
 

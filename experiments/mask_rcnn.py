@@ -6,7 +6,7 @@
 
 `train` runs every variant with every seed in a process of its own, resumes what was interrupted,
 and prints the table. AP belongs to the last weights, so that nothing is selected by the images that
-are XX
+are scored.
 """
 
 from __future__ import annotations

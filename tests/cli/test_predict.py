@@ -240,7 +240,8 @@ def test_interrupted_in_one_line(
     assert (shown.out, shown.err) == ("", line)
     assert cli.main([*arguments, "--device", "cpu", "--resume"]) == 0
     assert "4 images in" in (line := capsys.readouterr().out)
-    assert "(2 of them before)" in line
+    # The last image may have been with another thread.
+    assert "(2 of them before)" in line or "(3 of them before)" in line
 
 
 def test_cityscapes_export(
