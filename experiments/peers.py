@@ -378,7 +378,7 @@ def draw(runs: Mapping[str, Any], costs: Mapping[str, Any], stream: Any) -> None
     from fsanet.report.figures import LIGHT, new_figure, style
 
     figure, (axes,) = new_figure(6.4, 4.2, 1, LIGHT)
-    for name, ones in runs.items():
+    for number, (name, ones) in enumerate(runs.items()):
         if name not in costs["networks"]:
             continue
         ratio = costs["networks"][name]["ratio"]
@@ -388,7 +388,8 @@ def draw(runs: Mapping[str, Any], costs: Mapping[str, Any], stream: Any) -> None
         sides = [[x - ratio["low"]], [ratio["high"] - x]]
         marker = "o" if name in OURS else "s"
         axes.errorbar(x, y, error, sides, marker=marker, capsize=3)
-        axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", color=LIGHT.ink)
+        place = (6, 6 if number % 2 == 0 else -14)  # neighbours would overlap
+        axes.annotate(name, (x, y), xytext=place, textcoords="offset points", color=LIGHT.ink)
     axes.margins(0.2)
     axes.set_xlabel(f"latency, times that of {costs['reference']}", color=LIGHT.ink)
     axes.set_ylabel("mIoU %", color=LIGHT.ink)
