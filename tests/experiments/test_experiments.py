@@ -108,11 +108,13 @@ def test_runs_are_trained_evaluated_and_resumed_where_needed(monkeypatch, capsys
     def fake(command, **options):
         commands.append(command[1:] if "removed.py" in command[1] else command[3:])
         if command[3] == "eval":
-            write_run(Path(command[4]).parent, Path(command[4]).name, test={"miou": 0.5})
+            write_run(
+                Path(command[4]).parent, Path(command[4]).name, test={"miou": 0.5, "versions": {}}
+            )
         return SimpleNamespace(returncode=0, stdout="")
 
     monkeypatch.setattr(subprocess, "run", fake)
-    write_run(tmp_path, "plain-seed1", test={"miou": 0.25})
+    write_run(tmp_path, "plain-seed1", test={"miou": 0.25, "versions": {}})
     interrupted = tmp_path / "plain-seed2"
     (interrupted / "checkpoints").mkdir(parents=True)
     (interrupted / "checkpoints" / "last.ckpt").touch()
